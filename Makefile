@@ -1,0 +1,11 @@
+# The entry points; what each does stands in the script that it calls.
+.PHONY: demo test fuzz
+
+demo:
+	@demo/run
+
+test:
+	@scripts/test
+
+fuzz:
+	@scripts/fuzz

@@ -1,0 +1,2 @@
+//! Placeholder until its first content lands.
+fn main() {}

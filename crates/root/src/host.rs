@@ -1,0 +1,31 @@
+//! What every operation is given: the settings, whose helper this is, the places, the kernel's objects.
+
+use crate::log::Log;
+use crate::net::Net;
+use crate::places::Place;
+use crate::settings::Settings;
+use crate::steps::Faults;
+use crate::vm::Vms;
+use sys::creds::Identity;
+
+/// The machine as the operations see it. One for the process, shared by all connections.
+pub(crate) struct Host {
+    /// Limits, directories, programs.
+    pub(crate) settings: Settings,
+    /// The owner: uid, gid, all groups.
+    pub(crate) owner: Identity,
+    /// The state directory; the owner writes it.
+    pub(crate) state: Place,
+    /// The runtime directory; the owner writes it.
+    pub(crate) runtime: Place,
+    /// Records that only root reads and writes (0700).
+    pub(crate) records: Place,
+    /// Links and rules.
+    pub(crate) net: Net,
+    /// VMs that were launched.
+    pub(crate) vms: Vms,
+    /// The log.
+    pub(crate) log: Log,
+    /// A fault that a test asked for.
+    pub(crate) faults: Faults,
+}

@@ -1,0 +1,56 @@
+//! Signals as values: blocked in every thread, and taken by one that waits for them.
+
+use std::io;
+
+/// Signals that are blocked in the thread that made this, and in every thread that it starts afterwards.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocked(libc::sigset_t);
+
+/// Blocks `signals` in this thread. To be called before there is another one, or those still die of them.
+///
+/// # Errors
+/// A number that is no signal.
+pub fn block(signals: &[i32]) -> io::Result<Blocked> {
+    // SAFETY: an all-zero `sigset_t` is a valid value, the empty set.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    for &signal in signals {
+        // SAFETY: the set is ours and initialised; an impossible number is answered by an error.
+        if unsafe { libc::sigaddset(&raw mut set, signal) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: reads the set that we own, writes nothing.
+    let answer = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if answer == 0 { Ok(Blocked(set)) } else { Err(io::Error::from_raw_os_error(answer)) }
+}
+
+impl Blocked {
+    /// Waits for the next of them.
+    ///
+    /// # Errors
+    /// What the kernel says, never for an interruption.
+    pub fn wait(&self) -> io::Result<i32> {
+        let mut signal = 0;
+        // SAFETY: the set is initialised, and `signal` is ours to be written.
+        match unsafe { libc::sigwait(&raw const self.0, &raw mut signal) } {
+            0 => Ok(signal),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_signal_comes_as_a_value() {
+        // In a thread of its own: the mask is the thread's, and the signal is sent to the thread alone.
+        std::thread::spawn(|| {
+            let blocked = super::block(&[libc::SIGUSR1]).expect("blocked");
+            // SAFETY: sends this thread a signal that it has blocked.
+            assert_eq!(unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR1) }, 0);
+            assert_eq!(blocked.wait().expect("a signal"), libc::SIGUSR1);
+        })
+        .join()
+        .expect("the thread");
+    }
+}

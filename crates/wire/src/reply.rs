@@ -1,0 +1,264 @@
+//! Replies: what a method gives back, and the line that says so.
+
+use crate::code::{Code, Refusal};
+use crate::disk::{Handles, HandlesSays};
+use crate::params::Base64;
+use crate::vm::Pid;
+use serde::{Deserialize, Serialize};
+use serde_json::ser::{CompactFormatter, Formatter, Serializer};
+use std::io;
+
+/// What an operation gives back.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// `{}`
+    Done,
+    /// `{"BaseLoop":…,"COWLoop":…,"DMName":…,"DMDev":…}`
+    Handles(Handles),
+    /// `{"data":"…"}`, in base64.
+    Data(Vec<u8>),
+    /// `{"path":"…"}`
+    Path(String),
+    /// `{"pid":…}`
+    Pid(Pid),
+    /// `{"running":…}`
+    Running(bool),
+    /// What `priv.list_resources` found.
+    Resources(Resources),
+}
+
+/// What of banger's is in the kernel now. The result of `priv.list_resources`; fields are only ever added.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Resources {
+    /// Bridges with our mark.
+    pub bridges: Vec<BridgeFound>,
+    /// Taps with our mark.
+    pub taps: Vec<TapFound>,
+    /// Guests that have a way out.
+    pub guests: Vec<GuestFound>,
+    /// VMs that were launched here and still run.
+    pub vms: Vec<VmFound>,
+}
+
+/// A bridge of ours.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BridgeFound {
+    /// Its name.
+    pub name: String,
+    /// Its addresses, with prefix.
+    pub addresses: Vec<String>,
+    /// Whether it is up.
+    pub up: bool,
+    /// How many links are on it.
+    pub ports: u32,
+}
+
+/// A tap of ours.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TapFound {
+    /// Its name.
+    pub name: String,
+    /// Its bridge; empty where it is on none.
+    pub bridge: String,
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether something has it open.
+    pub carrier: bool,
+}
+
+/// A guest with a way out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct GuestFound {
+    /// Its address.
+    pub address: String,
+    /// Its bridge.
+    pub bridge: String,
+    /// The tap that the address is bound to; empty where it is bound to none.
+    pub tap: String,
+}
+
+/// A VM that runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VmFound {
+    /// Its id.
+    pub vm_id: String,
+    /// The VMM's process.
+    pub pid: i32,
+    /// The VMM's program.
+    pub program: String,
+    /// Its API socket.
+    pub socket: String,
+    /// Its tap.
+    pub tap: String,
+    /// Its CID.
+    pub cid: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct DataSays {
+    pub(crate) data: Base64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct PathSays {
+    pub(crate) path: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct PidReply {
+    pub(crate) pid: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct RunningReply {
+    pub(crate) running: bool,
+}
+
+#[derive(Serialize)]
+struct Success<T> {
+    ok: bool,
+    result: T,
+}
+
+#[derive(Serialize)]
+struct Empty {}
+
+#[derive(Serialize)]
+struct Failure<'a> {
+    ok: bool,
+    error: ErrorSays<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorSays<'a> {
+    code: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    op_id: &'a str,
+}
+
+/// A success's line. `marshal_failed` where it would be longer than `limit` bytes.
+pub fn success(reply: &Reply, limit: usize) -> Result<Vec<u8>, Refusal> {
+    let written = match reply {
+        Reply::Done => line(Empty {}),
+        Reply::Handles(handles) => line(HandlesSays::from(handles)),
+        // Written by hand: four thirds of 64 MiB pass here, and nothing in base64 needs an escape.
+        Reply::Data(data) => Ok(data_line(data)),
+        Reply::Path(path) => line(PathSays { path: path.clone() }),
+        Reply::Pid(pid) => line(PidReply { pid: i64::from(pid.0) }),
+        Reply::Running(running) => line(RunningReply { running: *running }),
+        Reply::Resources(resources) => line(resources),
+    };
+    let written = written.map_err(|error| Refusal::new(Code::MarshalFailed, "", error.to_string()))?;
+    if written.len() > limit {
+        return Err(Refusal::new(Code::MarshalFailed, "", format!("the reply has more than {limit} bytes")));
+    }
+    Ok(written)
+}
+
+/// An error's line; `op_id` stays away where it is empty.
+pub fn failure(code: Code, message: &str, op_id: &str) -> Vec<u8> {
+    let failure = Failure { ok: false, error: ErrorSays { code: code.as_str(), message, op_id } };
+    let mut out = Vec::with_capacity(128 + message.len());
+    // Strings into a vector: neither can fail.
+    if write(&failure, &mut out).is_err() {
+        out = br#"{"ok":false,"error":{"code":"marshal_failed","message":"the error could not be written"}}"#.to_vec();
+    }
+    out.push(b'\n');
+    out
+}
+
+fn line<T: Serialize>(result: T) -> serde_json::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(64);
+    write(&Success { ok: true, result }, &mut out)?;
+    out.push(b'\n');
+    Ok(out)
+}
+
+fn data_line(data: &[u8]) -> Vec<u8> {
+    use base64::Engine as _;
+    const BEFORE: &[u8] = br#"{"ok":true,"result":{"data":""#;
+    const BEHIND: &[u8] = b"\"}}\n";
+    let length = base64::encoded_len(data.len(), true).unwrap_or(0);
+    let mut out = vec![0; BEFORE.len() + length + BEHIND.len()];
+    out[..BEFORE.len()].copy_from_slice(BEFORE);
+    let end = BEFORE.len() + length;
+    out[end..].copy_from_slice(BEHIND);
+    // The slice has the length that the encoder asked for, so it can't be too small.
+    let _ = base64::engine::general_purpose::STANDARD.encode_slice(data, &mut out[BEFORE.len()..end]);
+    out
+}
+
+fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    value.serialize(&mut Serializer::with_formatter(out, HtmlSafe(CompactFormatter)))
+}
+
+/// Compact JSON with `<`, `>`, `&`, U+2028 and U+2029 escaped, byte for byte as the existing helper's encoder does.
+struct HtmlSafe(CompactFormatter);
+
+impl Formatter for HtmlSafe {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        let mut plain = 0;
+        for (at, c) in fragment.char_indices() {
+            if matches!(c, '<' | '>' | '&' | '\u{2028}' | '\u{2029}') {
+                out.write_all(&fragment.as_bytes()[plain..at])?;
+                write!(out, "\\u{:04x}", u32::from(c))?;
+                plain = at + c.len_utf8();
+            }
+        }
+        out.write_all(&fragment.as_bytes()[plain..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(reply: Reply) -> String {
+        String::from_utf8(success(&reply, 1 << 20).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn success_lines() {
+        assert_eq!(text(Reply::Done), "{\"ok\":true,\"result\":{}}\n");
+        assert_eq!(text(Reply::Data(b"web\n".to_vec())), "{\"ok\":true,\"result\":{\"data\":\"d2ViCg==\"}}\n");
+        assert_eq!(text(Reply::Data(vec![])), "{\"ok\":true,\"result\":{\"data\":\"\"}}\n");
+        assert_eq!(text(Reply::Pid(Pid(7))), "{\"ok\":true,\"result\":{\"pid\":7}}\n");
+        assert_eq!(text(Reply::Running(false)), "{\"ok\":true,\"result\":{\"running\":false}}\n");
+        assert_eq!(
+            text(Reply::Path("/usr/bin/firecracker".into())),
+            "{\"ok\":true,\"result\":{\"path\":\"/usr/bin/firecracker\"}}\n"
+        );
+        assert_eq!(
+            text(Reply::Handles(Handles::default())),
+            "{\"ok\":true,\"result\":{\"BaseLoop\":\"\",\"COWLoop\":\"\",\"DMName\":\"\",\"DMDev\":\"\"}}\n"
+        );
+    }
+
+    #[test]
+    fn a_reply_over_the_limit_is_refused() {
+        assert_eq!(success(&Reply::Data(vec![0; 100]), 100).unwrap_err().code, Code::MarshalFailed);
+    }
+
+    #[test]
+    fn error_lines_are_escaped_as_before() {
+        assert_eq!(
+            failure(Code::UnknownMethod, "x<y>&\u{2028}\u{1}", "op-<1>&"),
+            b"{\"ok\":false,\"error\":{\"code\":\"unknown_method\",\"message\":\"x\\u003cy\\u003e\\u0026\\u2028\\u0001\",\"op_id\":\"op-\\u003c1\\u003e\\u0026\"}}\n"
+        );
+        assert_eq!(
+            failure(Code::UnknownMethod, "x", ""),
+            b"{\"ok\":false,\"error\":{\"code\":\"unknown_method\",\"message\":\"x\"}}\n"
+        );
+    }
+}

@@ -1,0 +1,462 @@
+//! A strict JSON scanner that takes bytes as they come and knows where the first value ends.
+//!
+//! Stricter than RFC 8259 where two readers could disagree: a key that an object has already, a lone surrogate, a
+//! nesting or a number of keys beyond a bound end the scan. UTF-8 is left to whoever holds the whole value.
+
+use std::ops::Range;
+
+/// Objects and arrays inside one another, the outermost counted.
+pub(crate) const MAX_DEPTH: usize = 64;
+/// Keys of one object.
+pub(crate) const MAX_KEYS: usize = 64;
+/// Bytes of one key, escapes resolved.
+pub(crate) const MAX_KEY: usize = 256;
+
+/// What ended a scan.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// A byte that can't stand here; what could.
+    Expected(&'static str),
+    /// The same key twice in one object.
+    DuplicateKey(String),
+    /// A bound of this module, in words.
+    Beyond(&'static str),
+}
+
+/// One member of the outermost object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Its key, escapes resolved.
+    pub(crate) key: String,
+    /// Where its value lies in the bytes that were scanned.
+    pub(crate) value: Range<usize>,
+}
+
+enum State {
+    /// Before the outermost `{`.
+    Start,
+    /// A value must come.
+    Value,
+    /// A value or `]`.
+    FirstItem,
+    /// A key or `}`.
+    FirstKey,
+    /// A key.
+    Key,
+    /// A `:`.
+    Colon,
+    /// `,` or the end of the object or array.
+    After,
+    /// Inside a string.
+    Text,
+    /// After a backslash.
+    Escape,
+    /// Inside `\uXXXX`: digits still to come, and their value so far.
+    Hex(u8, u16),
+    /// After a high surrogate: a backslash, then a `u`, must come.
+    LowBackslash,
+    LowU,
+    Number(Number),
+    /// Inside `true`, `false` or `null`: what must still come.
+    Literal(&'static [u8]),
+    Done,
+}
+
+#[derive(Clone, Copy)]
+enum Number {
+    Sign,
+    Zero,
+    Integer,
+    Point,
+    Fraction,
+    Exponent,
+    ExponentSign,
+    ExponentDigits,
+}
+
+enum Level {
+    Object(Vec<Vec<u8>>),
+    Array,
+}
+
+/// The scanner. Feed it with [`Scanner::feed`] until it has the end.
+pub(crate) struct Scanner {
+    levels: Vec<Level>,
+    state: State,
+    in_key: bool,
+    high: Option<u16>,
+    key: Vec<u8>,
+    begin: usize,
+    members: Vec<Member>,
+}
+
+impl Scanner {
+    pub(crate) fn new() -> Scanner {
+        Scanner {
+            levels: Vec::new(),
+            state: State::Start,
+            in_key: false,
+            high: None,
+            key: Vec::new(),
+            begin: 0,
+            members: Vec::new(),
+        }
+    }
+
+    /// The outermost object's members, as far as they were scanned.
+    pub(crate) fn into_members(self) -> Vec<Member> {
+        self.members
+    }
+
+    /// Scans `all[from..]`, where `all[..from]` was scanned before. The index behind the value's last byte once it is
+    /// whole, `None` while more must come.
+    pub(crate) fn feed(&mut self, all: &[u8], from: usize) -> Result<Option<usize>, Flaw> {
+        let mut at = from;
+        while at < all.len() {
+            if matches!(self.state, State::Text) {
+                at += self.plain_run(&all[at..])?;
+                if at == all.len() {
+                    break;
+                }
+            }
+            // A number ends with the byte behind it, which is then looked at again.
+            if self.step(all[at], at)? {
+                at += 1;
+            }
+            if matches!(self.state, State::Done) {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The length of the run of bytes that mean themselves in a string.
+    fn plain_run(&mut self, bytes: &[u8]) -> Result<usize, Flaw> {
+        let run = bytes.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20).unwrap_or(bytes.len());
+        if self.in_key {
+            self.push_key(&bytes[..run])?;
+        }
+        Ok(run)
+    }
+
+    fn push_key(&mut self, bytes: &[u8]) -> Result<(), Flaw> {
+        if self.key.len() + bytes.len() > MAX_KEY {
+            return Err(Flaw::Beyond("a key of more than 256 bytes"));
+        }
+        self.key.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Takes one byte. False where it was not used up.
+    fn step(&mut self, byte: u8, at: usize) -> Result<bool, Flaw> {
+        let blank = matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+        match self.state {
+            State::Start if blank => {}
+            State::Start if byte == b'{' => self.open(byte, at)?,
+            State::Start => return Err(Flaw::Expected("an object")),
+            State::Value | State::FirstItem | State::FirstKey | State::Key | State::Colon | State::After if blank => {}
+            State::FirstItem if byte == b']' => self.close(at),
+            State::Value | State::FirstItem => self.value(byte, at)?,
+            State::FirstKey if byte == b'}' => self.close(at),
+            State::FirstKey | State::Key if byte == b'"' => {
+                self.in_key = true;
+                self.key.clear();
+                self.state = State::Text;
+            }
+            State::FirstKey => return Err(Flaw::Expected("a key or the end of the object")),
+            State::Key => return Err(Flaw::Expected("a key")),
+            State::Colon if byte == b':' => self.state = State::Value,
+            State::Colon => return Err(Flaw::Expected("a colon")),
+            State::After => self.after(byte, at)?,
+            State::Text | State::Escape | State::Hex(..) | State::LowBackslash | State::LowU => self.text(byte, at)?,
+            State::Number(number) => return self.number(number, byte, at),
+            State::Literal(rest) => match rest.split_first() {
+                Some((&want, rest)) if want == byte => {
+                    self.state = State::Literal(rest);
+                    if rest.is_empty() {
+                        self.ended(at + 1);
+                    }
+                }
+                _ => return Err(Flaw::Expected("true, false or null")),
+            },
+            State::Done => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The first byte of a value.
+    fn value(&mut self, byte: u8, at: usize) -> Result<(), Flaw> {
+        if self.levels.len() == 1 {
+            self.begin = at;
+        }
+        self.state = match byte {
+            b'{' | b'[' => return self.open(byte, at),
+            b'"' => State::Text,
+            b'-' => State::Number(Number::Sign),
+            b'0' => State::Number(Number::Zero),
+            b'1'..=b'9' => State::Number(Number::Integer),
+            b't' => State::Literal(b"rue"),
+            b'f' => State::Literal(b"alse"),
+            b'n' => State::Literal(b"ull"),
+            _ => return Err(Flaw::Expected("a value")),
+        };
+        self.in_key = false;
+        Ok(())
+    }
+
+    fn open(&mut self, byte: u8, _at: usize) -> Result<(), Flaw> {
+        if self.levels.len() == MAX_DEPTH {
+            return Err(Flaw::Beyond("more than 64 levels of nesting"));
+        }
+        if byte == b'{' {
+            self.levels.push(Level::Object(Vec::new()));
+            self.state = State::FirstKey;
+        } else {
+            self.levels.push(Level::Array);
+            self.state = State::FirstItem;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, at: usize) {
+        self.levels.pop();
+        self.ended(at + 1);
+    }
+
+    /// A value has ended before byte `end`.
+    fn ended(&mut self, end: usize) {
+        self.state = if self.levels.is_empty() { State::Done } else { State::After };
+        if self.levels.len() == 1
+            && let Some(member) = self.members.last_mut()
+        {
+            member.value = self.begin..end;
+        }
+    }
+
+    fn after(&mut self, byte: u8, at: usize) -> Result<(), Flaw> {
+        match (byte, self.levels.last()) {
+            (b',', Some(Level::Object(_))) => self.state = State::Key,
+            (b',', Some(Level::Array)) => self.state = State::Value,
+            (b'}', Some(Level::Object(_))) | (b']', Some(Level::Array)) => self.close(at),
+            _ => return Err(Flaw::Expected("a comma or the end of the object or array")),
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, byte: u8, at: usize) -> Result<(), Flaw> {
+        match self.state {
+            State::Text if byte == b'"' => {
+                if self.in_key {
+                    self.key_ended()?;
+                } else {
+                    self.ended(at + 1);
+                }
+            }
+            State::Text if byte == b'\\' => self.state = State::Escape,
+            State::Text => return Err(Flaw::Expected("no control character in a string")),
+            State::Escape if byte == b'u' => self.state = State::Hex(4, 0),
+            State::Escape => {
+                let meant = match byte {
+                    b'"' | b'\\' | b'/' => byte,
+                    b'b' => 8,
+                    b'f' => 12,
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    _ => return Err(Flaw::Expected("an escape that JSON knows")),
+                };
+                self.character(char::from(meant))?;
+            }
+            State::Hex(left, value) => {
+                let digit = char::from(byte).to_digit(16).ok_or(Flaw::Expected("four hexadecimal digits"))?;
+                let value = value << 4 | u16::try_from(digit).unwrap_or(0);
+                if left > 1 {
+                    self.state = State::Hex(left - 1, value);
+                } else {
+                    self.unit(value)?;
+                }
+            }
+            State::LowBackslash if byte == b'\\' => self.state = State::LowU,
+            State::LowU if byte == b'u' => self.state = State::Hex(4, 0),
+            _ => return Err(LONE_SURROGATE),
+        }
+        Ok(())
+    }
+
+    /// A UTF-16 code unit that was escaped.
+    fn unit(&mut self, unit: u16) -> Result<(), Flaw> {
+        match (self.high.take(), unit) {
+            (None, 0xd800..=0xdbff) => {
+                self.high = Some(unit);
+                self.state = State::LowBackslash;
+                Ok(())
+            }
+            (Some(high), 0xdc00..=0xdfff) => {
+                let code = 0x10000 + ((u32::from(high) - 0xd800) << 10) + (u32::from(unit) - 0xdc00);
+                self.character(char::from_u32(code).ok_or(LONE_SURROGATE)?)
+            }
+            (None, _) => self.character(char::from_u32(u32::from(unit)).ok_or(LONE_SURROGATE)?),
+            _ => Err(LONE_SURROGATE),
+        }
+    }
+
+    fn character(&mut self, c: char) -> Result<(), Flaw> {
+        self.state = State::Text;
+        if self.in_key {
+            self.push_key(c.encode_utf8(&mut [0; 4]).as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn key_ended(&mut self) -> Result<(), Flaw> {
+        self.in_key = false;
+        self.state = State::Colon;
+        let outermost = self.levels.len() == 1;
+        let Some(Level::Object(keys)) = self.levels.last_mut() else {
+            return Err(Flaw::Expected("an object"));
+        };
+        if keys.len() == MAX_KEYS {
+            return Err(Flaw::Beyond("more than 64 keys in one object"));
+        }
+        // The envelope's keys are taken in any case, so two that differ in case alone are the same.
+        let same = |have: &Vec<u8>| if outermost { have.eq_ignore_ascii_case(&self.key) } else { *have == self.key };
+        if keys.iter().any(same) {
+            return Err(Flaw::DuplicateKey(String::from_utf8_lossy(&self.key).into_owned()));
+        }
+        keys.push(self.key.clone());
+        if outermost {
+            let key = String::from_utf8_lossy(&self.key).into_owned();
+            self.members.push(Member { key, value: 0..0 });
+        }
+        Ok(())
+    }
+
+    fn number(&mut self, number: Number, byte: u8, at: usize) -> Result<bool, Flaw> {
+        use Number::*;
+        let next = match (number, byte) {
+            (Sign, b'0') => Zero,
+            (Sign | Integer, b'0'..=b'9') => Integer,
+            (Zero | Integer, b'.') => Point,
+            (Point | Fraction, b'0'..=b'9') => Fraction,
+            (Zero | Integer | Fraction, b'e' | b'E') => Exponent,
+            (Exponent, b'+' | b'-') => ExponentSign,
+            (Exponent | ExponentSign | ExponentDigits, b'0'..=b'9') => ExponentDigits,
+            (Zero | Integer | Fraction | ExponentDigits, _) => {
+                self.ended(at);
+                return Ok(false);
+            }
+            _ => return Err(Flaw::Expected("a digit")),
+        };
+        self.state = State::Number(next);
+        Ok(true)
+    }
+}
+
+const LONE_SURROGATE: Flaw = Flaw::Expected("no lone surrogate in a string");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn scan(text: &[u8]) -> Result<Option<usize>, Flaw> {
+        Scanner::new().feed(text, 0)
+    }
+
+    #[test]
+    fn the_end_is_behind_the_last_brace() {
+        assert_eq!(scan(b" {} {"), Ok(Some(3)));
+        assert_eq!(scan(br#"{"a":[1,-0.5e+3,{"b":"}"}],"c":null}x"#), Ok(Some(36)));
+        assert_eq!(scan(br#"{"a":1"#), Ok(None));
+        assert_eq!(scan(b""), Ok(None));
+    }
+
+    #[test]
+    fn what_json_forbids_ends_the_scan() {
+        for text in [
+            "hello",
+            "[",
+            "null",
+            "{,",
+            "{\"a\" 1}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "{\"a\":[1,]}",
+            "{\"a\":01}",
+            "{\"a\":+1}",
+            "{\"a\":1.}",
+            "{\"a\":1e}",
+            "{\"a\":.5}",
+            "{\"a\":tru}",
+            "{\"a\":\"\\x\"}",
+            "{\"a\":\"\x01\"}",
+            "{'a':1}",
+            "{\"a\":1]",
+            "\u{feff}{}",
+            "{\"a\":\"\\ud800\"}",
+            "{\"a\":\"\\udc00\"}",
+            "{\"a\":\"\\ud800\\u0041\"}",
+            "{\"a\":\"\\ud800x\"}",
+        ] {
+            assert!(scan(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_stands_once() {
+        assert_eq!(scan(br#"{"a":1,"A":2}"#), Err(Flaw::DuplicateKey("A".into())));
+        assert_eq!(scan(br#"{"x":{"a":1,"A":2}}"#), Ok(Some(19)));
+        assert_eq!(scan(br#"{"x":{"a":1,"\u0061":2}}"#), Err(Flaw::DuplicateKey("a".into())));
+    }
+
+    #[test]
+    fn depth_keys_and_key_length_have_bounds() {
+        let nested = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n), "]".repeat(n));
+        assert!(scan(nested(MAX_DEPTH - 1).as_bytes()).is_ok());
+        assert!(scan(nested(MAX_DEPTH).as_bytes()).is_err());
+        let keys = |n: usize| format!("{{{}}}", (0..n).map(|i| format!("\"k{i}\":0")).collect::<Vec<_>>().join(","));
+        assert!(scan(keys(MAX_KEYS).as_bytes()).is_ok());
+        assert!(scan(keys(MAX_KEYS + 1).as_bytes()).is_err());
+        assert!(scan(format!("{{\"{}\":0}}", "k".repeat(MAX_KEY + 1)).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn members_tell_where_their_values_lie() {
+        let text = br#" {"method" : "m\n" ,"params":{"a":[1]},"n":12,"x":true}"#;
+        let mut scanner = Scanner::new();
+        assert_eq!(scanner.feed(text, 0), Ok(Some(text.len())));
+        let values: Vec<_> = scanner.into_members().into_iter().map(|m| (m.key, text[m.value].to_vec())).collect();
+        assert_eq!(values[0], ("method".into(), br#""m\n""#.to_vec()));
+        assert_eq!(values[1], ("params".into(), br#"{"a":[1]}"#.to_vec()));
+        assert_eq!(values[2], ("n".into(), b"12".to_vec()));
+        assert_eq!(values[3], ("x".into(), b"true".to_vec()));
+    }
+
+    proptest! {
+        /// However the bytes are cut, the result is the same; and what passes is what serde_json reads.
+        #[test]
+        fn cuts_do_not_matter(text in r#"[ {}\[\]",:\\u0-9a-ftrnl.eE+-]{0,40}"#, cut in 0usize..40) {
+            let text = format!("{{{text}");
+            let whole = scan(text.as_bytes());
+            let mut scanner = Scanner::new();
+            let cut = cut.min(text.len());
+            let first = scanner.feed(&text.as_bytes()[..cut], 0);
+            let second = match first { Ok(None) => scanner.feed(text.as_bytes(), cut), other => other };
+            prop_assert_eq!(&whole, &second);
+            if let Ok(Some(end)) = whole {
+                prop_assert!(serde_json::from_str::<serde_json::Value>(&text[..end]).is_ok());
+            }
+        }
+
+        /// Any JSON object of serde_json's making passes, to its last byte.
+        #[test]
+        fn honest_json_passes(keys in proptest::collection::vec("\\PC{0,8}", 0..6), n in any::<f64>(), s in "\\PC*") {
+            let mut map = serde_json::Map::new();
+            for (index, key) in keys.iter().enumerate() {
+                map.insert(format!("{index}{key}"), serde_json::json!([n, s, {"k": null}]));
+            }
+            let text = serde_json::Value::Object(map).to_string();
+            prop_assert_eq!(scan(text.as_bytes()), Ok(Some(text.len())));
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The project's chores.
+
+mod cache;
+mod debian;
+mod guest;
+mod inventory;
+mod programs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use inventory::{Inventory, Processes};
+use lexopt::prelude::*;
+
+const HELP: &str = "\
+usage: cargo xtask COMMAND
+
+  guest --agent FILE [--again] [--copy-to FOLDER]
+      make a guest's kernel, initrd and root file system in the cache where they aren't there yet; print their paths
+  inventory [--before FILE] [--namespace net:[N]]
+      list links, rules, loops and mounts, or compare them with such a list, and count the processes of a namespace
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut arguments = lexopt::Parser::from_env();
+    let Some(Value(command)) = arguments.next()? else {
+        print!("{HELP}");
+        return Ok(());
+    };
+    match command.to_str() {
+        Some("guest") => guest(arguments),
+        Some("inventory") => inventory(arguments),
+        _ => bail!("no command {}; cargo xtask lists them", command.display()),
+    }
+}
+
+fn guest(mut arguments: lexopt::Parser) -> Result<()> {
+    let (mut agent, mut again, mut copy_to) = (None, false, None);
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("agent") => agent = Some(PathBuf::from(arguments.value()?)),
+            Long("again") => again = true,
+            Long("copy-to") => copy_to = Some(PathBuf::from(arguments.value()?)),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let Some(agent) = agent else { bail!("say where the agent is: --agent FILE") };
+    let guest = guest::make(&agent, again)?;
+    match copy_to {
+        Some(folder) => guest.copy_to(&folder),
+        None => {
+            println!("{}\n{}\n{}", guest.kernel.display(), guest.initrd.display(), guest.root.display());
+            Ok(())
+        }
+    }
+}
+
+fn inventory(mut arguments: lexopt::Parser) -> Result<()> {
+    let (mut before, mut namespace) = (None, None);
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("before") => before = Some(std::fs::read_to_string(arguments.value()?)?),
+            Long("namespace") => namespace = Some(arguments.value()?.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let now = Inventory::take(namespace.as_deref().map_or(Processes::None, Processes::Of))?;
+    match before {
+        Some(before) => inventory::report("on this machine", &Inventory::parse(&before), &now),
+        None => {
+            print!("{}", now.to_text());
+            Ok(())
+        }
+    }
+}
