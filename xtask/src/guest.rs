@@ -18,9 +18,12 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 /// What the demo's guest has beyond a minimal Debian.
 const PACKAGES: &str = "iproute2,iputils-ping";
 /// Raised when an entry is made in another way than before.
-const RECIPE: &[u8] = b"1";
+const RECIPE: &[u8] = b"2";
 /// Room that making everything takes, with what apt and mmdebstrap need on the way.
 const ROOM: u64 = 1200 << 20;
+
+const NO_MIRROR: &str =
+    "Debian's packages can't be fetched\n  fix: see whether the mirror in /etc/apt answers: apt-get update";
 
 /// The files that a guest is started from.
 pub(crate) struct Guest {
@@ -50,7 +53,8 @@ impl Guest {
         for (from, name) in [(&self.kernel, "vmlinux"), (&self.initrd, "initrd"), (&self.root, "root.ext4")] {
             let to = folder.join(name);
             let arguments = [Path::new("--reflink=auto"), Path::new("--sparse=always"), from, &to];
-            programs::output("cp", arguments).with_context(|| format!("no space for a copy of {name}?"))?;
+            programs::output("cp", arguments)
+                .with_context(|| format!("can't copy {name} for the VM; is there room in /var/tmp?"))?;
         }
         Ok(())
     }
@@ -68,6 +72,7 @@ fn kernel(cache: &Cache, release: &str, again: bool) -> Result<PathBuf> {
         keep_kernel(&unpacked, at)?;
         remove(&unpacked)
     })?;
+    cache.keep_newest(&format!("kernel-{release}-"), 2)?;
     let version = fs::read_to_string(entry.path.join("version"))?;
     tell("kernel", &format!("Linux {version}, {}", size(&entry.path.join("vmlinux"))?), &entry);
     Ok(entry.path)
@@ -82,8 +87,9 @@ fn fetch_kernel(into: &Path) -> Result<()> {
         let package = package.with_context(|| format!("apt knows no kernel behind {KERNEL}"))?;
         let mut download = Command::new("apt-get");
         download.args(["-qq", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(into);
-        programs::run(&mut download).with_context(|| format!("can't download {package}"))
-    })?;
+        programs::run(&mut download)
+    })
+    .context(NO_MIRROR)?;
     let entries: Vec<PathBuf> = fs::read_dir(into)?.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
     let package =
         entries.iter().find(|p| p.extension().is_some_and(|e| e == "deb")).context("apt downloaded nothing")?;
@@ -140,6 +146,7 @@ fn root(cache: &Cache, release: &str, again: bool) -> Result<PathBuf> {
         remove(&work)?;
         made
     })?;
+    cache.keep_newest(&format!("root-{release}-"), 2)?;
     tell("root", &format!("Debian {release}, {}", size(&entry.path)?), &entry);
     Ok(entry.path)
 }
@@ -148,7 +155,7 @@ fn root(cache: &Cache, release: &str, again: bool) -> Result<PathBuf> {
 fn bootstrap(release: &str, work: &Path) -> Result<PathBuf> {
     let tree = work.join("tree");
     let mut mmdebstrap = Command::new("mmdebstrap");
-    mmdebstrap.env("TMPDIR", work).args(["--quiet", "--mode=root", "--format=directory", "--variant=apt"]);
+    mmdebstrap.env("TMPDIR", work).args(["--mode=root", "--format=directory", "--variant=apt"]);
     mmdebstrap.arg(format!("--include={PACKAGES}"));
     for pattern in ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"] {
         mmdebstrap.arg(format!("--dpkgopt=path-exclude={pattern}"));
@@ -165,7 +172,7 @@ fn bootstrap(release: &str, work: &Path) -> Result<PathBuf> {
             mmdebstrap.arg(file);
         }
     }
-    programs::run(&mut mmdebstrap).context("can't make the root file system: does the Debian mirror answer?")?;
+    programs::run(&mut mmdebstrap).context(NO_MIRROR)?;
     fs::write(tree.join("etc/hostname"), "banger\n")?;
     Ok(tree)
 }
@@ -177,6 +184,7 @@ fn make_ext4(tree: &Path, image: &Path) -> Result<()> {
     mke2fs.args(["-q", "-F", "-t", "ext4", "-L", "root", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"]);
     mke2fs.arg("-d").arg(tree).arg(image).arg("1G");
     programs::run(&mut mke2fs).context("can't make the ext4 image")?;
+    programs::output("fallocate", [Path::new("--dig-holes"), image])?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod cache;
 mod debian;
+mod demo;
 mod guest;
 mod inventory;
 mod programs;
@@ -18,6 +19,10 @@ usage: cargo xtask COMMAND
 
   guest --agent FILE [--again] [--copy-to FOLDER]
       make a guest's kernel, initrd and root file system in the cache where they aren't there yet; print their paths
+  sweep
+      remove from the cache what was left half-made
+  demo --owner USER
+      the demo, in the namespaces that demo/run makes for it
   inventory [--before FILE] [--namespace net:[N]]
       list links, rules, loops and mounts, or compare them with such a list, and count the processes of a namespace
 ";
@@ -26,9 +31,23 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            explain(&e);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What failed, why, and what to do about it, whichever of an error's causes says so.
+fn explain(error: &anyhow::Error) {
+    let texts: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let parts =
+        texts.iter().map(|t| t.split_once("\n  fix: ").map_or((t.as_str(), None), |(what, fix)| (what, Some(fix))));
+    let (whats, fixes): (Vec<&str>, Vec<Option<&str>>) = parts.unzip();
+    for (n, what) in whats.iter().enumerate() {
+        eprintln!("{}: {what}", if n == 0 { "error" } else { "  why" });
+    }
+    if let Some(fix) = fixes.into_iter().flatten().next() {
+        eprintln!("  fix: {fix}");
     }
 }
 
@@ -40,6 +59,8 @@ fn run() -> Result<()> {
     };
     match command.to_str() {
         Some("guest") => guest(arguments),
+        Some("sweep") => cache::Cache::open().map(drop),
+        Some("demo") => demo(arguments),
         Some("inventory") => inventory(arguments),
         _ => bail!("no command {}; cargo xtask lists them", command.display()),
     }
@@ -64,6 +85,18 @@ fn guest(mut arguments: lexopt::Parser) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn demo(mut arguments: lexopt::Parser) -> Result<()> {
+    let mut owner = None;
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("owner") => owner = Some(arguments.value()?.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let Some(owner) = owner else { bail!("say whose VMs they are: --owner USER") };
+    demo::run(&owner)
 }
 
 fn inventory(mut arguments: lexopt::Parser) -> Result<()> {

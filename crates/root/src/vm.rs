@@ -1,55 +1,68 @@
 //! Launching VMs, and their processes, sockets and programs.
 
+mod answer;
+mod checks;
+mod chroot;
+mod config;
+mod launch;
+mod live;
+mod process;
+mod program;
+mod record;
+mod sockets;
+mod tap;
+
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::log::Log;
+use crate::places::Place;
+use sys::creds::Identity;
 use wire::name::link::TapName;
-use wire::path::ChrootPath;
-use wire::vm::{Kill, Launch, Pid, Running, SocketAccess, Wanted};
+use wire::reply::{Resources, VmFound};
+use wire::vm::{SocketAccess, Wanted};
 
-/// The VMs that were launched here, or by an earlier helper, and still run.
-pub(crate) struct Vms {}
+pub(crate) use chroot::cleanup as cleanup_chroot;
+pub(crate) use launch::launch;
+pub(crate) use live::Vms;
+pub(crate) use process::{find, kill, running, signal};
 
 impl Vms {
-    /// Takes over what an earlier helper launched, by its records.
-    pub(crate) fn adopt() -> Result<Vms, Fail> {
-        Ok(Vms {})
+    /// Takes over what an earlier helper launched, by its records, and clears away what of it has ended. `log` is for
+    /// what happens to VMs without a request.
+    pub(crate) fn adopt(records: &Place, runtime: &Place, owner: &Identity, log: Log) -> Result<Vms, Fail> {
+        let again = |place: &Place| {
+            let opened = place.dir().dir(".");
+            opened.map_err(|error| Fail::new("a directory of the helper's can't be opened again").because(error))
+        };
+        Vms::take_over(live::Ground { records: again(records)?, runtime: again(runtime)?, owner: owner.clone(), log })
     }
 }
 
-fn not_yet() -> Fail {
-    Fail::new("this method is not built yet")
+pub(crate) fn resolve(host: &Host, wanted: &Wanted) -> Result<String, Fail> {
+    program::resolve(host, wanted)
 }
 
-pub(crate) fn resolve(_host: &Host, _wanted: &Wanted) -> Result<String, Fail> {
-    Err(not_yet())
+pub(crate) fn ensure_socket_access(host: &Host, access: &SocketAccess) -> Result<(), Fail> {
+    sockets::ensure_access(host, access)
 }
-pub(crate) fn launch(_host: &Host, _launch: &Launch) -> Result<Pid, Fail> {
-    Err(not_yet())
+
+/// Whether a VM that runs, or is being launched, has that tap.
+pub(crate) fn has_tap(host: &Host, tap: &TapName) -> bool {
+    host.vms.any(|record| record.tap == tap.as_str())
 }
-pub(crate) fn ensure_socket_access(_host: &Host, _access: &SocketAccess) -> Result<(), Fail> {
-    Err(not_yet())
-}
-pub(crate) fn find(_host: &Host, _api_sock: &str) -> Result<Pid, Fail> {
-    Err(not_yet())
-}
-pub(crate) fn kill(_host: &Host, _pid: Pid) -> Result<(), Fail> {
-    Err(not_yet())
-}
-pub(crate) fn signal(_host: &Host, _kill: &Kill) -> Result<(), Fail> {
-    Err(not_yet())
-}
-/// False where in doubt.
-pub(crate) fn running(_host: &Host, _question: &Running) -> bool {
-    false
-}
-pub(crate) fn cleanup_chroot(_host: &Host, _chroot: &ChrootPath) -> Result<(), Fail> {
-    Err(not_yet())
-}
-/// Whether a VM that runs has that tap.
-pub(crate) fn has_tap(_host: &Host, _tap: &TapName) -> bool {
-    false
-}
+
 /// Fills in `vms`.
-pub(crate) fn list(_host: &Host, _found: &mut wire::reply::Resources) -> Result<(), Fail> {
+pub(crate) fn list(host: &Host, found: &mut Resources) -> Result<(), Fail> {
+    let alive = host.vms.running().into_iter().filter(|vm| vm.vmm.is_alive());
+    found.vms = alive
+        .map(|vm| VmFound {
+            vm_id: vm.record.vm_id,
+            pid: vm.record.process.pid,
+            program: vm.record.program.path,
+            socket: vm.record.socket.path,
+            tap: vm.record.tap,
+            cid: vm.record.cid,
+        })
+        .collect();
     Ok(())
 }

@@ -132,20 +132,4 @@ mod tests {
         let text = String::from_utf8(output.stdout).expect("text");
         assert!(text.contains(&format!("{pid} {pid} {pid}")), "{text}");
     }
-
-    #[test]
-    fn the_signal_of_a_child_wakes_a_poll() {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        std::thread::spawn(|| {
-            let signals = super::child_signals().expect("a descriptor");
-            let mut child = Command::new("/bin/true").spawn().expect("started");
-            let mut fds = [PollFd::new(&signals, PollFlags::IN)];
-            let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
-            // SIGCHLD is the process's: another thread of a test runner may take it, nextest has one a process.
-            let _ = poll(&mut fds, Some(&limit)).expect("polled");
-            assert!(child.wait().expect("ended").success());
-        })
-        .join()
-        .expect("the thread");
-    }
 }

@@ -1,9 +1,15 @@
 //! The unsafe code of the workspace: one system interface a file, each safe to call.
 
 pub mod child;
+pub mod creds;
+pub mod dir;
 pub mod guest;
 pub mod kvm;
+pub mod netlink;
+pub mod pidfd;
+pub mod sandbox;
 pub mod sigwait;
+pub mod spawn;
 pub mod tapfd;
 pub mod tsc;
 pub mod vsock;

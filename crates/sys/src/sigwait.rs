@@ -1,6 +1,7 @@
 //! Signals as values: blocked in every thread, and taken by one that waits for them.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 /// Signals that are blocked in the thread that made this, and in every thread that it starts afterwards.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +36,28 @@ impl Blocked {
         match unsafe { libc::sigwait(&raw const self.0, &raw mut signal) } {
             0 => Ok(signal),
             error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Waits for the next of them, at most so long; `None` where none came.
+    ///
+    /// # Errors
+    /// What the kernel says, never for an interruption.
+    pub fn wait_for(&self, at_most: Duration) -> io::Result<Option<i32>> {
+        let end = Instant::now() + at_most;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = libc::timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            // SAFETY: the set and the time are initialised and ours; nothing is written, as no siginfo is asked for.
+            let signal = unsafe { libc::sigtimedwait(&raw const self.0, std::ptr::null_mut(), &raw const left) };
+            if signal > 0 {
+                return Ok(Some(signal));
+            }
+            match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            }
         }
     }
 }

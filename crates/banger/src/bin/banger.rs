@@ -1,2 +1,5 @@
-//! Placeholder until its first content lands.
-fn main() {}
+//! `banger`, the command line.
+
+fn main() -> std::process::ExitCode {
+    banger::cli::main()
+}

@@ -96,8 +96,14 @@ impl Order {
         }
         let path = self.found.get(&name).ok_or_else(|| InitrdError::Missing(name.clone()))?;
         let object = read_module(path)?;
-        for needed in needs(&object).ok_or_else(|| InitrdError::Damaged(path.clone()))? {
-            self.add(&needed)?;
+        let damaged = || InitrdError::Damaged(path.clone());
+        let (needed, helpful) = needs(&object).ok_or_else(damaged)?;
+        // What only helps is named by what it does: `crypto-crc32c` is the module `crc32c_generic`.
+        let helpful = helpful.iter().map(|n| n.strip_prefix("crypto_").unwrap_or(n));
+        let helpful =
+            helpful.flat_map(|n| [format!("{n}_generic"), n.to_owned()]).filter(|n| self.found.contains_key(n));
+        for other in helpful.collect::<Vec<_>>().iter().chain(&needed) {
+            self.add(other)?;
         }
         self.loads.push(Module { name, object });
         Ok(())
@@ -139,14 +145,21 @@ fn read_module(path: &Path) -> Result<Vec<u8>, InitrdError> {
     unpacked.map_err(|_| InitrdError::Damaged(path.to_owned()))
 }
 
-/// The names after `depends=` in a module's own description.
-fn needs(object: &[u8]) -> Option<Vec<String>> {
+/// What a module's own description says that it needs, and what is to be loaded before it where it is there.
+fn needs(object: &[u8]) -> Option<(Vec<String>, Vec<String>)> {
     if !elf::is_x86_64(object) {
         return None;
     }
-    let line = elf::section(object, b".modinfo")?.split(|b| *b == 0).find_map(|l| l.strip_prefix(b"depends="))?;
-    let names = std::str::from_utf8(line).ok()?;
-    Some(names.split(',').filter(|n| !n.is_empty()).map(str::to_owned).collect())
+    let lines: Vec<&str> = elf::section(object, b".modinfo")?
+        .split(|b| *b == 0)
+        .map(std::str::from_utf8)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let needed = lines.iter().find_map(|l| l.strip_prefix("depends="))?.split(',').filter(|n| !n.is_empty());
+    let before = lines.iter().filter_map(|l| l.strip_prefix("softdep=pre:"));
+    let helpful = before.flat_map(|l| l.split("post:").next().unwrap_or("").split_whitespace());
+    let names = |name: &str| name.replace('-', "_");
+    Some((needed.map(names).collect(), helpful.map(names).collect()))
 }
 
 /// Packs the agent and the modules.

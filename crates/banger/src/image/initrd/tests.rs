@@ -58,6 +58,15 @@ fn modules_come_behind_what_they_need_and_built_in_ones_not_at_all() {
 }
 
 #[test]
+fn what_only_helps_is_loaded_before_where_it_is_there() {
+    let package = package();
+    let drivers = package.path().join("kernel/drivers/net");
+    fs::write(drivers.join("xfs.ko"), module("virtio\0softdep=pre: crypto-crc32c nowhere post: failover")).unwrap();
+    fs::write(drivers.join("crc32c_generic.ko"), module("")).unwrap();
+    assert_eq!(names(&modules(package.path(), &["xfs"]).unwrap()), ["crc32c_generic", "virtio", "xfs"]);
+}
+
+#[test]
 fn packed_modules_are_unpacked() {
     let package = package();
     let drivers = package.path().join("kernel/drivers/net");

@@ -1,0 +1,106 @@
+//! `banger helper list`: what of banger's is in the kernel now.
+
+use super::problem::Problem;
+use super::{List, output, text};
+use serde_json::value::RawValue;
+use wire::Method;
+use wire::client::Error;
+use wire::reply::Resources;
+
+const HEADER: [&str; 5] = ["KIND", "NAME", "ON", "STATE", "DETAIL"];
+type Row = [String; HEADER.len()];
+
+pub(crate) fn run(list: &List) -> Result<(), Problem> {
+    let failed = |error| Problem::of_call(error, &list.reach.socket, list.reach.timeout);
+    let client = crate::root::client(&list.reach.socket, list.reach.timeout);
+    let found = client.call_raw(Method::ListResources.name(), RawValue::NULL).map_err(failed)?;
+    if list.json {
+        // As it came: a newer helper may say more than this program knows.
+        return output::data(&format!("{}\n", text::json(found.get())));
+    }
+    let found: Resources =
+        serde_json::from_str(found.get()).map_err(|error| failed(Error::Reply(error.to_string())))?;
+    let rows = rows(&found);
+    if output::on_terminal() {
+        if rows.is_empty() {
+            output::ours("nothing of banger's is in the kernel\n");
+        }
+        output::data(&table(&rows))
+    } else {
+        output::data(&rows.iter().map(|row| format!("{}\n", row.join("\t"))).collect::<String>())
+    }
+}
+
+fn rows(found: &Resources) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut add = |kind: &str, name: &str, on: &str, state: &str, detail: String| {
+        rows.push([kind, name, on, state, &detail].map(cell));
+    };
+    for bridge in &found.bridges {
+        let detail = format!("{}, ports: {}", bridge.addresses.join(" "), bridge.ports);
+        add("bridge", &bridge.name, "", up(bridge.up), detail);
+    }
+    for tap in &found.taps {
+        add("tap", &tap.name, &tap.bridge, up(tap.up), if tap.carrier { "in use" } else { "free" }.into());
+    }
+    for guest in &found.guests {
+        add("guest", &guest.address, &guest.bridge, "way out", guest.tap.clone());
+    }
+    for vm in &found.vms {
+        let detail = format!("pid {}, cid {}, {}, {}", vm.pid, vm.cid, vm.program, vm.socket);
+        add("vm", &vm.vm_id, &vm.tap, "runs", detail);
+    }
+    rows
+}
+
+fn up(up: bool) -> &'static str {
+    if up { "up" } else { "down" }
+}
+
+/// A cell's text: escaped, and `-` where there is none, so that columns can be told apart.
+fn cell(content: &str) -> String {
+    if content.is_empty() { "-".into() } else { text::line(content) }
+}
+
+/// Columns as wide as their widest cell; nothing for no rows.
+fn table(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let header: Row = HEADER.map(str::to_owned);
+    let all = || std::iter::once(&header).chain(rows);
+    let widths: [usize; HEADER.len()] =
+        std::array::from_fn(|column| all().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    let line = |row: &Row| {
+        let cells: String = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
+        format!("{}\n", cells.trim_end())
+    };
+    all().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::reply::{BridgeFound, TapFound};
+
+    #[test]
+    fn a_table_is_aligned_and_escaped() {
+        let found = Resources {
+            bridges: vec![BridgeFound {
+                name: "br-fc".into(),
+                addresses: vec!["172.16.0.1/24".into()],
+                up: true,
+                ports: 1,
+            }],
+            taps: vec![TapFound { name: "tap-fc-\t1".into(), up: true, carrier: true, ..TapFound::default() }],
+            ..Resources::default()
+        };
+        assert_eq!(
+            table(&rows(&found)),
+            "KIND    NAME        ON  STATE  DETAIL\n\
+             bridge  br-fc       -   up     172.16.0.1/24, ports: 1\n\
+             tap     tap-fc-\\t1  -   up     in use\n"
+        );
+        assert_eq!(table(&[]), "");
+    }
+}

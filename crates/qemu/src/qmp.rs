@@ -1,0 +1,118 @@
+//! QEMU's monitor: one command at a time, answers told apart from events, both read for as long as QEMU lives.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The longest line that is read.
+const MAX_LINE: u64 = 1 << 20;
+
+/// Why a command did not come back with success.
+#[derive(Debug)]
+pub(crate) enum QmpError {
+    /// QEMU is gone.
+    Gone,
+    /// No answer in time.
+    Silent,
+    /// QEMU says no.
+    Refused(String),
+}
+
+impl std::fmt::Display for QmpError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Gone => f.write_str("QEMU is gone"),
+            Self::Silent => f.write_str("QEMU does not answer"),
+            Self::Refused(why) => write!(f, "QEMU: {why}"),
+        }
+    }
+}
+
+/// A connection that has been greeted.
+#[derive(Debug)]
+pub(crate) struct Qmp {
+    socket: UnixStream,
+    answers: Receiver<Message>,
+    next: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Message {
+    #[serde(rename = "QMP")]
+    greeting: Option<serde::de::IgnoredAny>,
+    id: Option<u64>,
+    #[serde(rename = "return")]
+    answer: Option<serde_json::Value>,
+    error: Option<Refusal>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+impl Qmp {
+    /// Waits for QEMU's greeting, which comes when the machine is made and runs, and answers it.
+    ///
+    /// # Errors
+    /// QEMU ended, or said nothing for `patience`.
+    pub(crate) fn greet(socket: UnixStream, patience: Duration) -> Result<Self, QmpError> {
+        let input = socket.try_clone().map_err(|_| QmpError::Gone)?;
+        let (sender, answers) = channel();
+        let reader = move || {
+            let mut input = BufReader::new(input);
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                match (&mut input).take(MAX_LINE).read_until(b'\n', &mut line) {
+                    Ok(1..) => {}
+                    _ => return,
+                }
+                // Events must be read too, or they pile up in QEMU; nothing here depends on them.
+                if let Ok(message) = serde_json::from_slice::<Message>(&line)
+                    && (message.greeting.is_some() || message.id.is_some())
+                    && sender.send(message).is_err()
+                {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("qmp".into()).spawn(reader).map_err(|_| QmpError::Gone)?;
+        let mut qmp = Self { socket, answers, next: 1 };
+        qmp.receive(patience)?;
+        qmp.run(&serde_json::json!({"execute": "qmp_capabilities"}))?;
+        Ok(qmp)
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    /// [`QmpError`]
+    pub(crate) fn run(&mut self, command: &serde_json::Value) -> Result<serde_json::Value, QmpError> {
+        let id = self.next;
+        self.next += 1;
+        let mut command = command.clone();
+        command["id"] = id.into();
+        self.socket.write_all(format!("{command}\n").as_bytes()).map_err(|_| QmpError::Gone)?;
+        loop {
+            let message = self.receive(Duration::from_secs(10))?;
+            // An answer that came too late for the command before is no answer to this one.
+            if message.id == Some(id) {
+                return match (message.answer, message.error) {
+                    (_, Some(refusal)) => Err(QmpError::Refused(refusal.desc)),
+                    (answer, None) => Ok(answer.unwrap_or_default()),
+                };
+            }
+        }
+    }
+
+    fn receive(&self, patience: Duration) -> Result<Message, QmpError> {
+        self.answers.recv_timeout(patience).map_err(|error| match error {
+            std::sync::mpsc::RecvTimeoutError::Timeout => QmpError::Silent,
+            std::sync::mpsc::RecvTimeoutError::Disconnected => QmpError::Gone,
+        })
+    }
+}

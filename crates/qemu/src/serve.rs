@@ -1,0 +1,111 @@
+//! The API's socket: a thread for each connection, so that a slow client holds up nobody.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use wire::firecracker::Fault as FaultBody;
+
+use crate::api;
+use crate::http::{self, Bad};
+use crate::socket::OwnSocket;
+use crate::vmm::Vmm;
+
+/// The most connections at once.
+const MAX_CONNECTIONS: usize = 32;
+/// How long a connection may say nothing, in a request or between two.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Accepts until the process ends.
+pub(crate) fn serve(socket: &OwnSocket, vmm: &Arc<Vmm>, max_body: usize) {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let mut stream = match socket.listener().accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Too many open files, most likely: others end soon.
+                vmm.log().error(&format!("The API can't accept a connection: {error}"));
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let limits = [stream.set_read_timeout(Some(IDLE)), stream.set_write_timeout(Some(Duration::from_secs(5)))];
+        if limits.iter().any(Result::is_err) {
+            continue;
+        }
+        if open.load(SeqCst) >= MAX_CONNECTIONS {
+            // A client that doesn't read its refusal loses it.
+            let _ = http::write(&mut stream, 503, Some(&fault("Too many open connections.")), false);
+            continue;
+        }
+        open.fetch_add(1, SeqCst);
+        let (vmm, counted) = (Arc::clone(vmm), Counted(Arc::clone(&open)));
+        let started = std::thread::Builder::new().name("api".into()).spawn(move || {
+            connection(stream, &vmm, max_body);
+            drop(counted);
+        });
+        if let Err(error) = started {
+            eprintln!("banger-qemu: no thread for a connection: {error}");
+        }
+    }
+}
+
+/// Counts a connection out, however its thread ends.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+fn connection(mut stream: UnixStream, vmm: &Vmm, max_body: usize) {
+    let mut held = Vec::new();
+    loop {
+        let request = match http::read(&mut stream, &mut held, max_body) {
+            Ok(request) => request,
+            Err(Bad::Gone) => return,
+            Err(Bad::Refused(status, message)) => {
+                vmm.metrics().api_refused.fetch_add(1, Relaxed);
+                let written = http::write(&mut stream, status, Some(&fault(&message)), false);
+                if written.is_ok() {
+                    drain(&mut stream);
+                }
+                return;
+            }
+        };
+        let (status, body) = answer(vmm, &request);
+        if http::write(&mut stream, status, body.as_deref(), request.keep_alive).is_err() || !request.keep_alive {
+            return;
+        }
+    }
+}
+
+fn answer(vmm: &Vmm, request: &http::Request) -> (u16, Option<String>) {
+    let what = format!("{:?} request on {:?}", request.method, request.path);
+    vmm.log().info(&format!("The API server received a {what}."));
+    vmm.metrics().api_requests.fetch_add(1, Relaxed);
+    match api::parse(request.method, &request.path, &request.body).and_then(|action| api::dispatch(vmm, action)) {
+        Ok(None) => (204, None),
+        Ok(Some(body)) => (200, Some(body)),
+        Err(refusal) => {
+            vmm.metrics().api_refused.fetch_add(1, Relaxed);
+            vmm.log().error(&format!("{what}: {refusal}"));
+            (400, Some(fault(&refusal.to_string())))
+        }
+    }
+}
+
+/// Reads on for a moment: a socket that is closed with unread bytes in it takes its last answer along.
+fn drain(stream: &mut UnixStream) {
+    let end = Instant::now() + Duration::from_secs(1);
+    let ready = stream.shutdown(std::net::Shutdown::Write).and(stream.set_read_timeout(Some(Duration::from_secs(1))));
+    let mut piece = [0; 4096];
+    while ready.is_ok() && Instant::now() < end && std::io::Read::read(stream, &mut piece).is_ok_and(|got| got > 0) {}
+}
+
+fn fault(message: &str) -> String {
+    let body = FaultBody { fault_message: message.to_owned() };
+    serde_json::to_string(&body).unwrap_or_default()
+}

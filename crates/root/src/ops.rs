@@ -1,0 +1,53 @@
+//! The one match: a request, its function. No logic.
+
+use crate::fail::Fail;
+use crate::host::Host;
+use crate::{net, vm};
+use wire::reply::Resources;
+use wire::{Method, Reply, Request};
+
+/// Does what is asked.
+pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
+    match request {
+        Request::EnsureBridge(bridge) => net::ensure_bridge(host, bridge).map(done),
+        Request::CreateTap(new) => net::create_tap(host, new).map(done),
+        Request::DeleteTap(tap) => net::delete_tap(host, tap).map(done),
+        Request::SyncResolverRouting(Some(route)) => net::sync_resolver_routing(host, route).map(done),
+        Request::ClearResolverRouting(Some(bridge)) => net::clear_resolver_routing(host, bridge).map(done),
+        Request::SyncResolverRouting(None) | Request::ClearResolverRouting(None) => Ok(Reply::Done),
+        Request::EnsureNat(nat) => net::ensure_nat(host, nat).map(done),
+        Request::CreateDmSnapshot(_) => Err(missing(Method::CreateDmSnapshot)),
+        Request::CleanupDmSnapshot(_) => Err(missing(Method::CleanupDmSnapshot)),
+        Request::RemoveDmSnapshot(_) => Err(missing(Method::RemoveDmSnapshot)),
+        Request::FsckSnapshot(_) => Err(missing(Method::FsckSnapshot)),
+        Request::ReadExt4File(_) => Err(missing(Method::ReadExt4File)),
+        Request::WriteExt4Files(_) => Err(missing(Method::WriteExt4Files)),
+        Request::ResolveFirecrackerBinary(wanted) => vm::resolve(host, wanted).map(Reply::Path),
+        Request::LaunchFirecracker(launch) => vm::launch(host, launch).map(Reply::Pid),
+        Request::EnsureSocketAccess(access) => vm::ensure_socket_access(host, access).map(done),
+        Request::FindFirecrackerPid(api_sock) => vm::find(host, api_sock).map(Reply::Pid),
+        Request::KillProcess(pid) => vm::kill(host, *pid).map(done),
+        Request::SignalProcess(kill) => vm::signal(host, kill).map(done),
+        Request::ProcessRunning(question) => Ok(Reply::Running(vm::running(host, question))),
+        Request::CleanupJailerChroot(chroot) => vm::cleanup_chroot(host, chroot).map(done),
+        Request::ListResources => list(host).map(Reply::Resources),
+    }
+}
+
+fn done((): ()) -> Reply {
+    Reply::Done
+}
+
+fn list(host: &Host) -> Result<Resources, Fail> {
+    let mut found = Resources::default();
+    net::list(host, &mut found)?;
+    vm::list(host, &mut found)?;
+    Ok(found)
+}
+
+fn missing(method: Method) -> Fail {
+    Fail::new(format!(
+        "{} is not in this version of bangerd-root yet; the README's table says which methods are",
+        method.name()
+    ))
+}

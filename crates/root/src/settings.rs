@@ -1,0 +1,289 @@
+//! What an administrator can set: directories, programs, limits. `/etc/banger/root.toml` and the command line.
+
+use crate::log::Level;
+use crate::trusted;
+use serde::Deserialize;
+use std::time::Duration;
+use wire::path::Roots;
+
+const MIB: usize = 1 << 20;
+
+/// The settings, whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Where the socket is, unless one is passed.
+    pub(crate) socket: String,
+    /// State and runtime directory, as text for `wire`.
+    pub(crate) roots: Roots,
+    /// Root's own directory for what a boot ends: `/run/banger-root`.
+    pub(crate) run_dir: String,
+    /// Root's own directory for what a boot does not end: `/var/lib/banger-root`.
+    pub(crate) lib_dir: String,
+    /// The install metadata.
+    pub(crate) install_meta: String,
+    /// Where programs are looked for by name, in that order.
+    pub(crate) program_dirs: Vec<String>,
+    /// What a VMM's program may be called.
+    pub(crate) vmm_names: Vec<String>,
+    /// What a jailer's program may be called.
+    pub(crate) jailer_names: Vec<String>,
+    /// Whether a VMM gets a PID namespace of its own.
+    pub(crate) new_pid_namespace: bool,
+    /// Lines below it are not logged.
+    pub(crate) log_level: Level,
+    /// A fault that a test asks for, as `steps` reads it.
+    pub(crate) fault: String,
+    /// The limits.
+    pub(crate) limits: Limits,
+}
+
+/// Bounds. Each is named in the error that says that it was reached.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// Connections at once; root has one more.
+    pub(crate) connections: usize,
+    /// Operations at once; root has one more.
+    pub(crate) workers: usize,
+    /// Requests that wait for a worker.
+    pub(crate) queued: usize,
+    /// Bytes of a request.
+    pub(crate) request_bytes: usize,
+    /// Bytes of all requests that are being received or worked on.
+    pub(crate) request_bytes_together: usize,
+    /// Seconds from the connection to the request's last byte.
+    request_seconds: u32,
+    /// Bytes of a reply.
+    pub(crate) reply_bytes: usize,
+    /// Bytes of all replies that wait for their reader.
+    pub(crate) reply_bytes_together: usize,
+    /// Seconds until a reply must have been read.
+    reply_seconds: u32,
+    /// Seconds that running operations get when the helper is to stop.
+    stop_seconds: u32,
+    /// Seconds that a VM may take to run.
+    launch_seconds: u32,
+    /// Log lines a second that requests can cause; bytes that are no request cause a tenth of it.
+    pub(crate) log_lines_per_second: u32,
+    /// Bridges.
+    pub(crate) bridges: usize,
+    /// Taps.
+    pub(crate) taps: usize,
+    /// Guests with a way out.
+    pub(crate) guests: usize,
+    /// VMs.
+    pub(crate) vms: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 1024,
+            workers: 32,
+            queued: 512,
+            request_bytes: 32 * MIB,
+            request_bytes_together: 128 * MIB,
+            request_seconds: 10,
+            reply_bytes: 96 * MIB,
+            reply_bytes_together: 256 * MIB,
+            reply_seconds: 30,
+            stop_seconds: 60,
+            launch_seconds: 30,
+            log_lines_per_second: 1000,
+            bridges: 16,
+            taps: 1024,
+            guests: 1024,
+            vms: 256,
+        }
+    }
+}
+
+impl Limits {
+    /// From the connection to the request's last byte.
+    pub(crate) fn request_time(&self) -> Duration {
+        Duration::from_secs(self.request_seconds.into())
+    }
+
+    /// Until a reply must have been read.
+    pub(crate) fn reply_time(&self) -> Duration {
+        Duration::from_secs(self.reply_seconds.into())
+    }
+
+    /// For running operations when the helper is to stop.
+    pub(crate) fn stop_time(&self) -> Duration {
+        Duration::from_secs(self.stop_seconds.into())
+    }
+
+    /// For a VM to run.
+    pub(crate) fn launch_time(&self) -> Duration {
+        Duration::from_secs(self.launch_seconds.into())
+    }
+
+    /// Every number with its name and the least and the most that it may be.
+    fn bounds(&self) -> [(&'static str, usize, usize, usize); 16] {
+        let most = 1 << 20;
+        [
+            ("connections", self.connections, 1, 65_536),
+            ("workers", self.workers, 1, 256),
+            ("queued", self.queued, 0, 65_536),
+            ("request_bytes", self.request_bytes, 4096, 1 << 30),
+            ("request_bytes_together", self.request_bytes_together, 4096, 1 << 32),
+            ("request_seconds", self.request_seconds as usize, 1, 3600),
+            ("reply_bytes", self.reply_bytes, 4096, 1 << 30),
+            ("reply_bytes_together", self.reply_bytes_together, 4096, 1 << 32),
+            ("reply_seconds", self.reply_seconds as usize, 1, 3600),
+            ("stop_seconds", self.stop_seconds as usize, 1, 3600),
+            ("launch_seconds", self.launch_seconds as usize, 1, 3600),
+            ("log_lines_per_second", self.log_lines_per_second as usize, 1, most),
+            ("bridges", self.bridges, 1, most),
+            ("taps", self.taps, 1, most),
+            ("guests", self.guests, 1, most),
+            ("vms", self.vms, 1, most),
+        ]
+    }
+}
+
+/// What the file may say. Its keys are the settings' names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    run_dir: Option<String>,
+    lib_dir: Option<String>,
+    program_dirs: Option<Vec<String>>,
+    /// More names that a VMM's program may have.
+    vmm_names: Vec<String>,
+    /// More names that a jailer's program may have.
+    jailer_names: Vec<String>,
+    new_pid_namespace: bool,
+    log_level: Option<String>,
+    fault: String,
+    limits: Limits,
+}
+
+/// What the command line may say; `None` where it does not.
+#[derive(Debug, Default)]
+pub(crate) struct Flags {
+    /// `--socket`
+    pub(crate) socket: Option<String>,
+    /// `--state-dir`
+    pub(crate) state_dir: Option<String>,
+    /// `--runtime-dir`
+    pub(crate) runtime_dir: Option<String>,
+    /// `--install-meta`
+    pub(crate) install_meta: Option<String>,
+    /// `--config`
+    pub(crate) config: Option<String>,
+    /// `--log-level`
+    pub(crate) log_level: Option<Level>,
+}
+
+/// The configuration file where the command line names none; it may be missing.
+const CONFIG: &str = "/etc/banger/root.toml";
+
+impl Settings {
+    /// Reads the configuration file, and lets the command line have its way over it.
+    pub(crate) fn read(flags: Flags) -> Result<Settings, String> {
+        let named = flags.config.is_some();
+        let path = absolute("--config", flags.config, CONFIG)?;
+        let file = match trusted::read(&path)? {
+            Some(text) => parse(&path, &text)?,
+            None if named => return Err(format!("{path}: there is no such file")),
+            None => File::default(),
+        };
+        let level = file.log_level.as_deref().map(|text| {
+            Level::parse(text).ok_or_else(|| format!("{path}: log_level is none of debug, info, warn, error"))
+        });
+        let in_file = |key: &str| format!("{path}: {key}");
+        let dirs = file
+            .program_dirs
+            .unwrap_or_else(|| ["/usr/local/bin", "/usr/bin", "/usr/libexec/banger"].map(String::from).to_vec());
+        let program_dirs = dirs.into_iter().map(|dir| absolute(&in_file("program_dirs"), Some(dir), ""));
+        Ok(Settings {
+            socket: absolute("--socket", flags.socket, "/run/banger-root/bangerd-root.sock")?,
+            roots: Roots {
+                state: absolute("--state-dir", flags.state_dir, "/var/lib/banger")?,
+                runtime: absolute("--runtime-dir", flags.runtime_dir, "/run/banger")?,
+            },
+            run_dir: absolute(&in_file("run_dir"), file.run_dir, RUN_DIR)?,
+            lib_dir: absolute(&in_file("lib_dir"), file.lib_dir, "/var/lib/banger-root")?,
+            install_meta: absolute("--install-meta", flags.install_meta, "/etc/banger/install.toml")?,
+            program_dirs: program_dirs.collect::<Result<_, _>>()?,
+            vmm_names: names(&in_file("vmm_names"), &["firecracker", "banger-qemu"], file.vmm_names)?,
+            jailer_names: names(&in_file("jailer_names"), &["jailer", "banger-jailer"], file.jailer_names)?,
+            new_pid_namespace: file.new_pid_namespace,
+            log_level: flags.log_level.or(level.transpose()?).unwrap_or(Level::Info),
+            fault: file.fault,
+            limits: file.limits,
+        })
+    }
+}
+
+/// Root's own directory, the only one whose mode the helper sets.
+pub(crate) const RUN_DIR: &str = "/run/banger-root";
+
+fn parse(path: &str, text: &str) -> Result<File, String> {
+    let file: File = toml::from_str(text).map_err(|error| trusted::in_line(path, text, &error))?;
+    for (name, value, least, most) in file.limits.bounds() {
+        if !(least..=most).contains(&value) {
+            return Err(format!("{path}: limits.{name} is {value}, and must be {least} to {most}"));
+        }
+    }
+    Ok(file)
+}
+
+/// An absolute path without a slash at its end, of parts that mean themselves.
+fn absolute(what: &str, path: Option<String>, default: &str) -> Result<String, String> {
+    let path = path.unwrap_or_else(|| default.to_owned());
+    let parts = path.strip_prefix('/').unwrap_or("..").split('/');
+    if path.contains('\0') || parts.clone().any(|part| matches!(part, "" | "." | "..")) {
+        return Err(format!("{what}: {path:?} must be an absolute path without empty, . or .. parts"));
+    }
+    Ok(path)
+}
+
+fn names(what: &str, ours: &[&str], more: Vec<String>) -> Result<Vec<String>, String> {
+    for name in &more {
+        if name.contains('/') || matches!(name.as_str(), "" | "." | "..") {
+            return Err(format!("{what}: {name:?} is no name of a file"));
+        }
+    }
+    Ok(ours.iter().map(|&name| name.to_owned()).chain(more).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_has_a_name_and_its_default_is_within_its_bounds() {
+        for (name, value, least, most) in Limits::default().bounds() {
+            assert!((least..=most).contains(&value), "{name}");
+            let file = parse("f", &format!("[limits]\n{name} = {most}\n")).unwrap();
+            assert!(file.limits.bounds().iter().any(|bound| bound.0 == name && bound.1 == most), "{name}");
+            let more = parse("f", &format!("[limits]\n{name} = {}\n", most + 1)).unwrap_err();
+            assert!(more.contains(&format!("limits.{name} is")), "{more}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        for (text, told) in [
+            ("\nprogram_dir = []\n", "f, line 2: unknown field `program_dir`"),
+            ("[limits]\nconections = 1\n", "f, line 2: unknown field `conections`"),
+            ("[limits]\nworkers = \"many\"\n", "f, line 2: invalid type"),
+            ("[limits]\nworkers = -1\n", "f, line 2: "),
+            ("a b", "f, line 1: "),
+        ] {
+            let error = parse("f", text).unwrap_err();
+            assert!(error.starts_with(told) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn paths_mean_what_they_say() {
+        for bad in ["", "/", "x", "/a/", "/a//b", "/a/../b", "/a/.", "/a\0"] {
+            assert!(absolute("x", Some(bad.into()), "").is_err(), "{bad}");
+        }
+        assert_eq!(absolute("x", None, "/run/x").unwrap(), "/run/x");
+    }
+}

@@ -1,0 +1,83 @@
+//! Files and directories that root alone can have written.
+
+use rustix::fs::{FileType, OFlags};
+use std::io::Read as _;
+use sys::dir::{Dir, Facts};
+
+/// A configuration is a page or two.
+const LONGEST: u64 = 1 << 20;
+
+/// Opens a directory that, with everything above it, is root's and nobody else can write.
+pub(crate) fn dir(path: &str) -> Result<Dir, String> {
+    let mut opened = checked("/")?;
+    for (at, _) in path.match_indices('/').skip(1) {
+        opened = checked(&path[..at])?;
+    }
+    if path != "/" {
+        opened = checked(path)?;
+    }
+    Ok(opened)
+}
+
+fn checked(path: &str) -> Result<Dir, String> {
+    let dir = Dir::open(path).map_err(|error| match error {
+        error if error.is_missing() => format!("{path}: there is no such directory"),
+        error if error.is_symlink() => format!("{path} is a symlink, or behind one; name the real directory"),
+        error => error.to_string(),
+    })?;
+    let facts = Facts::of(&dir).map_err(|error| format!("{path}: {error}"))?;
+    roots_alone(path, &facts)?;
+    Ok(dir)
+}
+
+/// Reads a file that root alone can have written. `None` where it, or a directory above it, is not there.
+pub(crate) fn read(path: &str) -> Result<Option<String>, String> {
+    let (above, name) = split(path);
+    if Dir::open(above).is_err_and(|error| error.is_missing()) {
+        return Ok(None);
+    }
+    let file = match dir(above)?.open_at(name, OFlags::RDONLY, 0) {
+        Ok(file) => file,
+        Err(error) if error.is_missing() => return Ok(None),
+        Err(error) if error.is_symlink() => return Err(format!("{path} is a symlink; put the file itself there")),
+        Err(error) => return Err(error.to_string()),
+    };
+    let facts = Facts::of(&file).map_err(|error| format!("{path}: {error}"))?;
+    if facts.kind != FileType::RegularFile {
+        return Err(format!("{path} is {}, not a regular file", crate::places::kind_name(facts.kind)));
+    }
+    roots_alone(path, &facts)?;
+    let mut text = String::new();
+    let mut bounded = std::fs::File::from(file).take(LONGEST + 1);
+    bounded.read_to_string(&mut text).map_err(|error| format!("{path}: {error}"))?;
+    if text.len() as u64 > LONGEST {
+        return Err(format!("{path} has more than {LONGEST} bytes"));
+    }
+    Ok(Some(text))
+}
+
+fn roots_alone(path: &str, facts: &Facts) -> Result<(), String> {
+    if facts.uid != 0 {
+        return Err(format!("{path} belongs to uid {}; it must be root's (chown root {path})", facts.uid));
+    }
+    if facts.is_writable_by_others() {
+        return Err(format!("{path} can be written by others than root (chmod go-w {path})"));
+    }
+    Ok(())
+}
+
+/// The directory and the name of an absolute path.
+pub(crate) fn split(path: &str) -> (&str, &str) {
+    match path.rsplit_once('/') {
+        Some(("", name)) => ("/", name),
+        Some(parts) => parts,
+        None => ("/", path),
+    }
+}
+
+/// A mistake in a TOML text, on one line, with the line that it stands in.
+pub(crate) fn in_line(path: &str, text: &str, error: &toml::de::Error) -> String {
+    let at = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = 1 + text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count();
+    format!("{path}, line {line}: {}", error.message().replace('\n', " "))
+}

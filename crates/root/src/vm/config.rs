@@ -1,0 +1,143 @@
+//! What a VMM is told: one configuration file in Firecracker's form, that nobody can change once it is checked.
+
+use crate::fail::Fail;
+use rustix::fs::{MemfdFlags, SealFlags};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use wire::firecracker::{
+    BootArgs, BootSource, Drive, HostDevName, HostPath, Invalid, LogLevel, Logger, MacAddr, MachineConfig, Metrics,
+    NetworkInterface, ResourceId, VmConfig, Vsock,
+};
+use wire::name::vm_id::VmId;
+use wire::vm::Launch;
+
+/// The one network interface's id, which the contract gives.
+const INTERFACE: &str = "1";
+
+/// The configuration of a VM that runs outside a jail: the paths in it are the host's. The VMM opens them itself, with
+/// the owner's rights; a path that the owner exchanges in between leads to nothing that he could not open.
+pub(crate) fn of(asked: &Launch) -> Result<VmConfig, Fail> {
+    describe(asked).map_err(|invalid| Fail::new(format!("the VM can't be described to a VMM: {invalid}")))
+}
+
+fn describe(asked: &Launch) -> Result<VmConfig, Invalid> {
+    let drives = asked.drives.iter().map(|drive| {
+        Ok(Drive {
+            drive_id: ResourceId::new(drive.id.for_firecracker())?,
+            partuuid: None,
+            is_root_device: drive.is_root,
+            cache_type: Default::default(),
+            is_read_only: Some(drive.read_only),
+            path_on_host: Some(HostPath::new(drive.image.path())?),
+            rate_limiter: None,
+            io_engine: None,
+            socket: None,
+        })
+    });
+    let boot_source = BootSource {
+        kernel_image_path: HostPath::new(asked.kernel.as_str())?,
+        initrd_path: asked.initrd.as_ref().map(|path| HostPath::new(path.as_str())).transpose()?,
+        boot_args: Some(BootArgs::new(asked.kernel_args.as_str())?),
+    };
+    let interface = NetworkInterface {
+        iface_id: ResourceId::new(INTERFACE)?,
+        host_dev_name: HostDevName::new(asked.tap.as_str())?,
+        guest_mac: Some(MacAddr::new(mac(&asked.vm_id))?),
+        mtu: None,
+        rx_rate_limiter: None,
+        tx_rate_limiter: None,
+    };
+    let machine = MachineConfig { vcpu_count: asked.vcpus, mem_size_mib: asked.memory.0, ..MachineConfig::default() };
+    let logger = Logger {
+        log_path: Some(HostPath::new(asked.log.as_str())?),
+        level: Some(LogLevel::Info),
+        show_level: Some(true),
+        show_log_origin: Some(false),
+        module: None,
+    };
+    Ok(VmConfig {
+        boot_source: Some(boot_source),
+        drives: drives.collect::<Result<_, Invalid>>()?,
+        machine_config: Some(machine),
+        network_interfaces: vec![interface],
+        vsock: Some(Vsock { vsock_id: None, guest_cid: asked.cid, uds_path: HostPath::new(asked.vsock.as_str())? }),
+        logger: Some(logger),
+        metrics: Some(Metrics {
+            metrics_path: HostPath::new(asked.metrics.as_str())?,
+            emit_id: false,
+            properties: None,
+        }),
+        balloon: None,
+        cpu_config: None,
+        mmds_config: None,
+        entropy: None,
+        memory_hotplug: None,
+        pmem: Vec::new(),
+    })
+}
+
+/// The guest's MAC address: the same for the same VM, locally administered, of no group.
+pub(crate) fn mac(vm_id: &VmId) -> String {
+    // FNV-1a, 64 bits: what is wanted is a spread over the 40 bits that are left, not secrecy.
+    let hash = vm_id
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let [a, b, c, d, e, f, g, h] = hash.to_be_bytes();
+    format!("02:{:02x}:{:02x}:{:02x}:{:02x}:{:02x}", a ^ f, b ^ g, c ^ h, d, e)
+}
+
+/// The configuration in memory, sealed: whoever holds it or opens it again can only read it.
+pub(crate) fn sealed(config: &VmConfig) -> Result<OwnedFd, Fail> {
+    let failed = |error: &dyn std::fmt::Display| Fail::new("the VM's configuration can't be written").because(error);
+    let text = serde_json::to_vec(config).map_err(|error| failed(&error))?;
+    let memory = rustix::fs::memfd_create("vm-config", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(|errno| failed(&errno))?;
+    let mut file = std::fs::File::from(memory);
+    file.write_all(&text).map_err(|error| failed(&error))?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(|errno| failed(&errno))?;
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_stable_local_and_differ() {
+        let address = |id: &str| mac(&VmId::new(id).unwrap());
+        assert_eq!(address("vm1"), address("vm1"));
+        let all: std::collections::HashSet<String> = (0..2000).map(|n| address(&format!("vm{n}"))).collect();
+        assert_eq!(all.len(), 2000);
+        for address in &all {
+            assert!(address.starts_with("02:") && MacAddr::new(address.as_str()).is_ok(), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_sealed_can_only_be_read() {
+        use std::os::fd::AsRawFd;
+        let config = VmConfig {
+            boot_source: None,
+            drives: Vec::new(),
+            machine_config: Some(MachineConfig::default()),
+            network_interfaces: Vec::new(),
+            vsock: None,
+            logger: None,
+            metrics: None,
+            balloon: None,
+            cpu_config: None,
+            mmds_config: None,
+            entropy: None,
+            memory_hotplug: None,
+            pmem: Vec::new(),
+        };
+        let sealed = sealed(&config).unwrap();
+        let path = format!("/proc/self/fd/{}", sealed.as_raw_fd());
+        let read: VmConfig = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(read, config);
+        let mut writable = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        assert!(writable.write_all(b"x").is_err());
+    }
+}

@@ -1,0 +1,250 @@
+//! The launch of a VM: all checked, then done step by step, so that a failure leaves nothing and a kill nothing that
+//! the next helper would not find.
+
+use super::answer::{Awaited, NotRunning, news_of};
+use super::checks::{self, Checked};
+use super::live;
+use super::record::{Phase, Process, Record, Socket};
+use super::{config, sockets, tap};
+use crate::fail::Fail;
+use crate::host::Host;
+use crate::places::Purpose;
+use crate::steps::{self, Steps};
+use rustix::fs::{Mode, OFlags};
+use std::cell::RefCell;
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+use sys::dir::{CallError, Facts};
+use sys::pidfd::PidFd;
+use sys::spawn::{self, Held, Plan};
+use wire::code::shown;
+use wire::path::HostPath;
+use wire::vm::{Launch, Pid};
+
+const NAME: &str = "launch_firecracker";
+/// Every step, in its order.
+#[cfg(test)]
+pub(super) const STEPS: [&str; 10] =
+    ["log", "metrics", "socket_room", "vsock_room", "fork", "record", "start", "answer", "access", "commit"];
+
+/// What a VMM's descriptors are bounded by: each drive, tap and connection takes some.
+const OPEN_FILES: u64 = 4096;
+/// A VMM goes before the services of its host where memory runs out.
+const OOM_SCORE_ADJ: &std::ffi::CStr = c"200";
+/// The part of a log's end that an error may hold.
+const LAST_WORDS: usize = 2048;
+const LAST_LINES: usize = 4;
+
+/// Launches a VM; it runs when this returns.
+pub(crate) fn launch(host: &Host, asked: &Launch) -> Result<Pid, Fail> {
+    let checked = checks::all(host, asked)?;
+    if let Some(jailer) = &asked.jailer {
+        return Err(no_jailer(host, jailer));
+    }
+    let config = config::sealed(&config::of(asked)?)?;
+    let record = Record::new(asked, &checked.program, checked.drives.clone());
+    let claim = host.vms.claim(&record, host.settings.limits.vms)?;
+    // Behind the claim: `delete_tap` spares the taps of claims, so it can't go between this look and its use.
+    tap::check(&asked.tap, host.owner.uid)?;
+    let new = New { host, asked, checked: &checked, record };
+    // The claim outlives the undo of a failure.
+    let (record, vmm) = steps::run(NAME, &host.faults, |steps| new.run(steps, config))?;
+    let pid = Pid(vmm.pid());
+    claim.keep(record, vmm);
+    Ok(pid)
+}
+
+fn no_jailer(host: &Host, jailer: &wire::vm::Jailer) -> Fail {
+    if (jailer.uid, jailer.gid) != (host.owner.uid.into(), host.owner.gid.into()) {
+        return Fail::new("jailer: uid and gid must be the registered owner's");
+    }
+    Fail::new("jailer: this version of bangerd-root launches no VM in a jail yet; leave jailer out")
+}
+
+/// A VM that is being launched.
+struct New<'a> {
+    host: &'a Host,
+    asked: &'a Launch,
+    checked: &'a Checked,
+    record: Record,
+}
+
+impl<'a> New<'a> {
+    fn run(mut self, steps: &mut Steps<'a>, config: OwnedFd) -> Result<(Record, Arc<PidFd>), Fail> {
+        let (host, asked) = (self.host, self.asked);
+        let log = self.output(steps, "log", "log_path", &asked.log)?;
+        let said_before = Facts::of(&log).map_or(0, |facts| facts.size);
+        self.output(steps, "metrics", "metrics_path", &asked.metrics)?;
+        let (socket_dir, vsock_dir) = (&self.checked.socket_dir, &self.checked.vsock_dir);
+        steps.act("socket_room", || sockets::make_room(socket_dir, &asked.socket, &host.owner, "socket_path"))?;
+        steps.act("vsock_room", || sockets::make_room(vsock_dir, &asked.vsock, &host.owner, "vsock_path"))?;
+
+        // Until it is let go the child ends with whoever holds it, so it needs no undo.
+        let held = steps.act("fork", || self.fork(&log, &config))?;
+        drop(config);
+        self.record.process = Process::of(held.pid())
+            .map_err(|error| Fail::new("the VMM's process can't be looked at").because(error))?;
+        steps.undo("record", {
+            let vm_id = self.record.vm_id.clone();
+            move || Record::remove(&vm_id, host.records.dir())
+        });
+        steps.act("record", || self.record.write(host.records.dir()))?;
+
+        let awaited = Awaited {
+            dir: socket_dir,
+            name: asked.socket.file_name(),
+            owner: &host.owner,
+            until: Instant::now() + host.settings.limits.launch_time(),
+            news: news_of(socket_dir),
+        };
+        let vmm = self.start(steps, held)?;
+        let why = |not_running| self.not_running(&not_running, &vmm, said_before);
+        steps.act("answer", || awaited.run(&vmm).map_err(why))?;
+        let (socket, vsock) = steps.act("access", || {
+            let socket = sockets::close_to_others(socket_dir, asked.socket.file_name(), host)?;
+            Ok((socket, sockets::close_to_others(vsock_dir, asked.vsock.file_name(), host)?))
+        })?;
+        self.record.socket.made = Some(socket);
+        self.record.vsock.made = Some(vsock);
+        self.record.phase = Phase::Running;
+        steps.act("commit", || self.record.write(host.records.dir()))?;
+        Ok((self.record, vmm))
+    }
+
+    /// Opens a file that the VMM appends to, made where it is missing. One that we made and nobody wrote goes again.
+    fn output(&self, steps: &mut Steps<'a>, step: &'static str, field: &str, path: &'a HostPath) -> Result<File, Fail> {
+        let (host, owner) = (self.host, &self.host.owner);
+        let was_missing = host.state.look(path, owner).is_err_and(|unopened| unopened.is_missing());
+        if was_missing {
+            steps.undo(step, move || remove_if_empty(host, path));
+        }
+        steps.act(step, || {
+            let opened = host.state.open_file(path, Purpose::Append, owner);
+            opened.map_err(|unopened| {
+                let fail = Fail::from(unopened);
+                Fail { message: format!("{field}: {}", fail.message), ..fail }
+            })
+        })
+    }
+
+    fn fork(&self, log: &File, config: &OwnedFd) -> Result<Held, Fail> {
+        let failed = |cause: String| Fail::new("the VMM can't be started").because(cause);
+        let arg = |text: &str| CString::new(text).map_err(|error| failed(error.to_string()));
+        let config_path = format!("/proc/self/fd/{}", spawn::PASSED);
+        let argv = [
+            self.checked.program.path.as_str(),
+            "--api-sock",
+            self.asked.socket.as_str(),
+            "--id",
+            self.asked.vm_id.as_str(),
+            "--config-file",
+            config_path.as_str(),
+        ];
+        let argv = argv.into_iter().map(arg).collect::<Result<Vec<CString>, Fail>>()?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| failed(CallError::new("open(/dev/null)", errno).to_string()))?;
+        let groups: Vec<u32> = kvm_group().into_iter().collect();
+        let plan = Plan {
+            program: self.checked.program.as_fd(),
+            is_script: self.checked.program.is_script,
+            argv: &argv,
+            uid: self.host.owner.uid,
+            gid: self.host.owner.gid,
+            groups: &groups,
+            input: null.as_fd(),
+            output: log.as_fd(),
+            passed: config.as_fd(),
+            open_files: open_files(),
+            oom_score_adj: OOM_SCORE_ADJ,
+        };
+        spawn::hold(&plan).map_err(|error| failed(format!("clone3: {error}")))
+    }
+
+    /// Lets the VMM go. From here on it has to be ended, and what it made removed, where the launch fails.
+    fn start(&self, steps: &mut Steps<'a>, held: Held) -> Result<Arc<PidFd>, Fail> {
+        let host = self.host;
+        let sockets = [&self.asked.socket, &self.asked.vsock].map(|path| Socket::new(path.as_str()));
+        steps.undo("sockets", move || {
+            sockets.iter().try_for_each(|socket| sockets::remove(host.runtime.dir(), &host.owner, socket))
+        });
+        let started: Rc<RefCell<Option<Arc<PidFd>>>> = Rc::default();
+        steps.undo("VMM", {
+            let started = Rc::clone(&started);
+            move || started.borrow().as_deref().map_or(Ok(()), live::end)
+        });
+        steps.act("start", || {
+            let pid = held.pid();
+            let released = held.release().map_err(|failed| {
+                Fail::new(format!("program {} can't be executed", shown(&self.checked.program.path))).because(failed)
+            });
+            let vmm = Arc::new(PidFd::from_fd(released?, pid));
+            *started.borrow_mut() = Some(Arc::clone(&vmm));
+            Ok(vmm)
+        })
+    }
+
+    /// What the client is told of a VMM whose VM does not run: why, and its last words.
+    fn not_running(&self, why: &NotRunning, vmm: &PidFd, said_before: u64) -> Fail {
+        let program = self.asked.program.as_str().rsplit('/').next().unwrap_or("the VMM");
+        let mut message = match why {
+            NotRunning::Ended => {
+                let how = live::reap(vmm).map_or_else(|| "ended".to_owned(), |status| live::told(&status));
+                format!("{program} {how} before its VM ran")
+            }
+            NotRunning::Late(what) => {
+                let seconds = self.host.settings.limits.launch_time().as_secs();
+                format!("{program}: waited {seconds} s (limits.launch_seconds) for {what}")
+            }
+            NotRunning::Said(what) => format!("{program}: {what}"),
+        };
+        match self.last_words(said_before) {
+            Some(words) => message.push_str(&format!("; its last words: {words}")),
+            None => message.push_str("; it said nothing"),
+        }
+        Fail::new(message)
+    }
+
+    /// The last lines that the VMM wrote to its log since it was launched, fit to be shown.
+    fn last_words(&self, said_before: u64) -> Option<String> {
+        let file = self.host.state.open_file(&self.asked.log, Purpose::Read, &self.host.owner).ok()?;
+        let end = Facts::of(&file).ok()?.size;
+        let start = end.saturating_sub(LAST_WORDS as u64).max(said_before);
+        let mut bytes = [0u8; LAST_WORDS];
+        let length = file.read_at(&mut bytes, start).ok()?;
+        let text = String::from_utf8_lossy(&bytes[..length]);
+        let mut lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let lines = lines.split_off(lines.len().saturating_sub(LAST_LINES));
+        let words: String = lines.join(" | ").chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        (!words.is_empty()).then_some(words)
+    }
+}
+
+/// Removes a file that a failed launch made, with the owner's rights, unless there is something in it by now.
+fn remove_if_empty(host: &Host, path: &HostPath) -> Result<(), Fail> {
+    let failed =
+        |error: &dyn std::fmt::Display| Fail::new(format!("{} can't be removed", shown(path.as_str()))).because(error);
+    let Ok((_, facts)) = host.state.look(path, &host.owner) else { return Ok(()) };
+    if facts.size > 0 {
+        return Ok(());
+    }
+    let dir = host.state.open_parent(path, &host.owner)?;
+    let removed = host.owner.run_as(|| dir.unlink(path.file_name())).map_err(|error| failed(&error))?;
+    removed.map(|_| ()).map_err(|error| failed(&error))
+}
+
+/// As many as we may hold ourselves, where that is less.
+fn open_files() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES)
+}
+
+/// The group that may use `/dev/kvm`, where this machine has one.
+fn kvm_group() -> Option<u32> {
+    let groups = std::fs::read_to_string("/etc/group").ok()?;
+    groups.lines().find_map(|line| line.strip_prefix("kvm:")?.split(':').nth(1)?.parse().ok())
+}

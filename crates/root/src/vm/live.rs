@@ -1,0 +1,348 @@
+//! The VMs that run: who has what, who has ended, and what goes with him.
+//!
+//! A launch claims what its VM is to have before it changes anything, so that two launches can't come to share it.
+//! One thread waits for the VMMs' ends; there is none while no VM runs. Whoever else meets an ended VM first clears
+//! it himself: nobody has to wait for that thread.
+
+use super::record::{Phase, Record};
+use super::sockets;
+use crate::fail::Fail;
+use crate::log::{Level, Log, Value};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use sys::creds::Identity;
+use sys::dir::Dir;
+use sys::pidfd::PidFd;
+use wire::code::shown;
+
+/// How long a VMM that was killed gets to be gone. The kernel may have gigabytes to give back.
+const END_TIME: Duration = Duration::from_secs(10);
+
+/// VMs that were launched here, or by an earlier helper, and still run.
+pub(crate) struct Vms {
+    shared: Arc<Shared>,
+}
+
+/// What is needed to clear a VM away.
+pub(super) struct Ground {
+    pub(super) records: Dir,
+    pub(super) runtime: Dir,
+    pub(super) owner: Identity,
+    pub(super) log: Log,
+}
+
+struct Shared {
+    ground: Ground,
+    table: Mutex<Table>,
+    changed: Condvar,
+    wake: OwnedFd,
+}
+
+#[derive(Default)]
+struct Table {
+    vms: BTreeMap<String, Vm>,
+    watched: bool,
+}
+
+struct Vm {
+    record: Record,
+    state: State,
+}
+
+enum State {
+    /// Its launch goes on.
+    Launching,
+    /// It runs, or ran when somebody last looked.
+    Running(Arc<PidFd>),
+    /// It has ended and is being cleared away.
+    Ending,
+}
+
+/// A VM that runs.
+pub(super) struct Found {
+    pub(super) record: Record,
+    pub(super) vmm: Arc<PidFd>,
+}
+
+/// What a launch has claimed. Dropped, it is free again.
+pub(super) struct Claim<'a> {
+    vms: &'a Vms,
+    vm_id: String,
+    is_kept: bool,
+}
+
+impl Vms {
+    /// Takes over the VMs that the records in `ground` tell of and the kernel knows. What has ended is cleared away,
+    /// and what was still being launched is ended.
+    pub(super) fn take_over(ground: Ground) -> Result<Vms, Fail> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Fail::new("the helper can't watch its VMs").because(format!("eventfd: {errno}")))?;
+        let (records, bad) =
+            Record::all(&ground.records).map_err(|error| Fail::new("the VMs' records can't be read").because(error))?;
+        for name in bad {
+            ground.log.own(Level::Warn, "vm record is none, removed", &[("name", Value::Text(&name, 256))]);
+            if let Err(error) = ground.records.unlink(&name) {
+                ground.report("vm record stays", &name, &Fail::new("").because(error));
+            }
+        }
+        let shared = Shared { ground, table: Mutex::default(), changed: Condvar::new(), wake };
+        let vms = Vms { shared: Arc::new(shared) };
+        for record in records {
+            vms.take_one(record);
+        }
+        Ok(vms)
+    }
+
+    /// Begins to wait for the ends of those that were taken over. Apart from that, because it may start a thread.
+    pub(crate) fn watch(&self) {
+        self.shared.watch();
+    }
+
+    fn take_one(&self, record: Record) {
+        let ground = &self.shared.ground;
+        let id = [
+            ("vm_id", Value::Text(&record.vm_id, 64)),
+            ("pid", Value::Number(record.process.pid.unsigned_abs().into())),
+        ];
+        match record.process.find() {
+            Some(vmm) if record.phase == Phase::Running => {
+                ground.log.own(Level::Info, "vm taken over", &id);
+                let vm = Vm { state: State::Running(Arc::new(vmm)), record };
+                self.shared.lock().vms.insert(vm.record.vm_id.clone(), vm);
+            }
+            Some(vmm) => {
+                ground.log.own(Level::Warn, "vm launch was cut off, ended", &id);
+                if let Err(fail) = end(&vmm) {
+                    ground.report("vm can't be ended", &record.vm_id, &fail);
+                }
+                ground.clear(&record);
+            }
+            None => {
+                ground.log.own(Level::Info, "vm has ended meanwhile", &id);
+                ground.clear(&record);
+            }
+        }
+    }
+
+    /// Claims what `record` names, for a launch.
+    pub(super) fn claim(&self, record: &Record, most: usize) -> Result<Claim<'_>, Fail> {
+        let until = Instant::now() + END_TIME;
+        let mut table = self.shared.lock();
+        loop {
+            let clash = table.vms.values().find_map(|vm| record.clash(&vm.record).map(|what| (vm, what)));
+            let Some((vm, what)) = clash else { break };
+            let other = vm.record.vm_id.clone();
+            match &vm.state {
+                State::Running(vmm) if !vmm.is_alive() => {
+                    drop(table);
+                    self.shared.settle(&other);
+                    table = self.shared.lock();
+                }
+                State::Ending if Instant::now() < until => table = self.shared.wait(table, until),
+                _ => return Err(Fail::new(format!("{what}: VM {} has it", shown(&other)))),
+            }
+        }
+        if table.vms.len() >= most {
+            return Err(Fail::new(format!("{most} VMs are the most that limits.vms allows: end one first")));
+        }
+        let vm = Vm { record: record.clone(), state: State::Launching };
+        table.vms.insert(record.vm_id.clone(), vm);
+        Ok(Claim { vms: self, vm_id: record.vm_id.clone(), is_kept: false })
+    }
+
+    /// The running VM that `which` picks.
+    pub(super) fn find(&self, which: impl Fn(&Record) -> bool) -> Option<Found> {
+        let found = self.running().into_iter().find(|vm| which(&vm.record))?;
+        if found.vmm.is_alive() {
+            return Some(found);
+        }
+        self.shared.settle(&found.record.vm_id);
+        None
+    }
+
+    /// All running VMs.
+    pub(super) fn running(&self) -> Vec<Found> {
+        let table = self.shared.lock();
+        let running = table.vms.values().filter_map(|vm| match &vm.state {
+            State::Running(vmm) => Some(Found { record: vm.record.clone(), vmm: Arc::clone(vmm) }),
+            State::Launching | State::Ending => None,
+        });
+        running.collect()
+    }
+
+    /// Whether a VM that runs or is being launched is so.
+    pub(super) fn any(&self, which: impl Fn(&Record) -> bool) -> bool {
+        let table = self.shared.lock();
+        table.vms.values().any(|vm| {
+            which(&vm.record)
+                && match &vm.state {
+                    State::Running(vmm) => vmm.is_alive(),
+                    State::Launching => true,
+                    State::Ending => false,
+                }
+        })
+    }
+
+    /// Waits until an ended VM is cleared away, so that what it had is free when the caller answers.
+    pub(super) fn settle(&self, vm_id: &str) {
+        self.shared.settle(vm_id);
+    }
+}
+
+impl Claim<'_> {
+    /// The VM runs: it is known from now on.
+    pub(super) fn keep(mut self, record: Record, vmm: Arc<PidFd>) {
+        let mut table = self.vms.shared.lock();
+        if let Some(vm) = table.vms.get_mut(&self.vm_id) {
+            *vm = Vm { record, state: State::Running(vmm) };
+        }
+        drop(table);
+        self.is_kept = true;
+        self.vms.shared.watch();
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.vms.shared.lock().vms.remove(&self.vm_id);
+            self.vms.shared.changed.notify_all();
+        }
+    }
+}
+
+impl Shared {
+    /// The table is whole whenever nobody holds it, whatever became of the one who did.
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, table: MutexGuard<'a, Table>, until: Instant) -> MutexGuard<'a, Table> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Clears an ended VM away, once, whoever asks; returns when that is done.
+    fn settle(&self, vm_id: &str) {
+        let until = Instant::now() + END_TIME;
+        let mut table = self.lock();
+        let (record, vmm) = loop {
+            match table.vms.get_mut(vm_id) {
+                Some(Vm { record, state }) => match state {
+                    State::Running(vmm) if !vmm.is_alive() => {
+                        let ended = (record.clone(), Arc::clone(vmm));
+                        *state = State::Ending;
+                        break ended;
+                    }
+                    State::Ending if Instant::now() < until => table = self.wait(table, until),
+                    _ => return,
+                },
+                None => return,
+            }
+        };
+        drop(table);
+        let how = reap(&vmm).map_or_else(|| "not our child".to_owned(), |status| told(&status));
+        let fields = [("vm_id", Value::Text(vm_id, 64)), ("how", Value::Text(&how, 64))];
+        self.ground.log.own(Level::Info, "vm ended", &fields);
+        self.ground.clear(&record);
+        self.lock().vms.remove(vm_id);
+        self.changed.notify_all();
+    }
+
+    /// Sees to it that the thread that waits for ends is there, and knows of every VM.
+    fn watch(self: &Arc<Self>) {
+        let mut table = self.lock();
+        let runs = table.vms.values().any(|vm| matches!(vm.state, State::Running(_)));
+        if table.watched || !runs {
+            // It looks at the table again. Eight bytes into a counter that is not full: can't fail.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+            return;
+        }
+        let shared = Arc::clone(self);
+        let started = std::thread::Builder::new()
+            .name("vms".into())
+            .stack_size(128 << 10)
+            .spawn(move || while shared.wait_for_ends() {});
+        match started {
+            Ok(_) => table.watched = true,
+            Err(error) => self.ground.report("vms are not watched", "", &Fail::new("").because(error)),
+        }
+    }
+
+    /// Waits for the next end and clears it away. False, and no longer watching, where no VM runs.
+    fn wait_for_ends(&self) -> bool {
+        let mut table = self.lock();
+        let running: Vec<(String, Arc<PidFd>)> = table
+            .vms
+            .iter()
+            .filter_map(|(id, vm)| match &vm.state {
+                State::Running(vmm) => Some((id.clone(), Arc::clone(vmm))),
+                _ => None,
+            })
+            .collect();
+        if running.is_empty() {
+            table.watched = false;
+            return false;
+        }
+        drop(table);
+        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
+        fds.extend(running.iter().map(|(_, vmm)| PollFd::from_borrowed_fd(vmm.as_fd(), PollFlags::IN)));
+        if poll(&mut fds, None).is_err() {
+            return true;
+        }
+        let ended: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8][..]);
+        for ((id, _), _) in running.iter().zip(ended).filter(|(_, ended)| *ended) {
+            self.settle(id);
+        }
+        true
+    }
+}
+
+impl Ground {
+    /// Removes what an ended VM left: its sockets, then its record, so that a helper killed in between comes back to it.
+    pub(super) fn clear(&self, record: &Record) {
+        for socket in [&record.socket, &record.vsock] {
+            if let Err(fail) = sockets::remove(&self.runtime, &self.owner, socket) {
+                self.report("vm socket stays", &record.vm_id, &fail);
+            }
+        }
+        if let Err(fail) = Record::remove(&record.vm_id, &self.records) {
+            self.report("vm record stays", &record.vm_id, &fail);
+        }
+    }
+
+    fn report(&self, message: &str, what: &str, fail: &Fail) {
+        let fields = [("vm_id", Value::Text(what, 256)), ("cause", Value::List(&fail.causes, 1024))];
+        self.log.own(Level::Warn, message, &fields);
+    }
+}
+
+/// Ends a VMM for good: it is gone and reaped when this returns.
+pub(super) fn end(vmm: &PidFd) -> Result<(), Fail> {
+    let _ = vmm.send_signal(libc::SIGKILL);
+    if !vmm.wait_end(END_TIME) {
+        return Err(Fail::new("the VMM does not end").because(format!("pid {} lives after SIGKILL", vmm.pid())));
+    }
+    reap(vmm);
+    Ok(())
+}
+
+/// Takes an ended child off the process table. `None` where it is not our child, or was reaped before.
+pub(super) fn reap(vmm: &PidFd) -> Option<WaitIdStatus> {
+    waitid(WaitId::PidFd(vmm.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok().flatten()
+}
+
+/// How a process ended, in words.
+pub(super) fn told(status: &WaitIdStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("ended with status {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}

@@ -1,0 +1,177 @@
+//! Sockets in the runtime directory, where the owner writes: looked at, given to him, made room for and removed, each
+//! by descriptor and, wherever the owner's own rights will do, with those.
+
+use super::record;
+use crate::fail::Fail;
+use crate::host::Host;
+use crate::places::{Why, kind_name};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use sys::creds::Identity;
+use sys::dir::{CallError, Dir, Facts};
+use wire::Code;
+use wire::code::shown;
+use wire::path::HostPath;
+use wire::vm::SocketAccess;
+
+/// The longest path that a Unix socket's address holds.
+const MAX_SOCKET_PATH: usize = 107;
+/// The owner's daemon listens there, below the runtime directory.
+const DAEMON_SOCKET: &str = "bangerd.sock";
+
+/// Gives a socket to the owner, mode 0600.
+pub(crate) fn ensure_access(host: &Host, access: &SocketAccess) -> Result<(), Fail> {
+    let path = &access.path;
+    let (socket, facts) = host.runtime.look(path, &host.owner).map_err(|unopened| {
+        let code = if unopened.why == Why::Failed { Code::OperationFailed } else { Code::InvalidPath };
+        Fail::from(unopened).code(code)
+    })?;
+    let refuse = |why: &str| Fail::new(format!("{} {} {why}", access.label, shown(path.as_str())));
+    if facts.kind != FileType::Socket {
+        return Err(refuse(&format!("is {}, not a socket", kind_name(facts.kind))));
+    }
+    // One name, and it is this one: a second name elsewhere would be another service's, handed over here.
+    if facts.nlink != 1 {
+        return Err(refuse("has another name elsewhere"));
+    }
+    if facts.uid != 0 && facts.uid != host.owner.uid {
+        return Err(refuse("belongs to another user"));
+    }
+    give(socket.as_fd(), &host.owner).map_err(|error| refuse("can't be given to the owner").because(error))
+}
+
+/// Sets mode and owner by descriptor. The mode first: in no instant can others use it.
+fn give(socket: BorrowedFd<'_>, owner: &Identity) -> Result<(), CallError> {
+    let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
+    rustix::fs::chmod(&path, Mode::from_raw_mode(0o600))
+        .map_err(|errno| CallError::new("chmod(<socket>, 0600)", errno))?;
+    let (uid, gid) = (rustix::process::Uid::from_raw(owner.uid), rustix::process::Gid::from_raw(owner.gid));
+    rustix::fs::chownat(socket, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+        .map_err(|errno| CallError::new(format!("fchownat(<socket>, {}, {})", owner.uid, owner.gid), errno))
+}
+
+/// Closes a VMM's new socket to all but the owner, and says which file it is.
+pub(super) fn close_to_others(dir: &Dir, name: &str, host: &Host) -> Result<(u64, u64), Fail> {
+    let failed = |why: &str| Fail::new(format!("the VMM's socket {} {why}", shown(name)));
+    let done = host.owner.run_as(|| {
+        let socket = dir.open_at(name, OFlags::PATH, 0)?;
+        let facts = Facts::of(&socket)?;
+        if facts.kind == FileType::Socket {
+            give(socket.as_fd(), &host.owner)?;
+        }
+        Ok::<Facts, CallError>(facts)
+    });
+    let facts = done.map_err(|error| failed("can't be looked at").because(error))?;
+    let facts = facts.map_err(|error| failed("is not there, or can't be closed to others").because(error))?;
+    match facts.kind {
+        FileType::Socket => Ok((facts.dev, facts.ino)),
+        kind => Err(failed(&format!("is {}", kind_name(kind)))),
+    }
+}
+
+/// The directory of a socket that a VMM is to make there, where there is room for it or room can be made.
+pub(super) fn room(host: &Host, path: &HostPath, field: &str) -> Result<Dir, Fail> {
+    let refuse = |why: String| Fail::new(format!("{field}: {} {why}", shown(path.as_str())));
+    if path.below() == DAEMON_SOCKET || path.as_str() == host.settings.socket {
+        return Err(refuse("is a socket of banger's own: choose another".into()));
+    }
+    if path.as_str().len() > MAX_SOCKET_PATH {
+        return Err(refuse(format!("is longer than the {MAX_SOCKET_PATH} bytes that a socket's address holds")));
+    }
+    let dir = host.runtime.open_parent(path, &host.owner)?;
+    match stale(&dir, path.file_name(), &host.owner).map_err(refuse)? {
+        Stale::Nothing | Stale::Socket | Stale::Link => Ok(dir),
+    }
+}
+
+/// Makes room: removes what an ended VM left there, with the owner's rights.
+pub(super) fn make_room(dir: &Dir, path: &HostPath, owner: &Identity, field: &str) -> Result<(), Fail> {
+    let refuse = |why: String| Fail::new(format!("{field}: {} {why}", shown(path.as_str())));
+    match stale(dir, path.file_name(), owner).map_err(refuse)? {
+        Stale::Nothing => Ok(()),
+        Stale::Socket | Stale::Link => {
+            let removed = owner.run_as(|| dir.unlink(path.file_name()));
+            let failed = |error: &dyn std::fmt::Display| refuse("can't be replaced".into()).because(error);
+            removed.map_err(|error| failed(&error))?.map_err(|error| failed(&error)).map(|_| ())
+        }
+    }
+}
+
+/// What of an ended VM's has a name.
+enum Stale {
+    Nothing,
+    /// A socket that nobody listens on.
+    Socket,
+    /// A link to a socket in a chroot of a VM.
+    Link,
+}
+
+/// What has the name `name`, where a launch may take its place; else why not.
+fn stale(dir: &Dir, name: &str, owner: &Identity) -> Result<Stale, String> {
+    let facts = match dir.entry(name) {
+        Ok(facts) => facts,
+        Err(error) if error.is_missing() => return Ok(Stale::Nothing),
+        Err(error) => return Err(format!("can't be looked at ({})", std::io::Error::from(error.errno()))),
+    };
+    match facts.kind {
+        FileType::Socket => match connect(dir, name, owner) {
+            Err(Errno::CONNREFUSED) => Ok(Stale::Socket),
+            Err(Errno::NOENT) => Ok(Stale::Nothing),
+            Ok(_) | Err(Errno::AGAIN) => Err("is a socket that something listens on: choose another".into()),
+            Err(errno) => Err(format!("is a socket that can't be tried ({})", std::io::Error::from(errno))),
+        },
+        FileType::Symlink if leads_into_a_chroot(dir, name) => Ok(Stale::Link),
+        kind => Err(format!("is {} already: nothing but an ended VM's socket is replaced", kind_name(kind))),
+    }
+}
+
+fn leads_into_a_chroot(dir: &Dir, name: &str) -> bool {
+    let target = rustix::fs::readlinkat(dir, name, Vec::new()).map(|target| target.to_string_lossy().into_owned());
+    target.is_ok_and(|target| {
+        let mut parts = target.rsplit('/');
+        matches!(parts.next(), Some("firecracker.socket" | "vsock.sock"))
+            && parts.next() == Some("root")
+            && parts.nth(1) == Some("firecracker")
+    })
+}
+
+/// Connects to the socket `name` with the owner's rights, without waiting and without following a link: what is
+/// connected to is the socket that was opened.
+pub(super) fn connect(dir: &Dir, name: &str, owner: &Identity) -> Result<OwnedFd, Errno> {
+    let connected = owner.run_as(|| {
+        let socket = dir.open_at(name, OFlags::PATH, 0).map_err(|error| error.errno())?;
+        if Facts::of(&socket).map_err(|error| error.errno())?.kind != FileType::Socket {
+            return Err(Errno::NOTSOCK);
+        }
+        let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", socket.as_raw_fd()))?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&ours, &address)?;
+        Ok(ours)
+    });
+    connected.unwrap_or(Err(Errno::PERM))
+}
+
+/// Removes an ended VM's socket, where it still is that one, with the owner's rights.
+pub(super) fn remove(runtime: &Dir, owner: &Identity, socket: &record::Socket) -> Result<(), Fail> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Fail::new(format!("socket {} can't be removed", shown(&socket.path))).because(error)
+    };
+    let below = socket.path.strip_prefix(runtime.path().trim_end_matches("/.")).and_then(|rest| rest.strip_prefix('/'));
+    let Some(below) = below else { return Ok(()) };
+    let (parent, name) = below.rsplit_once('/').unwrap_or((".", below));
+    let removed = owner.run_as(|| {
+        let dir = runtime.dir(parent)?;
+        let facts = dir.entry(name)?;
+        let is_it = socket.made.is_none_or(|made| made == (facts.dev, facts.ino));
+        if facts.kind == FileType::Socket && is_it { dir.unlink(name) } else { Ok(false) }
+    });
+    match removed.map_err(|error| failed(&error))? {
+        Ok(_) => Ok(()),
+        // A link or a mount in the way is the owner's doing: then nothing of ours is there.
+        Err(error) if error.is_missing() || error.is_symlink() || error.is_crossing() => Ok(()),
+        Err(error) => Err(failed(&error)),
+    }
+}

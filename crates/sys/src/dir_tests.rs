@@ -1,0 +1,82 @@
+//! What can't be reached from a directory's descriptor, and what can.
+
+use super::*;
+use std::os::unix::fs::symlink;
+
+fn place() -> (tempfile::TempDir, Dir) {
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(temp.path().join("in/sub")).unwrap();
+    std::fs::write(temp.path().join("in/sub/file"), "text").unwrap();
+    std::fs::write(temp.path().join("outside"), "secret").unwrap();
+    let dir = Dir::open(temp.path().join("in").to_str().unwrap()).unwrap();
+    (temp, dir)
+}
+
+#[test]
+fn no_way_out() {
+    let (temp, dir) = place();
+    let inside = temp.path().join("in");
+    symlink("../outside", inside.join("link")).unwrap();
+    symlink("/", inside.join("top")).unwrap();
+    symlink("sub", inside.join("alias")).unwrap();
+    symlink("/proc/self/root", inside.join("magic")).unwrap();
+    for (below, errno) in [
+        ("../outside", Errno::XDEV),
+        ("sub/../../outside", Errno::XDEV),
+        ("/etc/passwd", Errno::XDEV),
+        ("link", Errno::LOOP),
+        ("top/etc/passwd", Errno::LOOP),
+        ("alias/file", Errno::LOOP),
+        ("magic/etc/passwd", Errno::LOOP),
+        ("sub/none", Errno::NOENT),
+        ("sub/file/x", Errno::NOTDIR),
+    ] {
+        assert_eq!(dir.open_at(below, OFlags::RDONLY, 0).unwrap_err().errno(), errno, "{below}");
+    }
+    let read = std::io::read_to_string(File::from(dir.open_at("sub/file", OFlags::RDONLY, 0).unwrap())).unwrap();
+    assert_eq!(read, "text");
+    assert!(Dir::open(inside.join("alias").to_str().unwrap()).unwrap_err().is_symlink());
+}
+
+#[test]
+fn a_fifo_does_not_hold_us() {
+    let (_temp, dir) = place();
+    fs::mknodat(&dir, "fifo", FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let opened = dir.open_at("fifo", OFlags::RDONLY, 0).unwrap();
+    assert_eq!(Facts::of(&opened).unwrap().kind, FileType::Fifo);
+    assert_eq!(dir.open_at("fifo", OFlags::WRONLY, 0).map(drop).unwrap_or(()), ());
+}
+
+#[test]
+fn names_are_one_part() {
+    let (temp, dir) = place();
+    for name in ["", ".", "..", "../outside", "sub/file"] {
+        assert_eq!(dir.unlink(name).unwrap_err().errno(), Errno::INVAL, "{name}");
+        assert_eq!(dir.rename("sub", name).unwrap_err().errno(), Errno::INVAL, "{name}");
+    }
+    assert!(temp.path().join("outside").exists());
+    assert!(!dir.unlink("none").unwrap());
+}
+
+#[test]
+fn a_file_is_written_whole() {
+    let (_temp, dir) = place();
+    dir.write_whole("record", b"one", 0o600).unwrap();
+    dir.write_whole("record", b"two", 0o600).unwrap();
+    assert_eq!(dir.names().unwrap(), ["record", "sub"]);
+    let facts = dir.facts("record").unwrap();
+    assert_eq!((facts.size, facts.mode, facts.nlink), (3, 0o600, 1));
+    let made = dir.make_dir("wide", 0o711).unwrap();
+    assert_eq!(Facts::of(&made).unwrap().mode, 0o711);
+    assert!(dir.remove_dir("wide").unwrap() && !dir.remove_dir("wide").unwrap());
+}
+
+#[test]
+fn an_error_is_the_call_as_it_was_made() {
+    let (_temp, dir) = place();
+    let told = dir.open_at("sub/\n", OFlags::RDWR | OFlags::APPEND, 0).unwrap_err().to_string();
+    assert_eq!(
+        told,
+        format!("openat2(<{}>, \"sub/\\n\", O_RDWR|O_APPEND, beneath): No such file or directory (ENOENT)", dir.path())
+    );
+}

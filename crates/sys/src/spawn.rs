@@ -1,0 +1,480 @@
+//! Starting a program as another user, for good: it outlives us, has no rights, and begins only when it is let go.
+//!
+//! The child is forked, takes its new descriptors and waits. Until [`Held::release`] it has executed nothing, and it
+//! ends by itself when its starter goes, however that goes. So its process id can be written down before it runs.
+
+use rustix::process::{WaitId, WaitIdOptions};
+use std::ffi::{CStr, CString, c_char};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// The number under which the program finds [`Plan::passed`].
+pub const PASSED: RawFd = 3;
+const PROGRAM: RawFd = 4;
+const GATE: RawFd = 5;
+const REPORT: RawFd = 6;
+/// Above all of these: nothing is overwritten while the descriptors are put in their places.
+const ASIDE: RawFd = 16;
+
+/// A program, and all that it is given. Its environment is empty, its directory `/`, its umask 077; it leads a session
+/// of its own, no signal is blocked, ignored or handled in it, and it leaves no core.
+pub struct Plan<'a> {
+    /// The file that is executed, whatever its name leads to by then.
+    pub program: BorrowedFd<'a>,
+    /// Whether it is a script: its interpreter then opens it by descriptor, which has to stay.
+    pub is_script: bool,
+    /// Its arguments, its name first.
+    pub argv: &'a [CString],
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its supplementary groups, all of them.
+    pub groups: &'a [u32],
+    /// Its descriptor 0.
+    pub input: BorrowedFd<'a>,
+    /// Its descriptors 1 and 2.
+    pub output: BorrowedFd<'a>,
+    /// Its descriptor [`PASSED`].
+    pub passed: BorrowedFd<'a>,
+    /// The most descriptors that it may hold.
+    pub open_files: u64,
+    /// What its `oom_score_adj` is set to.
+    pub oom_score_adj: &'a CStr,
+}
+
+/// Why a child did not come to execute its program: the call that failed, and its error.
+#[derive(Debug)]
+pub struct Failed {
+    /// The call.
+    pub call: &'static str,
+    /// Its error.
+    pub error: io::Error,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.call, self.error)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// A child that waits to be let go. Dropped, it ends without having executed anything, and is reaped.
+#[derive(Debug)]
+pub struct Held {
+    pid: i32,
+    pidfd: Option<OwnedFd>,
+    gate: Option<OwnedFd>,
+    report: OwnedFd,
+}
+
+impl Held {
+    /// The child's process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Lets it go, and returns its pidfd once it executes its program. It is its starter's to reap.
+    ///
+    /// # Errors
+    /// The step before the execution, or the execution itself, that failed; the child has ended and is reaped.
+    pub fn release(mut self) -> Result<OwnedFd, Failed> {
+        let failed = |call| move |error| Failed { call, error };
+        if let Some(gate) = self.gate.take() {
+            std::fs::File::from(gate).write_all(b"g").map_err(failed("write to the gate"))?;
+        }
+        let mut said = Vec::new();
+        let report = self.report.try_clone().map_err(failed("dup"))?;
+        std::fs::File::from(report).read_to_end(&mut said).map_err(failed("read of the report"))?;
+        if let [step, a, b, c, d, ..] = said[..] {
+            let call = STEPS.get(usize::from(step)).copied().unwrap_or("start");
+            return Err(Failed { call, error: io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])) });
+        }
+        // Closed without a word: by the execution, or by a death that the pidfd tells of.
+        self.pidfd.take().ok_or(Failed { call: "release", error: io::ErrorKind::NotConnected.into() })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.gate = None;
+        if let Some(pidfd) = self.pidfd.take() {
+            // Nothing that a failure here would change: the child has no gate to wait at any more.
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+        }
+    }
+}
+
+/// Forks the child of `plan`, which waits at its gate.
+///
+/// # Errors
+/// What the kernel says to the pipes or the fork.
+pub fn hold(plan: &Plan<'_>) -> io::Result<Held> {
+    let (gate_out, gate_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (report_out, report_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // All memory that the child needs is made here: behind the fork nothing may allocate.
+    let mut argv: Vec<*const c_char> = plan.argv.iter().map(|arg| arg.as_ptr()).collect();
+    argv.push(std::ptr::null());
+    let mut fds = [
+        (plan.input.as_raw_fd(), 0),
+        (plan.output.as_raw_fd(), 1),
+        (plan.output.as_raw_fd(), 2),
+        (plan.passed.as_raw_fd(), PASSED),
+        (plan.program.as_raw_fd(), PROGRAM),
+        (gate_out.as_raw_fd(), GATE),
+        (report_in.as_raw_fd(), REPORT),
+    ];
+    let signals = BlockedSignals::new()?;
+    let (pid, pidfd) = match fork()? {
+        Some(child) => child,
+        None => become_it(plan, &mut fds, &argv),
+    };
+    drop(signals);
+    Ok(Held { pid, pidfd: Some(pidfd), gate: Some(gate_in), report: report_out })
+}
+
+/// A fork with a pidfd. `None` is the child.
+fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: all fields are integers, for which zeros are a value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of all memory. Its other threads are gone, so
+    // what it does from here on takes no lock and no memory (`become_it`).
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        _ => {
+            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Some((i32::try_from(pid).unwrap_or(-1), pidfd)))
+        }
+    }
+}
+
+/// All signals blocked in this thread, so that none of our handlers runs in the child; undone when dropped.
+struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    fn new() -> io::Result<BlockedSignals> {
+        // SAFETY: zeros are a value of the type.
+        let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: writes to the set that we own.
+        unsafe { libc::sigfillset(&raw mut all) };
+        // SAFETY: both are sets of ours.
+        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) } {
+            0 => Ok(BlockedSignals(before)),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: reads a set that we own.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+    }
+}
+
+/// What the child does, by name and in order; a report is an index into this list and an errno.
+const STEPS: [&str; 16] = [
+    "descriptors",
+    "setsid",
+    "sigaction",
+    "oom_score_adj",
+    "setrlimit(core)",
+    "setrlimit(nofile)",
+    "chdir",
+    "drop of the bounding set",
+    "clear of the ambient set",
+    "setgroups",
+    "setresgid",
+    "setresuid",
+    "capset",
+    "no_new_privs",
+    "sigprocmask",
+    "execveat",
+];
+
+/// The child. Only system calls from here on: other threads held locks when this process was forked off them.
+fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_char]) -> ! {
+    let taken = take_places(fds);
+    if taken.is_ok() {
+        wait_at_gate();
+    }
+    let steps: [&dyn Fn() -> Step; 16] = [
+        &|| taken,
+        &|| call(libc::SYS_setsid, [0; 5]),
+        &default_signals,
+        &|| write_oom(plan.oom_score_adj),
+        &|| limit(libc::RLIMIT_CORE as i32, 0),
+        &|| limit(libc::RLIMIT_NOFILE as i32, plan.open_files),
+        &|| call(libc::SYS_chdir, [c"/".as_ptr() as usize, 0, 0, 0, 0]),
+        &drop_bounding_set,
+        &|| prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as usize),
+        &|| call(libc::SYS_setgroups, [plan.groups.len(), plan.groups.as_ptr() as usize, 0, 0, 0]),
+        // The bare calls: the C library's tell all threads, and this process has none of those that it knows of.
+        &|| call(libc::SYS_setresgid, [plan.gid as usize, plan.gid as usize, plan.gid as usize, 0, 0]),
+        &|| call(libc::SYS_setresuid, [plan.uid as usize, plan.uid as usize, plan.uid as usize, 0, 0]),
+        &no_capabilities,
+        &|| prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
+        &unblock_signals,
+        &|| execute(plan.is_script, argv),
+    ];
+    let _ = call(libc::SYS_umask, [0o077, 0, 0, 0, 0]);
+    for (index, step) in steps.iter().enumerate() {
+        if let Err(error) = step() {
+            report(index, error);
+        }
+    }
+    exit()
+}
+
+/// Done, or an errno.
+type Step = Result<(), i32>;
+
+fn call(number: libc::c_long, args: [usize; 5]) -> Step {
+    let [a, b, c, d, e] = args;
+    // SAFETY: the callers of this file give numbers, or addresses of memory that lives until the child has gone.
+    match unsafe { libc::syscall(number, a, b, c, d, e) } {
+        -1 => Err(errno()),
+        _ => Ok(()),
+    }
+}
+
+fn errno() -> i32 {
+    // SAFETY: the address of this thread's own errno.
+    let at = unsafe { libc::__errno_location() };
+    // SAFETY: it is valid as long as the thread is.
+    unsafe { *at }
+}
+
+fn exit() -> ! {
+    // SAFETY: ends the process at once, without the handlers that belong to its parent.
+    unsafe { libc::_exit(127) }
+}
+
+fn report(step: usize, error: i32) -> ! {
+    let [a, b, c, d] = error.to_ne_bytes();
+    let said = [u8::try_from(step).unwrap_or(u8::MAX), a, b, c, d];
+    let _ = call(libc::SYS_write, [REPORT as usize, said.as_ptr() as usize, said.len(), 0, 0]);
+    exit()
+}
+
+/// Puts the descriptors under their numbers and closes all others, other children's gates among them.
+fn take_places(fds: &mut [(RawFd, RawFd); 7]) -> Step {
+    for (fd, _) in fds.iter_mut() {
+        // SAFETY: copies a descriptor that the parent lent us.
+        *fd = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, ASIDE) };
+        if *fd < 0 {
+            return Err(errno());
+        }
+    }
+    for (fd, place) in fds.iter() {
+        let cloexec = if matches!(*place, GATE | REPORT) { libc::O_CLOEXEC } else { 0 };
+        call(libc::SYS_dup3, [*fd as usize, *place as usize, cloexec as usize, 0, 0])?;
+    }
+    call(libc::SYS_close_range, [REPORT as usize + 1, u32::MAX as usize, 0, 0, 0])
+}
+
+/// Returns when the parent lets us go. End of file: it has gone itself, or thought better of it.
+fn wait_at_gate() {
+    let mut byte = [0u8; 1];
+    loop {
+        // SAFETY: one byte of ours.
+        match unsafe { libc::read(GATE, byte.as_mut_ptr().cast(), 1) } {
+            1 => return,
+            -1 if errno() == libc::EINTR => {}
+            _ => exit(),
+        }
+    }
+}
+
+/// By the bare call: the C library refuses the two signals that it keeps for itself, and they may be ignored too.
+fn default_signals() -> Step {
+    // The kernel's struct, all zero: SIG_DFL, no flags, no restorer, an empty mask.
+    let default = [0usize; 4];
+    for signal in 1..=64 {
+        if !matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
+            call(libc::SYS_rt_sigaction, [signal as usize, default.as_ptr() as usize, 0, 8, 0])?;
+        }
+    }
+    Ok(())
+}
+
+fn unblock_signals() -> Step {
+    // SAFETY: zeros are the empty set.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: reads a set that we own.
+    match unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(errno()),
+    }
+}
+
+fn write_oom(value: &CStr) -> Step {
+    // SAFETY: a constant path.
+    let fd = unsafe { libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(errno());
+    }
+    call(libc::SYS_write, [fd as usize, value.as_ptr() as usize, value.count_bytes(), 0, 0])?;
+    call(libc::SYS_close, [fd as usize, 0, 0, 0, 0])
+}
+
+fn limit(resource: i32, most: u64) -> Step {
+    let limit = libc::rlimit64 { rlim_cur: most, rlim_max: most };
+    call(libc::SYS_prlimit64, [0, resource as usize, &raw const limit as usize, 0, 0])
+}
+
+fn prctl(option: i32, value: usize) -> Step {
+    call(libc::SYS_prctl, [option as usize, value, 0, 0, 0])
+}
+
+/// Every capability that this kernel knows: the first that it doesn't is EINVAL.
+fn drop_bounding_set() -> Step {
+    for capability in 0..64 {
+        match prctl(libc::PR_CAPBSET_DROP, capability) {
+            Err(libc::EINVAL) => return Ok(()),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// The change of the user has cleared the effective and the permitted set; this clears the inheritable one.
+fn no_capabilities() -> Step {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION_3, 0];
+    let sets = [0u32; 6];
+    call(libc::SYS_capset, [header.as_ptr() as usize, sets.as_ptr() as usize, 0, 0, 0])
+}
+
+/// By descriptor. A program's is closed by the execution; a script's stays, for its interpreter opens `/dev/fd/4`.
+fn execute(is_script: bool, argv: &[*const c_char]) -> Step {
+    if !is_script {
+        // SAFETY: sets a flag of a descriptor of ours.
+        unsafe { libc::fcntl(PROGRAM, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    let environment: [*const c_char; 1] = [std::ptr::null()];
+    let empty = c"".as_ptr() as usize;
+    let args =
+        [PROGRAM as usize, empty, argv.as_ptr() as usize, environment.as_ptr() as usize, libc::AT_EMPTY_PATH as usize];
+    call(libc::SYS_execveat, args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Seek;
+    use std::path::Path;
+
+    fn start(program: &str, argv: &[&str], output: &File) -> io::Result<Held> {
+        let program = File::open(program).expect("the program");
+        let null = File::open("/dev/null").expect("null");
+        let argv: Vec<CString> = argv.iter().map(|arg| CString::new(*arg).expect("no NUL")).collect();
+        hold(&Plan {
+            program: program.as_fd(),
+            is_script: false,
+            argv: &argv,
+            uid: 4242,
+            gid: 4243,
+            groups: &[4244],
+            input: null.as_fd(),
+            output: output.as_fd(),
+            passed: null.as_fd(),
+            open_files: 512,
+            oom_score_adj: c"200",
+        })
+    }
+
+    fn said(mut output: &File) -> String {
+        let mut text = String::new();
+        output.rewind().expect("rewind");
+        output.read_to_string(&mut text).expect("read");
+        text
+    }
+
+    fn wait(pidfd: &OwnedFd) -> Option<i32> {
+        let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).expect("wait");
+        status.and_then(|status| status.exit_status())
+    }
+
+    #[test]
+    fn the_program_has_no_rights_and_nothing_of_ours() {
+        let _not_given = File::open("/dev/zero").expect("open");
+        let output = tempfile::tempfile().expect("a file");
+        let script = "cat /proc/self/status /proc/self/oom_score_adj; echo fds:; ls /proc/$$/fd; \
+                      echo env=$(cat /proc/$$/environ); umask; ulimit -c; ulimit -n; pwd; ps -o sid= -p $$ | tr -d ' '; echo $$";
+        let held = start("/bin/sh", &["sh", "-c", script], &output).expect("forked");
+        let pid = held.pid();
+        let pidfd = held.release().expect("started");
+        assert_eq!(wait(&pidfd), Some(0));
+        let text = said(&output);
+        let lines: Vec<&str> = text.lines().collect();
+        for line in [
+            "Uid:\t4242\t4242\t4242\t4242",
+            "Gid:\t4243\t4243\t4243\t4243",
+            "CapInh:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "CapEff:\t0000000000000000",
+            "CapBnd:\t0000000000000000",
+            "CapAmb:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "SigBlk:\t0000000000000000",
+            "SigIgn:\t0000000000000000",
+            "200",
+            "env=",
+            "0077",
+            "0",
+            "512",
+            "/",
+        ] {
+            assert!(lines.contains(&line), "no {line:?} in {text}");
+        }
+        assert!(lines.iter().any(|line| line.strip_prefix("Groups:\t").map(str::trim) == Some("4244")), "{text}");
+        assert!(text.contains("fds:\n0\n1\n2\n3\nenv="), "{text}");
+        // It leads its session.
+        assert_eq!(lines[lines.len() - 2..], [pid.to_string(), pid.to_string()]);
+    }
+
+    #[test]
+    fn before_it_is_let_go_nothing_runs_and_dropped_it_is_gone() {
+        let output = tempfile::tempfile().expect("a file");
+        let held = start("/bin/echo", &["echo", "hello"], &output).expect("forked");
+        let process = format!("/proc/{}", held.pid());
+        assert!(Path::new(&process).exists());
+        drop(held);
+        assert!(!Path::new(&process).exists());
+        assert_eq!(said(&output), "");
+    }
+
+    #[test]
+    fn one_child_does_not_keep_anothers_gate_open() {
+        let output = tempfile::tempfile().expect("a file");
+        let mut first = start("/bin/true", &["true"], &output).expect("forked");
+        let second = start("/bin/true", &["true"], &output).expect("forked");
+        first.gate = None;
+        let status = rustix::process::waitid(
+            WaitId::PidFd(first.pidfd.as_ref().expect("held").as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+        );
+        assert_eq!(status.expect("wait").and_then(|status| status.exit_status()), Some(127));
+        drop(second);
+    }
+
+    #[test]
+    fn what_can_not_be_executed_is_told_with_its_error() {
+        let output = tempfile::tempfile().expect("a file");
+        let failed = start("/etc/passwd", &["passwd"], &output).expect("forked").release().expect_err("no program");
+        assert_eq!((failed.call, failed.error.raw_os_error()), ("execveat", Some(libc::EACCES)));
+    }
+}
