@@ -106,7 +106,7 @@ impl Cache {
 
 /// `$XDG_CACHE_HOME/banger` or `~/.cache/banger`. Under sudo it is root's: what root boots doesn't lie where another user
 /// could change it.
-fn directory() -> Result<PathBuf> {
+pub(crate) fn directory() -> Result<PathBuf> {
     let by_sudo = rustix::process::geteuid().is_root() && std::env::var_os("SUDO_UID").is_some();
     if let Some(base) = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute()) {
         return Ok(base.join("banger"));

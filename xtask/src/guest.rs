@@ -22,7 +22,7 @@ const RECIPE: &[u8] = b"2";
 /// Room that making everything takes, with what apt and mmdebstrap need on the way.
 const ROOM: u64 = 1200 << 20;
 
-const NO_MIRROR: &str =
+pub(crate) const NO_MIRROR: &str =
     "Debian's packages can't be fetched\n  fix: see whether the mirror in /etc/apt answers: apt-get update";
 
 /// The files that a guest is started from.
@@ -79,7 +79,7 @@ fn kernel(cache: &Cache, release: &str, again: bool) -> Result<PathBuf> {
 }
 
 /// Downloads the current kernel's package and unpacks it into a folder.
-fn fetch_kernel(into: &Path) -> Result<()> {
+pub(crate) fn fetch_kernel(into: &Path) -> Result<()> {
     debian::with_lists(|| {
         let shown = programs::output("apt-cache", ["--no-all-versions", "show", KERNEL])?;
         let depends = shown.lines().find_map(|l| l.strip_prefix("Depends: ")).unwrap_or_default();

@@ -5,7 +5,9 @@ mod debian;
 mod demo;
 mod guest;
 mod inventory;
+mod lab;
 mod programs;
+mod tidy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,8 +23,12 @@ usage: cargo xtask COMMAND
       make a guest's kernel, initrd and root file system in the cache where they aren't there yet; print their paths
   sweep
       remove from the cache what was left half-made
-  demo --owner USER
-      the demo, in the namespaces that demo/run makes for it
+  demo --owner USER [--kernel-args WORDS] [--bench ROUNDS]
+      the demo, in the namespaces that demo/run makes for it; or, in turns with a bare QEMU, launches to the first word
+  lab, lab-test
+      another kernel under emulation; lab/run and lab/test call them
+  tidy
+      check what no compiler sees: arrows, unsafe, lengths, links, tables
   inventory [--before FILE] [--namespace net:[N]]
       list links, rules, loops and mounts, or compare them with such a list, and count the processes of a namespace
 ";
@@ -61,7 +67,10 @@ fn run() -> Result<()> {
         Some("guest") => guest(arguments),
         Some("sweep") => cache::Cache::open().map(drop),
         Some("demo") => demo(arguments),
+        Some("lab") => lab::main(arguments, lab::Task::Run),
+        Some("lab-test") => lab::main(arguments, lab::Task::Test),
         Some("inventory") => inventory(arguments),
+        Some("tidy") => tidy::run(),
         _ => bail!("no command {}; cargo xtask lists them", command.display()),
     }
 }
@@ -88,15 +97,17 @@ fn guest(mut arguments: lexopt::Parser) -> Result<()> {
 }
 
 fn demo(mut arguments: lexopt::Parser) -> Result<()> {
-    let mut owner = None;
+    let (mut owner, mut wishes) = (None, demo::Wishes::default());
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("owner") => owner = Some(arguments.value()?.string()?),
+            Long("kernel-args") => wishes.kernel_args = arguments.value()?.string()?,
+            Long("bench") => wishes.bench = Some(arguments.value()?.parse()?),
             other => return Err(other.unexpected().into()),
         }
     }
     let Some(owner) = owner else { bail!("say whose VMs they are: --owner USER") };
-    demo::run(&owner)
+    demo::run(&owner, &wishes)
 }
 
 fn inventory(mut arguments: lexopt::Parser) -> Result<()> {

@@ -60,7 +60,7 @@ pub(crate) struct Nic {
 impl Resources {
     pub(crate) fn set_machine(&mut self, config: MachineConfig) -> Result<(), Fault> {
         let vcpus = config.vcpu_count;
-        if vcpus == 0 || vcpus > MAX_VCPUS || (config.smt && vcpus != 1 && vcpus % 2 != 0) {
+        if vcpus == 0 || vcpus > MAX_VCPUS || (config.smt && vcpus != 1 && !vcpus.is_multiple_of(2)) {
             return Err(Fault::new(
                 "Machine config error: The number of vCPUs must be greater than 0, less than 32 and must be 1 or an \
                  even number if SMT is enabled.",
@@ -114,9 +114,8 @@ impl Resources {
     /// Adds a drive, or replaces the one of the same id in its place.
     pub(crate) fn set_drive(&mut self, config: Drive) -> Result<(), Fault> {
         let same = self.disks.iter().position(|disk| disk.config.drive_id == config.drive_id);
-        let other_root = self.disks.iter().any(|disk| {
-            disk.config.is_root_device && disk.config.drive_id != config.drive_id
-        });
+        let other_root =
+            self.disks.iter().any(|disk| disk.config.is_root_device && disk.config.drive_id != config.drive_id);
         if config.is_root_device && other_root {
             return Err(Fault::new("Drive config error: A root block device already exists!"));
         }
@@ -135,11 +134,10 @@ impl Resources {
             self.room_for_one_more()?;
         }
         let disk = Disk { config, backing, file };
-        let old_place = same.map(|at| {
+        if let Some(at) = same {
             self.disks.remove(at);
-            at
-        });
-        let place = if disk.config.is_root_device { 0 } else { old_place.unwrap_or(self.disks.len()) };
+        }
+        let place = if disk.config.is_root_device { 0 } else { same.unwrap_or(self.disks.len()) };
         self.disks.insert(place, disk);
         Ok(())
     }

@@ -66,8 +66,10 @@ pub(crate) fn read(stream: &mut (impl Read + Write), held: &mut Vec<u8>, max_bod
         fill(stream, held, room)?;
     };
     if head.length > max_body {
-        let message = format!("Request payload with size {} is larger than the limit of {max_body} allowed by server.",
-            head.length);
+        let message = format!(
+            "Request payload with size {} is larger than the limit of {max_body} allowed by server.",
+            head.length
+        );
         return Err(Bad::Refused(413, message));
     }
     held.drain(..head.end);

@@ -18,7 +18,7 @@ const MAX_LAST_WORDS: usize = 2048;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Start QEMU.
-    Order(Order),
+    Order(Box<Order>),
     /// A signal to this process.
     Signal(i32),
     /// QEMU is gone; `true` where its VM was running by then.
@@ -66,8 +66,10 @@ pub(crate) fn program() -> Result<PathBuf, String> {
         std::fs::metadata(path).is_ok_and(|seen| seen.is_file() && seen.uid() == 0 && seen.mode() & 0o022 == 0)
     };
     PLACES.iter().map(Path::new).find(trusted).map(Path::to_path_buf).ok_or_else(|| {
-        format!("QEMU is not installed: neither {} nor {} is a program of root's (Debian: qemu-system-x86)", PLACES[0],
-            PLACES[1])
+        format!(
+            "QEMU is not installed: neither {} nor {} is a program of root's (Debian: qemu-system-x86)",
+            PLACES[0], PLACES[1]
+        )
     })
 }
 
@@ -75,12 +77,17 @@ pub(crate) fn program() -> Result<PathBuf, String> {
 ///
 /// # Errors
 /// What starting says, or that the main thread is ending.
-pub(crate) fn order(main: &Sender<Event>, program: &Path, arguments: &[String], keep: Vec<OwnedFd>) -> io::Result<Qemu> {
+pub(crate) fn order(
+    main: &Sender<Event>,
+    program: &Path,
+    arguments: &[String],
+    keep: Vec<OwnedFd>,
+) -> io::Result<Qemu> {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().current_dir("/").stderr(Stdio::piped());
     let (reply, answer) = sync_channel(1);
     let ending = |_| io::Error::other("banger-qemu is ending");
-    main.send(Event::Order(Order { command, keep, reply })).map_err(|_| ending(()))?;
+    main.send(Event::Order(Box::new(Order { command, keep, reply }))).map_err(|_| ending(()))?;
     answer.recv().map_err(|_| ending(()))?
 }
 
@@ -103,15 +110,18 @@ fn watch(mut child: Child, main: Sender<Event>) -> io::Result<Qemu> {
     let pid = pid.ok_or_else(|| io::Error::other("QEMU has no process number"))?;
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     let stderr = child.stderr.take();
-    let words = std::thread::Builder::new().name("qemu-stderr".into()).spawn(|| stderr.map(pass_on).unwrap_or_default())?;
+    let words =
+        std::thread::Builder::new().name("qemu-stderr".into()).spawn(|| stderr.map(pass_on).unwrap_or_default())?;
     let phase = Arc::new(Phase::default());
     let told = Arc::clone(&phase);
     std::thread::Builder::new().name("qemu-wait".into()).spawn(move || {
         let Ok(status) = child.wait() else { return };
-        let was = std::mem::replace(&mut *told.lock(), Now::Dead(status));
-        told.changed.notify_all();
+        // Told with the lock held: whoever sees the end here and starts anew is behind it in the main thread's queue.
+        let mut now = told.lock();
+        let was = std::mem::replace(&mut *now, Now::Dead(status));
         // Without a main thread there is nobody to be told.
         let _ = main.send(Event::Ended(status, was == Now::Running));
+        told.changed.notify_all();
     })?;
     Ok(Qemu { pidfd, phase, words: Some(words) })
 }

@@ -65,8 +65,8 @@ pub(crate) fn command_line(
 ) -> Result<String, Fault> {
     let given = args.map_or(DEFAULT_BOOT_ARGS, BootArgs::as_str).trim();
     // What follows ` -- ` is for the first process, so ours goes before it.
-    let (kernel, init) = match given.split_once(" -- ") {
-        Some((kernel, init)) => (kernel.trim_end(), Some(init)),
+    let (kernel, init) = match end_of_kernels(given) {
+        Some(at) => (given[..at].trim_end(), Some(&given[at + 3..])),
         None => (given, None),
     };
     let mut line = kernel.to_owned();
@@ -88,12 +88,21 @@ pub(crate) fn command_line(
     }
     if let Some(init) = init {
         add("--");
-        add(init);
+        add(init.trim_start());
     }
     if line.len() > MAX_BOOT_ARGS {
         return Err(Fault::new("Boot source error: The kernel command line is invalid: too long with what is added."));
     }
     Ok(line)
+}
+
+/// Where ` --` begins that stands alone outside double quotes: the kernel stops reading there.
+fn end_of_kernels(line: &str) -> Option<usize> {
+    let mut quoted = false;
+    line.bytes().enumerate().find_map(|(at, byte)| {
+        quoted ^= byte == b'"';
+        (!quoted && line[at..].starts_with(" -- ")).then_some(at)
+    })
 }
 
 /// QEMU's arguments, without the program's name.
@@ -137,7 +146,7 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     if let Some(relay) = machine.relay {
         add(&["-device", "virtio-serial-device,max_ports=4"]);
         add(&["-chardev", &format!("socket,id=relay,fd={relay}")]);
-        add(&["-device", "virtserialport,chardev=relay,name=banger.agent,nr=1"]);
+        add(&["-device", "virtserialport,id=agent,chardev=relay,name=banger.agent,nr=1"]);
     }
     args
 }

@@ -64,6 +64,7 @@ fn run(args: Args, counter: sys::tsc::Sample) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return give_up(GENERIC_ERROR, &format!("signals: {error}")),
     };
+    raise_descriptor_limit();
     let log = Arc::new(Log::new(args.id.as_str()));
     let metrics = Arc::new(Metrics::default());
     if let Err(message) = prepare(&args, &log, &metrics) {
@@ -74,7 +75,8 @@ fn run(args: Args, counter: sys::tsc::Sample) -> ExitCode {
         Some((Ok(socket), _)) => Some(Arc::new(socket)),
         Some((Err(error), path)) => {
             let path = path.display();
-            let message = format!("Failed to open the API socket at: {path}: {error}. Check that it is not already used.");
+            let message =
+                format!("Failed to open the API socket at: {path}: {error}. Check that it is not already used.");
             return give_up(GENERIC_ERROR, &message);
         }
     };
@@ -82,9 +84,11 @@ fn run(args: Args, counter: sys::tsc::Sample) -> ExitCode {
     let (sender, events) = channel();
     let vmm = Arc::new(Vmm::new(args.id.as_str(), Arc::clone(&log), Arc::clone(&metrics), counter, sender.clone()));
     let told = sender.clone();
-    let waits = move || while let Ok(signal) = signals.wait() {
-        // The main thread is there for as long as the process.
-        let _ = told.send(Event::Signal(signal));
+    let waits = move || {
+        while let Ok(signal) = signals.wait() {
+            // The main thread is there for as long as the process.
+            let _ = told.send(Event::Signal(signal));
+        }
     };
     let (works, served, failed) = (Arc::clone(&vmm), api.clone(), sender.clone());
     let work = move || match work(&args, served.as_deref(), &works) {
@@ -104,6 +108,17 @@ fn run(args: Args, counter: sys::tsc::Sample) -> ExitCode {
     // A boot that waits for this thread must learn that nobody answers, before its lock is taken.
     drop(events);
     finish(code, &vmm, api, terminal)
+}
+
+/// 1,023 connections of the vsock's need as many descriptors, and the usual limit is 1,024.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = limit.maximum.map_or(4096, |maximum| maximum.min(4096));
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(wanted);
+        // Where it stays, fewer connections are taken.
+        let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+    }
 }
 
 /// The log and the metrics of the command line.
@@ -139,7 +154,8 @@ fn read_config(path: &std::path::Path) -> Result<VmConfig, String> {
     const MAX: u64 = 1 << 20;
     let mut text = Vec::new();
     let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX + 1), &mut text).map_err(|error| error.to_string())?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX + 1), &mut text)
+        .map_err(|error| error.to_string())?;
     if text.len() as u64 > MAX {
         return Err("the configuration is larger than 1 MiB".to_owned());
     }
@@ -214,7 +230,7 @@ fn finish(ended: Ended, vmm: &Vmm, api: Option<Arc<OwnSocket>>, terminal: Option
             eprintln!("banger-qemu: {why}");
         }
     }
-    *vmm.state() = vmm::State::Before(config::Resources::default());
+    *vmm.state() = vmm::State::Before(Box::default());
     if let Some(api) = api {
         api.unlink();
     }

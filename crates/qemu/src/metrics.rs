@@ -42,11 +42,8 @@ impl Metrics {
             return Err("Reinitialization of metrics not allowed.".to_owned());
         }
         let file = open_append(config.metrics_path.as_str().as_ref()).map_err(|error| error.to_string())?;
-        *target = Some(Target {
-            file,
-            id: config.emit_id.then(|| id.to_owned()),
-            properties: config.properties.clone(),
-        });
+        *target =
+            Some(Target { file, id: config.emit_id.then(|| id.to_owned()), properties: config.properties.clone() });
         Ok(())
     }
 

@@ -47,6 +47,16 @@ struct Message {
     #[serde(rename = "return")]
     answer: Option<serde_json::Value>,
     error: Option<Refusal>,
+    event: Option<String>,
+    data: Option<serde_json::Value>,
+}
+
+impl Message {
+    /// Whether it tells that the guest has opened a port of its serial device.
+    fn tells_open_port(&self) -> bool {
+        let open = self.data.as_ref().and_then(|data| data["open"].as_bool());
+        self.event.as_deref() == Some("VSERPORT_CHANGE") && open == Some(true)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,11 +65,17 @@ struct Refusal {
 }
 
 impl Qmp {
-    /// Waits for QEMU's greeting, which comes when the machine is made and runs, and answers it.
+    /// Waits for QEMU's greeting, which comes when the machine is made and runs, and answers it. `opened` gets a byte
+    /// each time that the guest opens its port.
     ///
     /// # Errors
     /// QEMU ended, or said nothing for `patience`.
-    pub(crate) fn greet(socket: UnixStream, patience: Duration) -> Result<Self, QmpError> {
+    pub(crate) fn greet(
+        socket: UnixStream,
+        mut opened: Option<UnixStream>,
+        patience: Duration,
+    ) -> Result<Self, QmpError> {
+        socket.set_write_timeout(Some(patience)).map_err(|_| QmpError::Gone)?;
         let input = socket.try_clone().map_err(|_| QmpError::Gone)?;
         let (sender, answers) = channel();
         let reader = move || {
@@ -71,11 +87,16 @@ impl Qmp {
                     Ok(1..) => {}
                     _ => return,
                 }
-                // Events must be read too, or they pile up in QEMU; nothing here depends on them.
-                if let Ok(message) = serde_json::from_slice::<Message>(&line)
-                    && (message.greeting.is_some() || message.id.is_some())
-                    && sender.send(message).is_err()
+                // Events must be read too, or they pile up in QEMU.
+                let Ok(message) = serde_json::from_slice::<Message>(&line) else { continue };
+                if let Some(opened) = &mut opened
+                    && message.tells_open_port()
                 {
+                    // A relay that is gone needs no word.
+                    let _ = opened.write(&[1]);
+                }
+                let wanted = message.greeting.is_some() || message.id.is_some();
+                if wanted && sender.send(message).is_err() {
                     return;
                 }
             }

@@ -1,5 +1,6 @@
 //! The API's socket: a thread for each connection, so that a slow client holds up nobody.
 
+use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -14,6 +15,8 @@ use crate::vmm::Vmm;
 
 /// The most connections at once.
 const MAX_CONNECTIONS: usize = 32;
+/// The most beyond them that are told so; above, they are closed without a word.
+const MAX_REFUSALS: usize = 16;
 /// How long a connection may say nothing, in a request or between two.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -34,19 +37,23 @@ pub(crate) fn serve(socket: &OwnSocket, vmm: &Arc<Vmm>, max_body: usize) {
         if limits.iter().any(Result::is_err) {
             continue;
         }
-        if open.load(SeqCst) >= MAX_CONNECTIONS {
-            // A client that doesn't read its refusal loses it.
-            let _ = http::write(&mut stream, 503, Some(&fault("Too many open connections.")), false);
+        let before = open.load(SeqCst);
+        if before >= MAX_CONNECTIONS + MAX_REFUSALS {
             continue;
         }
         open.fetch_add(1, SeqCst);
-        let (vmm, counted) = (Arc::clone(vmm), Counted(Arc::clone(&open)));
+
+        let (served, counted) = (Arc::clone(vmm), Counted(Arc::clone(&open)));
         let started = std::thread::Builder::new().name("api".into()).spawn(move || {
-            connection(stream, &vmm, max_body);
+            if before < MAX_CONNECTIONS {
+                connection(stream, &served, max_body);
+            } else {
+                refuse(&mut stream, 503, "Too many open connections.");
+            }
             drop(counted);
         });
         if let Err(error) = started {
-            eprintln!("banger-qemu: no thread for a connection: {error}");
+            vmm.log().error(&format!("The API has no thread for a connection: {error}"));
         }
     }
 }
@@ -68,10 +75,7 @@ fn connection(mut stream: UnixStream, vmm: &Vmm, max_body: usize) {
             Err(Bad::Gone) => return,
             Err(Bad::Refused(status, message)) => {
                 vmm.metrics().api_refused.fetch_add(1, Relaxed);
-                let written = http::write(&mut stream, status, Some(&fault(&message)), false);
-                if written.is_ok() {
-                    drain(&mut stream);
-                }
+                refuse(&mut stream, status, &message);
                 return;
             }
         };
@@ -97,12 +101,14 @@ fn answer(vmm: &Vmm, request: &http::Request) -> (u16, Option<String>) {
     }
 }
 
-/// Reads on for a moment: a socket that is closed with unread bytes in it takes its last answer along.
-fn drain(stream: &mut UnixStream) {
+/// Answers for the last time, and reads on for a moment: what is closed with unread bytes in it takes its answer along.
+fn refuse(stream: &mut UnixStream, status: u16, message: &str) {
     let end = Instant::now() + Duration::from_secs(1);
-    let ready = stream.shutdown(std::net::Shutdown::Write).and(stream.set_read_timeout(Some(Duration::from_secs(1))));
+    let ready = http::write(stream, status, Some(&fault(message)), false)
+        .and_then(|()| stream.shutdown(std::net::Shutdown::Write))
+        .and_then(|()| stream.set_read_timeout(Some(Duration::from_secs(1))));
     let mut piece = [0; 4096];
-    while ready.is_ok() && Instant::now() < end && std::io::Read::read(stream, &mut piece).is_ok_and(|got| got > 0) {}
+    while ready.is_ok() && Instant::now() < end && stream.read(&mut piece).is_ok_and(|got| got > 0) {}
 }
 
 fn fault(message: &str) -> String {

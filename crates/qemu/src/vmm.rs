@@ -41,7 +41,7 @@ pub(crate) struct Vmm {
 #[derive(Debug)]
 pub(crate) enum State {
     /// Gathered, not booted.
-    Before(Resources),
+    Before(Box<Resources>),
     /// Booted.
     After(Box<Guest>),
 }
@@ -58,7 +58,7 @@ pub(crate) struct Guest {
 
 impl Vmm {
     pub(crate) fn new(id: &str, log: Arc<Log>, metrics: Arc<Metrics>, counter: Sample, main: Sender<Event>) -> Self {
-        Self { id: id.to_owned(), log, metrics, counter, main, state: Mutex::new(State::Before(Resources::default())) }
+        Self { id: id.to_owned(), log, metrics, counter, main, state: Mutex::new(State::Before(Box::default())) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -99,7 +99,9 @@ impl Vmm {
     }
 
     pub(crate) fn flush_metrics(&self) -> Result<(), Fault> {
-        self.metrics.flush().map_err(|error| Fault::new(format!("Internal VMM error: Failed to flush metrics: {error}")))
+        self.metrics
+            .flush()
+            .map_err(|error| Fault::new(format!("Internal VMM error: Failed to flush metrics: {error}")))
     }
 
     /// Takes a whole configuration, in the order in which Firecracker does.
@@ -136,7 +138,9 @@ impl Vmm {
         let qemu = launch::order(&self.main, &program, &order.arguments, order.keep)
             .map_err(|error| failed(format!("{}: {error}", program.display())))?;
         drop((theirs, relay_theirs));
-        let qmp = match Qmp::greet(ours, MACHINE_PATIENCE) {
+        let (opened, opened_far) = UnixStream::pair().map_err(|error| failed(error.to_string()))?;
+        let opened_far = relay_ours.is_some().then_some(opened_far);
+        let qmp = match Qmp::greet(ours, opened_far, MACHINE_PATIENCE) {
             Ok(qmp) if qemu.is_running() => qmp,
             Ok(_) => return Err(failed(qemu.end())),
             Err(error) => return Err(failed(format!("{error}: {}", qemu.end()))),
@@ -144,7 +148,7 @@ impl Vmm {
         let config = parts.describe();
         let vsock = parts.vsock.take().map(|(_, socket)| socket);
         if let (Some(socket), Some(port)) = (&vsock, relay_ours) {
-            Relay::start(socket, port, Arc::clone(&self.log), Arc::clone(&self.metrics))
+            Relay::start(socket, port, opened, Arc::clone(&self.log), Arc::clone(&self.metrics))
                 .map_err(|error| failed(format!("vsock: {error}")))?;
         }
         // What is QEMU's now is closed here with the parts.
@@ -246,9 +250,10 @@ fn assemble(
     qmp: &OwnedFd,
     relay: Option<&OwnedFd>,
 ) -> Result<Assembled, Fault> {
-    let boot = parts.boot.as_ref().ok_or_else(|| {
-        Fault::new("Start microvm error: Cannot start microvm without kernel configuration.")
-    })?;
+    let boot = parts
+        .boot
+        .as_ref()
+        .ok_or_else(|| Fault::new("Start microvm error: Cannot start microvm without kernel configuration."))?;
     let mut given = Given::default();
     let mut disks = Vec::new();
     for disk in &parts.disks {
@@ -266,9 +271,8 @@ fn assemble(
         nics.push(NicArgs { fd: given.copy(&nic.tap)?, mac, mtu: nic.config.mtu });
     }
     let root = parts.disks.first().filter(|disk| disk.config.is_root_device);
-    let root = root.map(|disk| {
-        (disk.config.partuuid.as_ref().map(PartUuid::as_str), disk.config.is_read_only.unwrap_or(false))
-    });
+    let root = root
+        .map(|disk| (disk.config.partuuid.as_ref().map(PartUuid::as_str), disk.config.is_read_only.unwrap_or(false)));
     let machine = Machine {
         accelerator,
         vcpus: parts.machine.vcpu_count,

@@ -42,7 +42,7 @@ pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Asked, St
             "--help" | "-h" if inline.is_none() => return Ok(Asked::Print(HELP.into())),
             _ => {}
         }
-        let mut value = || inline.or_else(|| arguments.next()).ok_or_else(|| format!("{flag} needs a value"));
+        let value = || inline.or_else(|| arguments.next()).ok_or_else(|| format!("{flag} needs a value"));
         match flag {
             "--socket" => once(flag, &mut flags.socket, value()?)?,
             "--state-dir" => once(flag, &mut flags.state_dir, value()?)?,

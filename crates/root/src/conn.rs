@@ -13,6 +13,9 @@ use wire::frame::{Decoder, Frame};
 const PIECE: usize = 64 << 10;
 /// Pieces that one connection gets before it is another's turn.
 const PIECES: usize = 16;
+/// What is read at once of bytes that nobody wants, and how often.
+const SCRAP: usize = 8 << 10;
+const SCRAPS: usize = 128;
 
 /// A connection.
 #[derive(Debug)]
@@ -35,8 +38,15 @@ pub(crate) struct Conn {
 pub(crate) enum State {
     /// The rest of its request.
     Reading(Decoder, Charge),
-    /// That its peer reads: the reply, and how much of it is gone.
-    Writing(Vec<u8>, usize, Charge),
+    /// That its peer reads.
+    Writing {
+        /// The reply.
+        reply: Vec<u8>,
+        /// How much of it is sent.
+        sent: usize,
+        /// Its bytes.
+        _held: Charge,
+    },
     /// Nothing: somebody works on its request.
     Working,
 }
@@ -45,7 +55,7 @@ impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             State::Reading(..) => "Reading",
-            State::Writing(..) => "Writing",
+            State::Writing { .. } => "Writing",
             State::Working => "Working",
         })
     }
@@ -87,12 +97,14 @@ impl Conn {
     }
 
     /// Reads what is there, as far as it is this one's turn.
+    // Not inlined: an operation that comes of it should not have these buffers on its stack.
+    #[inline(never)]
     pub(crate) fn receive(&mut self) -> Received {
         let State::Reading(decoder, charge) = &mut self.state else { return Received::Part };
         let mut piece = [MaybeUninit::<u8>::uninit(); PIECE];
         for _ in 0..PIECES {
             let bytes = match recv(&self.stream, &mut piece, RecvFlags::DONTWAIT) {
-                Ok(((bytes, _), _)) if bytes.is_empty() => return Received::Refused(decoder.ended()),
+                Ok((([], _), _)) => return Received::Refused(decoder.ended()),
                 Ok(((bytes, _), _)) => bytes,
                 Err(Errno::AGAIN) => return Received::Part,
                 Err(Errno::INTR) => continue,
@@ -121,10 +133,10 @@ impl Conn {
 
     /// Sends what the peer takes of its reply.
     pub(crate) fn send(&mut self) -> Sent {
-        let State::Writing(reply, gone, _) = &mut self.state else { return Sent::Done };
-        while *gone < reply.len() {
-            match send(&self.stream, &reply[*gone..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(sent) => *gone += sent,
+        let State::Writing { reply, sent, .. } = &mut self.state else { return Sent::Done };
+        while *sent < reply.len() {
+            match send(&self.stream, &reply[*sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(more) => *sent += more,
                 Err(Errno::AGAIN) => return Sent::Part,
                 Err(Errno::INTR) => {}
                 // It went away: the operation is done all the same.
@@ -137,12 +149,13 @@ impl Conn {
 
     /// The end, as a reader expects it: no more will come, and what he sent is not lying here unread, which the
     /// kernel would tell him as a reset.
+    #[inline(never)]
     fn finish(&self) {
         let _ = shutdown(&self.stream, Shutdown::Write);
-        let mut piece = [MaybeUninit::<u8>::uninit(); PIECE];
-        for _ in 0..PIECES {
-            match recv(&self.stream, &mut piece, RecvFlags::DONTWAIT) {
-                Ok(((bytes, _), _)) if bytes.len() == PIECE => {}
+        let mut scrap = [MaybeUninit::<u8>::uninit(); SCRAP];
+        for _ in 0..SCRAPS {
+            match recv(&self.stream, &mut scrap, RecvFlags::DONTWAIT) {
+                Ok(((bytes, _), _)) if bytes.len() == SCRAP => {}
                 _ => return,
             }
         }

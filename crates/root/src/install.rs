@@ -65,7 +65,7 @@ fn check(
     let gid = id(gid, says.owner_gid.span(), "owner_gid")?;
     let line_of_user = says.owner_user.span().start;
     let found = look_up(user)?
-        .ok_or_else(|| at(line_of_user, format!("owner_user {user:?} does not exist on this machine")))?;
+        .ok_or_else(|| at(line_of_user, format!("owner_user {user:?} does not exist: it is not in /etc/passwd")))?;
     if found.uid != uid {
         let what = format!("owner_uid is {uid}, but {user:?} has the uid {}", found.uid);
         return Err(at(says.owner_uid.span().start, what));

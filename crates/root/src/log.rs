@@ -133,7 +133,10 @@ impl Log {
 /// Writes the line where that needs no waiting. False where it was dropped.
 fn put(line: &str) -> bool {
     let stderr = std::io::stderr();
-    can_take(stderr.as_fd()) && rustix::io::write(&stderr, line.as_bytes()).is_ok_and(|written| written == line.len())
+    // None is longer, by the bounds of its fields; one that were could be written in two pieces.
+    line.len() <= LONGEST
+        && can_take(stderr.as_fd())
+        && rustix::io::write(&stderr, line.as_bytes()).is_ok_and(|written| written == line.len())
 }
 
 fn can_take(fd: BorrowedFd<'_>) -> bool {

@@ -1,5 +1,10 @@
 //! `bangerd-root`: the privileged operations, for one owner, over one socket. The order of its start, top to bottom.
 
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "tests make files and start programs by path, as a person does")
+)]
+
 mod args;
 mod conn;
 mod fail;
@@ -20,6 +25,7 @@ mod steps;
 mod trusted;
 mod vm;
 mod watch;
+mod work;
 
 use args::Asked;
 use host::Host;
@@ -64,7 +70,8 @@ fn run(flags: Flags) -> Result<(), String> {
     let descriptors = settings.limits.connections + 8 * settings.limits.workers + 128;
     rights::raise_open_files(descriptors as u64)?;
     // Before there is a second thread: they are blocked in every one, and this one takes them.
-    let signals = sys::sigwait::block(&[SIGTERM, SIGINT]).map_err(|error| format!("blocking signals: {error}"))?;
+    let signals = sys::sigwait::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+        .map_err(|error| format!("blocking signals: {error}"))?;
 
     let run_dir = listen::roots_dir(&settings.run_dir)?;
     let _lock = listen::lock(&run_dir)?;
@@ -75,6 +82,7 @@ fn run(flags: Flags) -> Result<(), String> {
         _ => Listener::passed(passed)?,
     };
 
+    host.vms.watch();
     let server = Server::new(host, listener)?;
     server.open()?;
     tell_started(server, &install.version, &install.commit);
@@ -86,9 +94,6 @@ fn run(flags: Flags) -> Result<(), String> {
     server.log().own(if ended { Level::Info } else { Level::Warn }, message, &[]);
     Ok(())
 }
-
-const SIGTERM: i32 = libc::SIGTERM;
-const SIGINT: i32 = libc::SIGINT;
 
 /// Nothing of whoever started us counts: environment, descriptors, umask, groups, a core of our memory.
 fn leave_the_starter() -> Result<(Started, Vec<rustix::fd::OwnedFd>), String> {

@@ -1,43 +1,113 @@
-//! Links, addresses, rules: the six network methods.
+//! Links, addresses, rules: the network methods.
+//!
+//! The kernel is the record of what exists: every method reads it again before it changes a thing. Locks are taken in
+//! the order tap, bridges, ways, firewall; none is held while the kernel ends a link but the tap's own.
+
+mod bridge;
+mod conntrack;
+mod expr;
+mod firewall;
+mod forward;
+mod link;
+mod list;
+mod message;
+mod nat;
+mod netlink;
+mod resolver;
+mod route;
+mod rules;
+mod ruleset;
+mod sets;
+mod tap;
 
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::locks::Locks;
+use crate::steps;
+use firewall::Firewall;
+use netlink::{Pool, Refused};
+use std::sync::{Mutex, PoisonError, RwLock};
+use sys::netlink::Family;
 use wire::name::link::{BridgeName, TapName};
 use wire::net::{Bridge, Nat, NewTap, ResolverRoute};
 
-/// What the network methods keep between calls.
-pub(crate) struct Net {}
+/// What the network methods keep between calls: sockets and locks.
+#[derive(Debug)]
+pub(crate) struct Net {
+    /// Links, addresses, routes.
+    links: Pool,
+    /// Connections.
+    tracks: Pool,
+    /// The tables: one socket, because a table can belong to the socket that made it.
+    firewall: Mutex<Firewall>,
+    /// Who works on which tap.
+    locks: Locks,
+    /// Held for writing while a bridge is made or changed, for reading while one must stay as it is.
+    bridges: RwLock<()>,
+    /// Held while guests' ways and forwarding change together.
+    ways: Mutex<()>,
+}
 
 impl Net {
     /// Opens what the methods need.
     pub(crate) fn open() -> Result<Net, Fail> {
-        Ok(Net {})
+        Ok(Net {
+            links: Pool::new(Family::Route),
+            tracks: Pool::new(Family::Netfilter),
+            firewall: Mutex::new(Firewall::open().map_err(refused)?),
+            locks: Locks::default(),
+            bridges: RwLock::default(),
+            ways: Mutex::default(),
+        })
+    }
+
+    fn firewall<T>(&self, talk: impl FnOnce(&mut Firewall) -> Result<T, Refused>) -> Result<T, Refused> {
+        talk(&mut self.firewall.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-fn not_yet() -> Fail {
-    Fail::new("this method is not built yet")
+/// A call of the kernel's that failed where no better words are known.
+fn refused(error: Refused) -> Fail {
+    Fail::new("the kernel refused a network call; the helper's log says which").because(error)
 }
 
-pub(crate) fn ensure_bridge(_host: &Host, _bridge: &Bridge) -> Result<(), Fail> {
-    Err(not_yet())
+/// The bridge exists, up, with its address.
+pub(crate) fn ensure_bridge(host: &Host, bridge: &Bridge) -> Result<(), Fail> {
+    if bridge::if_right(&host.net, bridge)?.is_some() {
+        return Ok(());
+    }
+    steps::run("ensure_bridge", &host.faults, |steps| {
+        let _alone = host.net.bridges.write().unwrap_or_else(PoisonError::into_inner);
+        bridge::put_right(host, steps, bridge)
+    })
 }
-pub(crate) fn create_tap(_host: &Host, _new: &NewTap) -> Result<(), Fail> {
-    Err(not_yet())
+
+/// The tap exists, the owner's, up, on its bridge.
+pub(crate) fn create_tap(host: &Host, new: &NewTap) -> Result<(), Fail> {
+    tap::create(host, new)
 }
-pub(crate) fn delete_tap(_host: &Host, _tap: &TapName) -> Result<(), Fail> {
-    Err(not_yet())
+
+/// The tap is gone.
+pub(crate) fn delete_tap(host: &Host, tap: &TapName) -> Result<(), Fail> {
+    tap::delete(host, tap)
 }
-pub(crate) fn ensure_nat(_host: &Host, _nat: &Nat) -> Result<(), Fail> {
-    Err(not_yet())
+
+/// The guest has a way out, or none.
+pub(crate) fn ensure_nat(host: &Host, nat: &Nat) -> Result<(), Fail> {
+    nat::ensure(host, nat)
 }
+
+/// systemd-resolved sends `~vm` to the server.
 pub(crate) fn sync_resolver_routing(_host: &Host, _route: &ResolverRoute) -> Result<(), Fail> {
-    Err(not_yet())
+    resolver::nothing_to_do()
 }
+
+/// It does not.
 pub(crate) fn clear_resolver_routing(_host: &Host, _bridge: &BridgeName) -> Result<(), Fail> {
-    Err(not_yet())
+    resolver::nothing_to_do()
 }
+
 /// Fills in `bridges`, `taps`, `guests`.
-pub(crate) fn list(_host: &Host, _found: &mut wire::reply::Resources) -> Result<(), Fail> {
-    Ok(())
+pub(crate) fn list(host: &Host, found: &mut wire::reply::Resources) -> Result<(), Fail> {
+    list::list(host, found)
 }

@@ -76,16 +76,7 @@ impl Place {
             Purpose::ReadWrite => OFlags::RDWR,
             Purpose::Append => OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE,
         };
-        self.regular(path, flags | OFlags::NOCTTY, 0o600, who)
-    }
-
-    /// Makes a regular file with `who`'s rights; refused where the name is taken.
-    pub(crate) fn create_file(&self, path: &HostPath, mode: u32, who: &Identity) -> Result<File, Unopened> {
-        self.regular(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode, who)
-    }
-
-    fn regular(&self, path: &HostPath, flags: OFlags, mode: u32, who: &Identity) -> Result<File, Unopened> {
-        let file = self.at(path, path.below(), flags, mode, who)?;
+        let file = self.at(path, path.below(), flags | OFlags::NOCTTY, 0o600, who)?;
         let facts = Facts::of(&file).map_err(|error| unopened(path, &error))?;
         if facts.kind == FileType::RegularFile {
             Ok(File::from(file))
@@ -137,7 +128,6 @@ pub(crate) fn unopened(path: &HostPath, error: &CallError) -> Unopened {
         Errno::NXIO => refused(format!("path {text} is not a regular file")),
         Errno::ISDIR => refused(format!("path {text} is a directory")),
         Errno::NAMETOOLONG => refused(format!("path {text} is too long")),
-        Errno::EXIST => failed(Why::Failed, format!("{text} is there already")),
         Errno::ACCESS | Errno::PERM => failed(Why::Failed, format!("the owner may not open {text}")),
         _ => failed(Why::Failed, format!("{text} could not be opened; the helper's log says why")),
     }
@@ -200,7 +190,6 @@ mod tests {
         drop(place.open_file(&path(&place, "log"), Purpose::Append, &who).unwrap());
         let made = std::fs::metadata(temp.path().join("state/log")).unwrap();
         assert_eq!((made.uid(), made.mode() & 0o777), (5501, 0o600));
-        assert!(place.create_file(&path(&place, "log"), 0o600, &who).is_err());
 
         let secret = temp.path().join("state/secret");
         std::fs::write(&secret, "root's").unwrap();

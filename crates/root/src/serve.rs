@@ -9,8 +9,9 @@ use crate::gate::{Bytes, Charge, Peer, Places};
 use crate::host::Host;
 use crate::listen::Listener;
 use crate::log::{Cause, Level, Value};
-use crate::{ops, watch};
-use rustix::fd::{AsFd, OwnedFd};
+use crate::watch;
+use crate::work::{Job, Told, limit};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 use std::collections::{HashMap, VecDeque};
@@ -19,8 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use watch::{Event, Watch};
-use wire::frame::{Decoder, Envelope, Frame};
-use wire::{Code, Reply, Request, reply};
+use wire::frame::Decoder;
+use wire::{Code, reply};
 
 /// Threads that stay when there is nothing to do.
 const KEPT: usize = 2;
@@ -31,35 +32,19 @@ const STACK: usize = 512 << 10;
 
 /// The server. One for the process, until it ends.
 pub(crate) struct Server {
-    host: Host,
+    pub(crate) host: Host,
     listener: Listener,
     watch: Watch,
     connections: Places,
-    workers: Places,
-    requests: Bytes,
-    replies: Bytes,
+    pub(crate) workers: Places,
+    pub(crate) requests: Bytes,
+    pub(crate) replies: Bytes,
     /// Connections that wait, by their token.
     waiting: Mutex<HashMap<u64, Conn>>,
     /// Requests that wait for a worker.
-    queue: Mutex<VecDeque<Job>>,
-    at_door: AtomicUsize,
-    stopping: AtomicBool,
-}
-
-/// A whole request and whom to answer.
-struct Job {
-    conn: Conn,
-    frame: Frame,
-    /// Its bytes, until it is answered.
-    _charge: Charge,
-}
-
-/// How a request is told in the log.
-struct Told<'a> {
-    method: &'a str,
-    op_id: &'a str,
-    since: Instant,
-    cause: Cause,
+    pub(crate) queue: Mutex<VecDeque<Job>>,
+    pub(crate) at_door: AtomicUsize,
+    pub(crate) stopping: AtomicBool,
 }
 
 impl Server {
@@ -124,7 +109,7 @@ impl Server {
         true
     }
 
-    fn another_at_door(&'static self) -> io::Result<()> {
+    pub(crate) fn another_at_door(&'static self) -> io::Result<()> {
         // Counted before it runs, so that two don't start one each for the same gap.
         self.at_door.fetch_add(1, Ordering::AcqRel);
         let started = std::thread::Builder::new().name("door".into()).stack_size(STACK).spawn(|| self.door());
@@ -137,8 +122,8 @@ impl Server {
     fn door(&'static self) {
         let mut idle_since = Instant::now();
         loop {
-            let event = self.watch.next(IDLE);
-            match event {
+            let spare = self.at_door.load(Ordering::Acquire) > KEPT;
+            match self.watch.next(spare.then_some(IDLE)) {
                 Event::Nothing => {
                     if idle_since.elapsed() >= IDLE && self.may_leave() {
                         return;
@@ -227,13 +212,13 @@ impl Server {
 
     /// Goes on with a connection as far as that needs no waiting.
     fn go_on(&'static self, mut conn: Conn) {
-        if matches!(conn.state, State::Writing(..)) {
+        if matches!(conn.state, State::Writing { .. }) {
             return self.send_on(conn);
         }
         match conn.receive() {
             Received::Part if self.stopping.load(Ordering::SeqCst) => self.refuse_stopping(conn),
             Received::Part => self.wait_for(conn),
-            Received::Whole(frame, charge) => self.admit(Job { conn, frame, _charge: charge }),
+            Received::Whole(frame, charge) => self.admit(Job { conn, frame, charge }),
             Received::Refused(refusal) => self.refuse(conn, &refusal.into()),
             Received::NoRoom => {
                 let most = self.host.settings.limits.request_bytes_together;
@@ -245,7 +230,7 @@ impl Server {
 
     fn wait_for(&'static self, mut conn: Conn) {
         let wants = match conn.state {
-            State::Writing(..) => watch::Wants::Room,
+            State::Writing { .. } => watch::Wants::Room,
             _ => watch::Wants::Bytes,
         };
         let watched = std::mem::replace(&mut conn.watched, true);
@@ -259,149 +244,22 @@ impl Server {
         self.watch.tick(!waiting.is_empty());
     }
 
-    /// A request that nobody works on: it is answered and told at once.
-    fn refuse(&'static self, conn: Conn, fail: &Fail) {
-        let cause = if fail.code == Code::OperationFailed { Cause::Request } else { Cause::Stranger };
-        self.tell_failed(&Told { method: "", op_id: "", since: conn.since, cause }, fail);
-        self.answer(conn, reply::failure(fail.code, &fail.message, ""));
-    }
-
-    fn refuse_stopping(&'static self, conn: Conn) {
-        self.refuse(conn, &stopping());
-    }
-
-    /// A whole request: done now by this thread, or by the next one that is free, or refused.
-    fn admit(&'static self, job: Job) {
-        if self.stopping.load(Ordering::SeqCst) {
-            return self.refuse_job(job, &stopping());
-        }
-        let Some(place) = self.workers.take(job.conn.peer) else {
-            return self.enqueue(job);
-        };
-        if self.at_door.fetch_sub(1, Ordering::AcqRel) == 1
-            && let Err(error) = self.another_at_door()
-        {
-            let text = error.to_string();
-            self.host.log.own(Level::Error, "no thread for the door", &[("message", Value::Text(&text, 256))]);
-        }
-        self.work(job);
-        while let Some(job) = self.next_job() {
-            self.work(job);
-        }
-        drop(place);
-        self.at_door.fetch_add(1, Ordering::AcqRel);
-        // One may have been put there after the last look and before the place was free.
-        if let Some(job) = self.next_job() {
-            self.admit(job);
-        }
-    }
-
-    fn next_job(&self) -> Option<Job> {
-        self.queue().pop_front()
-    }
-
-    fn enqueue(&'static self, job: Job) {
-        let most = self.host.settings.limits.queued;
-        let mut queue = self.queue();
-        if queue.len() < most {
-            queue.push_back(job);
-            drop(queue);
-            // Whoever was the last to work may have looked a moment ago.
-            if self.workers.taken() == 0
-                && let Some(job) = self.next_job()
-            {
-                self.admit(job);
-            }
-            return;
-        }
-        drop(queue);
-        self.refuse_job(job, &limit("queued", most, "requests wait for a worker"));
-    }
-
-    fn refuse_job(&'static self, job: Job, fail: &Fail) {
-        let Job { conn, frame, .. } = job;
-        let line = match frame.envelope() {
-            Ok(envelope) => self.failed(&Told::of(&envelope, conn.since), fail),
-            Err(refusal) => return self.refuse(conn, &refusal.into()),
-        };
-        self.answer(conn, line);
-    }
-
-    /// Does a request and answers it.
-    fn work(&'static self, job: Job) {
-        let Job { conn, frame, _charge } = job;
-        let line = match frame.envelope() {
-            Ok(envelope) => self.operate(&envelope),
-            Err(refusal) => return self.refuse(conn, &refusal.into()),
-        };
-        drop(frame);
-        self.answer(conn, line);
-    }
-
-    fn operate(&self, envelope: &Envelope<'_>) -> Vec<u8> {
-        let told = Told::of(envelope, Instant::now());
-        let log = &self.host.log;
-        if log.writes(Level::Debug) {
-            log.line(told.cause, Level::Debug, "helper rpc", &told.who());
-        }
-        let done = Request::parse(envelope, &self.host.settings.roots)
-            .map_err(Fail::from)
-            .and_then(|request| ops::run(&self.host, &request))
-            .and_then(|done: Reply| reply::success(&done, self.host.settings.limits.reply_bytes).map_err(Fail::from));
-        match done {
-            Ok(line) => {
-                let [method, op_id] = told.who();
-                let fields = [method, op_id, ("duration_ms", Value::Number(told.millis()))];
-                log.line(told.cause, Level::Info, "helper rpc completed", &fields);
-                line
-            }
-            Err(fail) => self.failed(&told, &fail),
-        }
-    }
-
-    /// Tells a failure in the log and gives the line that tells it to the client.
-    fn failed(&self, told: &Told<'_>, fail: &Fail) -> Vec<u8> {
-        self.tell_failed(told, fail);
-        reply::failure(fail.code, &fail.message, told.op_id)
-    }
-
-    fn tell_failed(&self, told: &Told<'_>, fail: &Fail) {
-        let [method, op_id] = told.who();
-        let mut fields = vec![
-            method,
-            op_id,
-            ("duration_ms", Value::Number(told.millis())),
-            ("code", Value::Text(fail.code.as_str(), 32)),
-            ("message", Value::Text(&fail.message, 1024)),
-        ];
-        if !fail.causes.is_empty() {
-            fields.push(("cause", Value::List(&fail.causes, 2000)));
-        }
-        self.host.log.line(told.cause, Level::Error, "helper rpc failed", &fields);
+    /// Sends a short reply.
+    pub(crate) fn answer(&'static self, conn: Conn, line: Vec<u8>) {
+        self.answer_holding(conn, line, self.replies.charge());
     }
 
     /// Sends the reply, and waits for its reader without a thread where he is slow.
-    fn answer(&'static self, mut conn: Conn, line: Vec<u8>) {
+    pub(crate) fn answer_holding(&'static self, mut conn: Conn, line: Vec<u8>, held: Charge) {
         conn.deadline = Instant::now() + self.host.settings.limits.reply_time();
-        conn.state = State::Writing(line, 0, self.replies.charge());
+        conn.state = State::Writing { reply: line, sent: 0, _held: held };
         self.send_on(conn);
     }
 
     fn send_on(&'static self, mut conn: Conn) {
-        if conn.send() == Sent::Done {
-            return;
+        if conn.send() == Sent::Part {
+            self.wait_for(conn);
         }
-        if let State::Writing(line, gone, charge) = &mut conn.state
-            && !charge.grow(line.len() - *gone)
-        {
-            // The peer has the beginning of a line already, so all that can be told him is the end.
-            let text =
-                format!("limits.reply_bytes_together ({}) is reached", self.host.settings.limits.reply_bytes_together);
-            let fields = [("message", Value::Text(&text, 256))];
-            self.host.log.line(Cause::Request, Level::Warn, "reply given up", &fields);
-            return;
-        }
-        self.wait_for(conn);
     }
 
     /// Ends what has taken too long.
@@ -411,7 +269,7 @@ impl Server {
         self.watch.tick(!self.waiting().is_empty());
         let limits = &self.host.settings.limits;
         for conn in late {
-            if matches!(conn.state, State::Writing(..)) {
+            if matches!(conn.state, State::Writing { .. }) {
                 let text = format!("nobody read it within {:?} (limits.reply_seconds)", limits.reply_time());
                 let fields = [("message", Value::Text(&text, 256))];
                 self.host.log.line(Cause::Request, Level::Warn, "reply given up", &fields);
@@ -432,29 +290,7 @@ impl Server {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Job>> {
+    pub(crate) fn queue(&self) -> MutexGuard<'_, VecDeque<Job>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl<'a> Told<'a> {
-    fn of(envelope: &'a Envelope<'_>, since: Instant) -> Told<'a> {
-        Told { method: &envelope.method, op_id: &envelope.op_id, since, cause: Cause::Request }
-    }
-
-    fn who(&self) -> [(&'static str, Value<'a>); 2] {
-        [("method", Value::Text(self.method, 256)), ("op_id", Value::Text(self.op_id, 256))]
-    }
-
-    fn millis(&self) -> u64 {
-        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-fn limit(name: &str, most: usize, what: &str) -> Fail {
-    Fail::new(format!("{most} {what}, and more are not taken (limits.{name}); try again"))
-}
-
-fn stopping() -> Fail {
-    Fail::new("the helper is stopping; try again when it runs again")
 }

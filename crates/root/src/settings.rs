@@ -27,8 +27,6 @@ pub(crate) struct Settings {
     pub(crate) vmm_names: Vec<String>,
     /// What a jailer's program may be called.
     pub(crate) jailer_names: Vec<String>,
-    /// Whether a VMM gets a PID namespace of its own.
-    pub(crate) new_pid_namespace: bool,
     /// Lines below it are not logged.
     pub(crate) log_level: Level,
     /// A fault that a test asks for, as `steps` reads it.
@@ -154,7 +152,6 @@ struct File {
     vmm_names: Vec<String>,
     /// More names that a jailer's program may have.
     jailer_names: Vec<String>,
-    new_pid_namespace: bool,
     log_level: Option<String>,
     fault: String,
     limits: Limits,
@@ -184,12 +181,16 @@ impl Settings {
     /// Reads the configuration file, and lets the command line have its way over it.
     pub(crate) fn read(flags: Flags) -> Result<Settings, String> {
         let named = flags.config.is_some();
-        let path = absolute("--config", flags.config, CONFIG)?;
+        let path = absolute("--config", flags.config.clone(), CONFIG)?;
         let file = match trusted::read(&path)? {
             Some(text) => parse(&path, &text)?,
             None if named => return Err(format!("{path}: there is no such file")),
             None => File::default(),
         };
+        Settings::of(&path, file, flags)
+    }
+
+    fn of(path: &str, file: File, flags: Flags) -> Result<Settings, String> {
         let level = file.log_level.as_deref().map(|text| {
             Level::parse(text).ok_or_else(|| format!("{path}: log_level is none of debug, info, warn, error"))
         });
@@ -210,7 +211,6 @@ impl Settings {
             program_dirs: program_dirs.collect::<Result<_, _>>()?,
             vmm_names: names(&in_file("vmm_names"), &["firecracker", "banger-qemu"], file.vmm_names)?,
             jailer_names: names(&in_file("jailer_names"), &["jailer", "banger-jailer"], file.jailer_names)?,
-            new_pid_namespace: file.new_pid_namespace,
             log_level: flags.log_level.or(level.transpose()?).unwrap_or(Level::Info),
             fault: file.fault,
             limits: file.limits,
@@ -263,6 +263,19 @@ mod tests {
             let more = parse("f", &format!("[limits]\n{name} = {}\n", most + 1)).unwrap_err();
             assert!(more.contains(&format!("limits.{name} is")), "{more}");
         }
+    }
+
+    #[test]
+    fn the_file_that_is_shipped_holds_the_defaults_all_of_them() {
+        let text = include_str!("../../../dist/root.toml");
+        let shipped = parse("root.toml", text).unwrap();
+        assert_eq!(shipped.limits.bounds(), Limits::default().bounds());
+        assert!(Limits::default().bounds().iter().all(|bound| text.contains(&format!("\n{} = ", bound.0))));
+        let settings = Settings::of("", File::default(), Flags::default()).unwrap();
+        assert_eq!((shipped.run_dir, shipped.lib_dir), (Some(settings.run_dir), Some(settings.lib_dir)));
+        assert_eq!(shipped.program_dirs, Some(settings.program_dirs));
+        assert_eq!(shipped.log_level.as_deref().and_then(Level::parse), Some(settings.log_level));
+        assert!(shipped.vmm_names.is_empty() && shipped.jailer_names.is_empty() && shipped.fault.is_empty());
     }
 
     #[test]

@@ -42,11 +42,14 @@ impl Faults {
     }
 }
 
+/// What takes a step back.
+type Undo<'a> = Box<dyn FnOnce() -> Result<(), Fail> + 'a>;
+
 /// The steps of one operation, while it runs.
 pub(crate) struct Steps<'a> {
     operation: &'static str,
     faults: &'a Faults,
-    undo: Vec<(&'static str, Box<dyn FnOnce() -> Result<(), Fail> + 'a>)>,
+    undo: Vec<(&'static str, Undo<'a>)>,
 }
 
 /// Runs an operation: where `body` fails, everything that it gave an undo for is undone, the last first.

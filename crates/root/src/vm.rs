@@ -6,6 +6,7 @@ mod chroot;
 mod config;
 mod launch;
 mod live;
+mod older;
 mod process;
 mod program;
 mod record;
@@ -17,7 +18,6 @@ use crate::host::Host;
 use crate::log::Log;
 use crate::places::Place;
 use sys::creds::Identity;
-use wire::name::link::TapName;
 use wire::reply::{Resources, VmFound};
 use wire::vm::{SocketAccess, Wanted};
 
@@ -44,11 +44,6 @@ pub(crate) fn resolve(host: &Host, wanted: &Wanted) -> Result<String, Fail> {
 
 pub(crate) fn ensure_socket_access(host: &Host, access: &SocketAccess) -> Result<(), Fail> {
     sockets::ensure_access(host, access)
-}
-
-/// Whether a VM that runs, or is being launched, has that tap.
-pub(crate) fn has_tap(host: &Host, tap: &TapName) -> bool {
-    host.vms.any(|record| record.tap == tap.as_str())
 }
 
 /// Fills in `vms`.

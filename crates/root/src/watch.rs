@@ -62,10 +62,11 @@ impl Watch {
     }
 
     /// Waits for the next event, at most so long.
-    pub(crate) fn next(&self, at_most: Duration) -> Event {
-        let at_most = Timespec { tv_sec: at_most.as_secs().cast_signed(), tv_nsec: at_most.subsec_nanos().into() };
+    pub(crate) fn next(&self, at_most: Option<Duration>) -> Event {
+        let at_most =
+            at_most.map(|time| Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() });
         let mut one = [MaybeUninit::<epoll::Event>::uninit(); 1];
-        match epoll::wait(&self.epoll, &mut one, Some(&at_most)) {
+        match epoll::wait(&self.epoll, &mut one, at_most.as_ref()) {
             Ok(([event], _)) => match event.data.u64() {
                 LISTENER => Event::Listener,
                 TICK => {

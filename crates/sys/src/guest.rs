@@ -49,6 +49,18 @@ pub fn spawn_session(command: &mut Command, groups: Option<Vec<u32>>) -> io::Res
     command.spawn()
 }
 
+/// Sends `signal` to every process but the caller, as the first process may.
+///
+/// # Errors
+/// ESRCH where there is no other; EPERM, and nothing sent, where the caller is not PID 1.
+pub fn signal_all(signal: rustix::process::Signal) -> io::Result<()> {
+    if rustix::process::getpid() != rustix::process::Pid::INIT {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    // SAFETY: sends a signal; -1 is every process but this one and the kernel's own.
+    check(unsafe { libc::kill(-1, signal.as_raw()) })
+}
+
 /// Gives an interface its address and mask.
 ///
 /// # Errors

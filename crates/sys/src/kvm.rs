@@ -1,4 +1,4 @@
-//! Whether `/dev/kvm` runs guests: it may be there and run none, so one is run, of a single instruction.
+//! Whether `/dev/kvm` runs guests: it may be there and run none, so one is run, of four instructions.
 
 use std::fs::File;
 use std::io;
@@ -21,14 +21,33 @@ const API_VERSION: libc::c_int = 12;
 const EXIT_HLT: u32 = 5;
 /// `exit_reason` in `struct kvm_run`.
 const EXIT_REASON_AT: usize = 8;
-/// `cs` in `struct kvm_sregs`: base u64, limit u32, selector u16, ….
 const SREGS_LEN: usize = 312;
-/// `rip` in `struct kvm_regs`, of 18 words, and `rflags` behind it.
 const REGS_LEN: usize = 144;
-const RIP_AT: usize = 16 * 8;
-const RFLAGS_AT: usize = 17 * 8;
-const PAGE: usize = 4096;
-const HLT: u8 = 0xF4;
+// Words in `struct kvm_sregs` and in `struct kvm_regs`.
+const CS_AT: usize = 0;
+const DATA_SEGMENTS_AT: [usize; 5] = [3, 6, 9, 12, 15];
+const CR0_AT: usize = 28;
+const CR3_AT: usize = 30;
+const CR4_AT: usize = 31;
+const EFER_AT: usize = 33;
+const RIP_AT: usize = 16;
+const RFLAGS_AT: usize = 17;
+/// Type 11, and s, l, g set: 64-bit code. Type 3, and db, s, g set: data.
+const CODE_SEGMENT: (u64, u64) = (0xB, 1 << 16 | 1 << 24 | 1 << 32);
+const DATA_SEGMENT: (u64, u64) = (0x3, 1 << 8 | 1 << 16 | 1 << 32);
+
+/// Where kernels are linked to run; what only seems to be a CPU's virtualisation can't give a guest this address.
+const KERNEL_ADDRESS: u64 = 0xFFFF_FFFF_8000_0000;
+/// The guest's memory: three tables that map 2 MiB of it at the kernel's address, a word, the code.
+const MEMORY: usize = 0x20_0000;
+/// Each table's place, its one entry's number, and that entry: present, writable, and for the last a large page.
+const TABLES: [(usize, usize, u64); 3] = [(0x1000, 511, 0x2003), (0x2000, 510, 0x3003), (0x3000, 0, 0x83)];
+const WORD_AT: usize = 0x4000;
+const WORD: u32 = 0x1234_5678;
+const CODE_AT: usize = 0x5000;
+/// `fld1; fstp st0; mov dword [0xffffffff80004000], 0x12345678; hlt`. The first two are in no CPU's way, and unknown to
+/// KVM's instruction emulator: without a CPU that executes guests, all else may still be played to them.
+const CODE: [u8; 16] = [0xD9, 0xE8, 0xDD, 0xD8, 0xC7, 0x04, 0x25, 0x00, 0x40, 0x00, 0x80, 0x78, 0x56, 0x34, 0x12, 0xF4];
 
 /// `struct kvm_userspace_memory_region`.
 #[repr(C)]
@@ -42,7 +61,8 @@ struct MemoryRegion {
 
 const _: () = assert!(size_of::<MemoryRegion>() == 32);
 
-/// Runs a guest of one instruction, `hlt`, and says why that did not work where it didn't.
+/// Runs a guest of four instructions in long mode, where a kernel begins, and says why that did not work where it
+/// didn't.
 ///
 /// # Errors
 /// The call that failed; a guest that left with another reason than its `hlt`; one that did not leave in a second.
@@ -64,13 +84,16 @@ fn trial() -> io::Result<()> {
     let vm = ioctl_fd("KVM_CREATE_VM", &kvm, KVM_CREATE_VM)?;
     // Intel CPUs without "unrestricted guest" need it for real mode; others have no use for it, so its failure is none.
     let _ = ioctl_number("KVM_SET_TSS_ADDR", &vm, KVM_SET_TSS_ADDR, 0xFFFB_D000);
-    let memory = Mapping::anonymous(PAGE)?;
-    memory.write(0, HLT);
+    let memory = Mapping::anonymous(MEMORY)?;
+    for (table, entry, value) in TABLES {
+        memory.write(table + entry * 8, &value.to_le_bytes());
+    }
+    memory.write(CODE_AT, &CODE);
     let region = MemoryRegion {
         slot: 0,
         flags: 0,
         guest_phys_addr: 0,
-        memory_size: PAGE as u64,
+        memory_size: MEMORY as u64,
         userspace_addr: memory.address as u64,
     };
     ioctl_ref("KVM_SET_USER_MEMORY_REGION", &vm, KVM_SET_USER_MEMORY_REGION, ptr::from_ref(&region).cast())?;
@@ -81,25 +104,38 @@ fn trial() -> io::Result<()> {
         return Err(io::Error::other("KVM_GET_VCPU_MMAP_SIZE: too small"));
     }
     let run = Mapping::of(&vcpu, run_len)?;
-    start_at_zero(&vcpu)?;
+    start_in_long_mode(&vcpu)?;
     ioctl_number("KVM_RUN", &vcpu, KVM_RUN, 0)?;
     match run.read_u32(EXIT_REASON_AT) {
-        EXIT_HLT => Ok(()),
+        EXIT_HLT if memory.read_u32(WORD_AT) == WORD => Ok(()),
         other => Err(io::Error::other(format!("KVM_RUN: the guest left with reason {other}, not {EXIT_HLT} (hlt)"))),
     }
 }
 
-/// Points the CPU at address 0 of its memory.
-fn start_at_zero(vcpu: &OwnedFd) -> io::Result<()> {
+/// Puts the CPU where a kernel's first 64-bit instruction finds it: long mode, paging, a kernel's address.
+fn start_in_long_mode(vcpu: &OwnedFd) -> io::Result<()> {
     let mut sregs = [0u64; SREGS_LEN / 8];
     ioctl_ref("KVM_GET_SREGS", vcpu, KVM_GET_SREGS, sregs.as_mut_ptr().cast())?;
-    sregs[0] = 0; // cs.base
-    sregs[1] &= !(0xFFFF << 32); // cs.selector
+    segment(&mut sregs[CS_AT..], 0x08, CODE_SEGMENT);
+    for at in DATA_SEGMENTS_AT {
+        segment(&mut sregs[at..], 0x10, DATA_SEGMENT);
+    }
+    sregs[CR0_AT] = 0x8000_0011; // PG, ET, PE
+    sregs[CR3_AT] = TABLES[0].0 as u64;
+    sregs[CR4_AT] = 0x20; // PAE
+    sregs[EFER_AT] = 0x500; // LMA, LME
     ioctl_ref("KVM_SET_SREGS", vcpu, KVM_SET_SREGS, sregs.as_ptr().cast())?;
     let mut regs = [0u64; REGS_LEN / 8];
-    regs[RIP_AT / 8] = 0;
-    regs[RFLAGS_AT / 8] = 2; // the bit that is always set
+    regs[RIP_AT] = KERNEL_ADDRESS + CODE_AT as u64;
+    regs[RFLAGS_AT] = 2; // the bit that is always set
     ioctl_ref("KVM_SET_REGS", vcpu, KVM_SET_REGS, regs.as_ptr().cast())
+}
+
+/// `struct kvm_segment`: base u64; limit u32, selector u16, type u8, present u8; dpl, db, s, l, g, avl, unusable, pad.
+fn segment(words: &mut [u64], selector: u64, (kind, flags): (u64, u64)) {
+    words[0] = 0;
+    words[1] = 0xFFFF_FFFF | selector << 32 | kind << 48 | 1 << 56;
+    words[2] = flags;
 }
 
 fn named(call: &str, error: &io::Error) -> io::Error {
@@ -107,7 +143,12 @@ fn named(call: &str, error: &io::Error) -> io::Error {
 }
 
 /// An ioctl that takes a number and answers with one.
-fn ioctl_number(call: &str, file: &impl AsRawFd, request: libc::c_ulong, arg: libc::c_ulong) -> io::Result<libc::c_int> {
+fn ioctl_number(
+    call: &str,
+    file: &impl AsRawFd,
+    request: libc::c_ulong,
+    arg: libc::c_ulong,
+) -> io::Result<libc::c_int> {
     // SAFETY: only requests whose argument is a number, no address, are given to this function.
     let answer = unsafe { libc::ioctl(file.as_raw_fd(), request, arg) };
     if answer < 0 { Err(named(call, &io::Error::last_os_error())) } else { Ok(answer) }
@@ -151,11 +192,11 @@ impl Mapping {
         Ok(Self { address, len })
     }
 
-    fn write(&self, at: usize, byte: u8) {
-        assert!(at < self.len);
+    fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.len);
         let target = self.address.cast::<u8>().wrapping_add(at);
-        // SAFETY: `at` is inside the mapping, which is writable and lives as long as `self`.
-        unsafe { target.write_volatile(byte) };
+        // SAFETY: the target is inside the mapping, which is writable and lives as long as `self`, and no slice is.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
     }
 
     fn read_u32(&self, at: usize) -> u32 {

@@ -3,6 +3,7 @@
 pub mod child;
 pub mod creds;
 pub mod dir;
+pub mod entropy;
 pub mod guest;
 pub mod kvm;
 pub mod netlink;
@@ -12,4 +13,5 @@ pub mod sigwait;
 pub mod spawn;
 pub mod tapfd;
 pub mod tsc;
+pub mod tun;
 pub mod vsock;

@@ -34,12 +34,7 @@ impl Socket {
             Family::Route => None,
             Family::Netfilter => Some(rustix::net::netlink::NETFILTER),
         };
-        let fd = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        )?;
+        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         rustix::net::bind(&fd, &rustix::net::netlink::SocketAddrNetlink::new(0, 0))?;
         rustix::net::sockopt::set_socket_timeout(&fd, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))?;
         let socket = Socket(fd);
@@ -79,13 +74,12 @@ impl Socket {
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         use rustix::net::RecvFlags;
         loop {
-            let (_, length, from) = rustix::io::retry_on_intr(|| {
-                rustix::net::recvfrom(self.0.as_fd(), &mut *buffer, RecvFlags::TRUNC)
-            })
-            .map_err(|errno| match errno {
-                rustix::io::Errno::AGAIN => io::ErrorKind::TimedOut.into(),
-                other => io::Error::from(other),
-            })?;
+            let (_, length, from) =
+                rustix::io::retry_on_intr(|| rustix::net::recvfrom(self.0.as_fd(), &mut *buffer, RecvFlags::TRUNC))
+                    .map_err(|errno| match errno {
+                        rustix::io::Errno::AGAIN => io::ErrorKind::TimedOut.into(),
+                        other => io::Error::from(other),
+                    })?;
             let from = from.and_then(|from| rustix::net::netlink::SocketAddrNetlink::try_from(from).ok());
             if from.is_none_or(|from| from.pid() != 0) {
                 continue;

@@ -69,8 +69,10 @@ mod tests {
         // In a thread of its own: the mask is the thread's, and the signal is sent to the thread alone.
         std::thread::spawn(|| {
             let blocked = super::block(&[libc::SIGUSR1]).expect("blocked");
-            // SAFETY: sends this thread a signal that it has blocked.
-            assert_eq!(unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR1) }, 0);
+            // SAFETY: asks for this thread's own number.
+            let this = unsafe { libc::pthread_self() };
+            // SAFETY: sends this thread, which lives, a signal that it has blocked.
+            assert_eq!(unsafe { libc::pthread_kill(this, libc::SIGUSR1) }, 0);
             assert_eq!(blocked.wait().expect("a signal"), libc::SIGUSR1);
         })
         .join()

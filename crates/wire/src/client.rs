@@ -139,7 +139,8 @@ impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
 
     fn exchange<P: Serialize>(&self, method: &str, params: P) -> Result<Box<RawValue>, Error> {
         let says = Says { version: 1, method, params, op_id: &self.op_id };
-        let mut request = serde_json::to_vec(&says).map_err(|error| Error::Reply(error.to_string()))?;
+        let mut request = Vec::new();
+        crate::reply::write(&says, &mut request).map_err(|error| Error::Reply(error.to_string()))?;
         request.push(b'\n');
         let mut stream = (self.connect)()?;
         // A helper that refuses the peer answers without reading: its reply says more than our broken pipe.

@@ -16,6 +16,8 @@ mod params;
 pub mod path;
 pub mod reply;
 mod scan;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod units;
 pub mod vm;
 

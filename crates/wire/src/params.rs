@@ -53,10 +53,12 @@ pub(crate) fn optional<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deseriali
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
 }
 
-/// A list of objects, or `null` for none.
-pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    let list = Option::<Vec<Object<T>>>::deserialize(deserializer)?.unwrap_or_default();
-    Ok(list.into_iter().map(|object| object.0).collect())
+/// A list of objects, or `null` for none; a `null` in it is the zero value.
+pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let list = Option::<Vec<Option<Object<T>>>>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(list.into_iter().map(|object| object.map(|object| object.0).unwrap_or_default()).collect())
 }
 
 /// A string, borrowed where it has no escapes.

@@ -105,21 +105,25 @@ pub struct VmFound {
 }
 
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(crate) struct DataSays {
     pub(crate) data: Base64,
 }
 
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(crate) struct PathSays {
     pub(crate) path: String,
 }
 
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(crate) struct PidReply {
     pub(crate) pid: i64,
 }
 
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(crate) struct RunningReply {
     pub(crate) running: bool,
 }
@@ -199,7 +203,8 @@ fn data_line(data: &[u8]) -> Vec<u8> {
     out
 }
 
-fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> serde_json::Result<()> {
+/// Writes JSON as both sides of the wire spell it.
+pub(crate) fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> serde_json::Result<()> {
     value.serialize(&mut Serializer::with_formatter(out, HtmlSafe(CompactFormatter)))
 }
 

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -26,21 +25,14 @@ const CALL: Duration = Duration::from_secs(60);
 pub(crate) struct Owner {
     pub(crate) name: String,
     pub(crate) uid: u32,
-    pub(crate) gid: u32,
 }
 
 impl Owner {
     /// Looks a user up.
     pub(crate) fn named(name: &str) -> Result<Self> {
         let line = programs::output("getent", ["passwd", name]).with_context(|| format!("there is no user {name}"))?;
-        let field = |n: usize| line.split(':').nth(n).and_then(|f| f.parse().ok());
-        let (uid, gid) = field(2).zip(field(3)).context("getent wrote no user")?;
-        Ok(Self { name: name.to_owned(), uid, gid })
-    }
-
-    /// Gives a file or folder to the owner.
-    pub(crate) fn owns(&self, path: &Path) -> Result<()> {
-        chown(path, Some(self.uid), Some(self.gid)).with_context(|| format!("can't give {} away", path.display()))
+        let uid = line.split(':').nth(2).and_then(|f| f.parse().ok()).context("getent wrote no user")?;
+        Ok(Self { name: name.to_owned(), uid })
     }
 }
 
@@ -56,10 +48,10 @@ impl Helper {
         let start = Instant::now();
         let log = File::create(LOG)?;
         let mut command = Command::new(format!("{PROGRAMS}/bangerd-root"));
-        command.args(["--log-level", "DEBUG"]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().context("can't start bangerd-root")?;
         let mut helper = Self { child, started_in: Duration::ZERO };
-        while UnixStream::connect(SOCKET).is_err() {
+        while client().list_resources().is_err() {
             if let Some(status) = helper.child.try_wait()? {
                 bail!("bangerd-root ended at once ({status}):\n{}", log_lines());
             }
@@ -103,8 +95,12 @@ impl Drop for Helper {
     }
 }
 
+/// What opens a connection to the helper.
+pub(crate) trait Connect: Fn() -> io::Result<UnixStream> {}
+impl<F: Fn() -> io::Result<UnixStream>> Connect for F {}
+
 /// A client of the helper.
-pub(crate) fn client() -> Client<impl Fn() -> io::Result<UnixStream>> {
+pub(crate) fn client() -> Client<impl Connect> {
     let connect = || {
         let stream = UnixStream::connect(SOCKET)?;
         stream.set_read_timeout(Some(CALL))?;
@@ -114,8 +110,9 @@ pub(crate) fn client() -> Client<impl Fn() -> io::Result<UnixStream>> {
     Client::new(connect).op_id("op-demo")
 }
 
-/// The helper's last words.
+/// The helper's last words, without what succeeded.
 pub(crate) fn log_lines() -> String {
     let text = fs::read_to_string(LOG).unwrap_or_default();
-    indented(&text, 8)
+    let lines = text.lines().filter(|l| !l.contains("helper rpc completed"));
+    indented(&lines.collect::<Vec<_>>().join("\n"), 4)
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-const WIDTH: usize = 44;
+const WIDTH: usize = 40;
 
 /// Stages since a first moment.
 pub(crate) struct Timeline {
@@ -36,7 +36,7 @@ impl Timeline {
             let to = column(at);
             let bar = format!("{}{}", " ".repeat(from), "▇".repeat((to - from).max(1)));
             from = to;
-            format!("{stage:34} {:7.3} s  {bar}", at.as_secs_f64())
+            format!("{stage:40} {:7.3} s  {bar}", at.as_secs_f64())
         };
         self.stages.iter().map(line).collect()
     }
@@ -52,10 +52,10 @@ mod tests {
         for (stage, ms) in [("b", 2000), ("a", 1000), ("c", 2001)] {
             timeline.reached_at(stage, timeline.start + Duration::from_millis(ms));
         }
-        let bars: Vec<String> = timeline.lines().iter().map(|l| l[46..].trim_end().replace('▇', "x")).collect();
-        assert_eq!(bars[0], "x".repeat(22));
-        assert_eq!(bars[1], " ".repeat(22) + &"x".repeat(22));
-        assert_eq!(bars[2], " ".repeat(44) + "x");
+        let bars: Vec<String> = timeline.lines().iter().map(|l| l[52..].trim_end().replace('▇', "x")).collect();
+        assert_eq!(bars[0], "x".repeat(20));
+        assert_eq!(bars[1], " ".repeat(20) + &"x".repeat(20));
+        assert_eq!(bars[2], " ".repeat(40) + "x");
         assert!(timeline.lines()[0].starts_with("a ") && timeline.lines()[0].contains("1.000 s"));
     }
 }

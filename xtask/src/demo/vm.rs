@@ -1,7 +1,5 @@
 //! The demo's VM: its network, its launch, its end, all of it asked of the helper.
 
-use std::io;
-use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -18,16 +16,28 @@ use wire::path::{HostPath, ProgramPath, Root, Roots};
 use wire::units::Mebibytes;
 use wire::vm::{Drive, Launch, Pid};
 
+use super::helper::Connect;
 use super::place::{RUNTIME, STATE};
+use crate::programs;
 
 pub(crate) const GUEST: &str = "172.16.0.2";
+/// Where the VMM logs, and writes what the guest writes to its console.
+pub(crate) const LOG: &str = "/var/lib/banger/vmm.log";
 const BRIDGE: &str = "br-fc";
 const BRIDGE_IP: &str = "172.16.0.1";
-const TAP: &str = "tap-fc-demo";
+pub(crate) const TAP: &str = "tap-fc-demo";
 const CID: u32 = 3;
-const MEMORY: Mebibytes = Mebibytes(256);
+pub(crate) const MEMORY: Mebibytes = Mebibytes(256);
 /// A VM that was asked to end has this long before it is killed.
 const STOP: Duration = Duration::from_secs(10);
+
+/// The kernel's arguments: a quick start, the guest's address, a program whose first word is `word`, and `more`.
+pub(crate) fn kernel_args(word: &str, more: &str) -> String {
+    format!(
+        "console=ttyS0 reboot=k panic=-1 loglevel=1 cryptomgr.notests random.trust_cpu=on \
+         ip={GUEST}::{BRIDGE_IP}:255.255.255.0:demo:eth0:off {more} banger.run=\"echo {word}\""
+    )
+}
 
 /// Calls of the helper on behalf of one VM.
 pub(crate) struct Caller<F> {
@@ -37,7 +47,7 @@ pub(crate) struct Caller<F> {
     roots: Roots,
 }
 
-impl<F: Fn() -> io::Result<UnixStream>> Caller<F> {
+impl<F: Connect> Caller<F> {
     /// Checks the names; calls nothing yet.
     pub(crate) fn new(client: Client<F>) -> Result<Self> {
         let bridge = Bridge { name: BridgeName::new(BRIDGE)?, addr: BridgeAddr::new(BRIDGE_IP, "24")? };
@@ -116,10 +126,15 @@ impl<F: Fn() -> io::Result<UnixStream>> Caller<F> {
         self.client.process_running(pid, &format!("{RUNTIME}/demo.sock")).context("priv.process_running")
     }
 
-    /// What of banger's the helper finds in the kernel: bridges, taps, guests, VMs.
-    pub(crate) fn resources(&self) -> Result<[usize; 4]> {
+    /// Takes the bridge away, which the helper keeps for the next VM: no method of the contract removes one.
+    pub(crate) fn bridge_down(&self) -> Result<()> {
+        programs::output("ip", ["link", "delete", BRIDGE]).map(drop)
+    }
+
+    /// What of banger's the helper still finds in the kernel: bridges, taps, guests, VMs.
+    pub(crate) fn left(&self) -> Result<usize> {
         let found = self.client.list_resources().context("priv.list_resources")?;
-        Ok([found.bridges.len(), found.taps.len(), found.guests.len(), found.vms.len()])
+        Ok(found.bridges.len() + found.taps.len() + found.guests.len() + found.vms.len())
     }
 
     fn path(&self, root: Root, name: &str) -> Result<HostPath> {

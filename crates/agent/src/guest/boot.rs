@@ -91,7 +91,13 @@ fn kernel_mounts() {
 
 fn more_mounts() {
     let plain = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
-    attach("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, Some(c"mode=0620,gid=5,ptmxmode=0666"));
+    attach(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        Some(c"mode=0620,gid=5,ptmxmode=0666"),
+    );
     attach("tmpfs", "/dev/shm", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=1777"));
     attach("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"));
     attach("cgroup2", "/sys/fs/cgroup", "cgroup2", plain, None);

@@ -4,6 +4,8 @@ mod boot;
 mod call;
 mod config;
 mod console;
+mod doorbell;
+mod port;
 mod process;
 mod pump;
 mod serve;

@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `/init` | the agent, a static program |
 //! | `/modules/NAME.ko` | each module, unpacked |
-//! | `/modules/order` | their names, one a line, in the order to load them |
+//! | `/modules/order` | these files' names, one a line, in the order to load them |
 //! | `/dev/console` | what the kernel opens for `/init` |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -171,7 +171,7 @@ pub fn pack(agent: &[u8], modules: &[Module]) -> Vec<u8> {
     }
     archive.entry("dev/console", CHARACTER_DEVICE | 0o600, (5, 1), &[]);
     archive.entry("init", FILE | 0o755, (0, 0), agent);
-    let order: String = modules.iter().map(|m| format!("{}\n", m.name)).collect();
+    let order: String = modules.iter().map(|m| format!("{}.ko\n", m.name)).collect();
     archive.entry("modules/order", FILE | 0o644, (0, 0), order.as_bytes());
     for module in modules {
         archive.entry(&format!("modules/{}.ko", module.name), FILE | 0o644, (0, 0), &module.object);

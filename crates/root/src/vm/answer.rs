@@ -17,6 +17,8 @@ const MAX_ANSWER: usize = 16 << 10;
 /// Between two looks where nothing wakes us: the socket has its name a moment before it is listened on.
 const SHORT: Duration = Duration::from_millis(2);
 const LONG: Duration = Duration::from_millis(50);
+/// Between two questions to a VMM whose VM does not run yet.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// Why there is no running VM.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,11 +58,13 @@ pub(super) fn news_of(dir: &Dir) -> Option<OwnedFd> {
 impl Awaited<'_> {
     /// Waits until the VM runs.
     pub(super) fn run(&self, vmm: &PidFd) -> Result<(), NotRunning> {
+        const WHAT: &str = "its VM to run";
         loop {
             let api = self.connected(vmm)?;
             match self.state(&api, vmm)?.as_str() {
                 "Running" => return Ok(()),
-                "Not started" => self.pause(vmm, LONG, "the VM to run")?,
+                "Not started" if Instant::now() + AGAIN > self.until => return Err(NotRunning::Late(WHAT)),
+                "Not started" => self.pause(vmm, AGAIN, WHAT)?,
                 _ => return Err(NotRunning::Said("its VM is neither running nor about to".into())),
             }
         }

@@ -31,8 +31,8 @@ pub(super) struct Checked {
 
 /// Checks a launch in the existing helper's order; what that one doesn't check comes last.
 pub(super) fn all(host: &Host, asked: &Launch) -> Result<Checked, Fail> {
-    let socket_dir = sockets::room(host, &asked.socket, "socket_path")?;
-    let vsock_dir = sockets::room(host, &asked.vsock, "vsock_path")?;
+    let socket_dir = sockets::directory(host, &asked.socket, "socket_path")?;
+    let vsock_dir = sockets::directory(host, &asked.vsock, "vsock_path")?;
     output(host, &asked.log, "log_path")?;
     output(host, &asked.metrics, "metrics_path")?;
     kernel(host, &asked.kernel)?;

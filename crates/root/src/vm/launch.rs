@@ -27,11 +27,6 @@ use wire::path::HostPath;
 use wire::vm::{Launch, Pid};
 
 const NAME: &str = "launch_firecracker";
-/// Every step, in its order.
-#[cfg(test)]
-pub(super) const STEPS: [&str; 10] =
-    ["log", "metrics", "socket_room", "vsock_room", "fork", "record", "start", "answer", "access", "commit"];
-
 /// What a VMM's descriptors are bounded by: each drive, tap and connection takes some.
 const OPEN_FILES: u64 = 4096;
 /// A VMM goes before the services of its host where memory runs out.
@@ -49,7 +44,9 @@ pub(crate) fn launch(host: &Host, asked: &Launch) -> Result<Pid, Fail> {
     let config = config::sealed(&config::of(asked)?)?;
     let record = Record::new(asked, &checked.program, checked.drives.clone());
     let claim = host.vms.claim(&record, host.settings.limits.vms)?;
-    // Behind the claim: `delete_tap` spares the taps of claims, so it can't go between this look and its use.
+    // Behind the claim no other launch can come to use these. The owner can still take them away: the VMM will say so.
+    sockets::is_free(&checked.socket_dir, &asked.socket, &host.owner, "socket_path")?;
+    sockets::is_free(&checked.vsock_dir, &asked.vsock, &host.owner, "vsock_path")?;
     tap::check(&asked.tap, host.owner.uid)?;
     let new = New { host, asked, checked: &checked, record };
     // The claim outlives the undo of a failure.
@@ -205,6 +202,11 @@ impl<'a> New<'a> {
         match self.last_words(said_before) {
             Some(words) => message.push_str(&format!("; its last words: {words}")),
             None => message.push_str("; it said nothing"),
+        }
+        if !tap::can_be_opened(&self.host.owner) {
+            message.push_str(
+                "; the owner may not open /dev/net/tun, without which no VMM of his has a network: chmod 666 it",
+            );
         }
         Fail::new(message)
     }

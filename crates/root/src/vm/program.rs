@@ -138,7 +138,8 @@ fn walk(path: &str) -> Result<OwnedFd, Stop> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::open("/", flags, Mode::empty()).map_err(|errno| Stop::Call(CallError::new("open(/)", errno)))?;
-    let mut above = vec![roots_alone(root, "/")?];
+    let mut others: Option<String> = None;
+    let mut above = vec![directory(root, "/", &mut others)?];
     while let Some(part) = todo.pop() {
         let here = above.last().ok_or(Stop::Missing)?;
         if part == ".." {
@@ -150,7 +151,8 @@ fn walk(path: &str) -> Result<OwnedFd, Stop> {
         let entry = open_entry(here, &part)?;
         // What a link leads through is put before what is left, so this is the path's own last part.
         if todo.is_empty() {
-            return Ok(entry);
+            // Told only of what is there: where it is missing, another directory may have it.
+            return others.map_or(Ok(entry), |dir| Err(Stop::NotRoots(dir)));
         }
         if let Some(target) = link_target(&entry, &part)? {
             links += 1;
@@ -163,7 +165,7 @@ fn walk(path: &str) -> Result<OwnedFd, Stop> {
             todo.extend(parts(&target));
             continue;
         }
-        above.push(roots_alone(entry, &part)?);
+        above.push(directory(entry, &part, &mut others)?);
     }
     Err(Stop::Missing)
 }
@@ -191,12 +193,14 @@ fn link_target(entry: &OwnedFd, name: &str) -> Result<Option<String>, Stop> {
     Ok(Some(target.to_string_lossy().into_owned()))
 }
 
-/// The directory itself, where root alone can change what is in it.
-fn roots_alone(dir: OwnedFd, name: &str) -> Result<OwnedFd, Stop> {
+/// The directory itself. Where others than root can change what is in it, its name is kept in `others`.
+fn directory(dir: OwnedFd, name: &str, others: &mut Option<String>) -> Result<OwnedFd, Stop> {
     let facts = Facts::of(&dir).map_err(Stop::Call)?;
-    match facts.kind {
-        FileType::Directory if facts.uid == 0 && !facts.is_writable_by_others() => Ok(dir),
-        FileType::Directory => Err(Stop::NotRoots(name.to_owned())),
-        _ => Err(Stop::Missing),
+    if facts.kind != FileType::Directory {
+        return Err(Stop::Missing);
     }
+    if facts.uid != 0 || facts.is_writable_by_others() {
+        others.get_or_insert_with(|| name.to_owned());
+    }
+    Ok(dir)
 }

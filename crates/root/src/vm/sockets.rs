@@ -71,8 +71,8 @@ pub(super) fn close_to_others(dir: &Dir, name: &str, host: &Host) -> Result<(u64
     }
 }
 
-/// The directory of a socket that a VMM is to make there, where there is room for it or room can be made.
-pub(super) fn room(host: &Host, path: &HostPath, field: &str) -> Result<Dir, Fail> {
+/// The directory of a socket that a VMM is to make there, where its name is free or an ended VM's may be.
+pub(super) fn directory(host: &Host, path: &HostPath, field: &str) -> Result<Dir, Fail> {
     let refuse = |why: String| Fail::new(format!("{field}: {} {why}", shown(path.as_str())));
     if path.below() == DAEMON_SOCKET || path.as_str() == host.settings.socket {
         return Err(refuse("is a socket of banger's own: choose another".into()));
@@ -81,49 +81,65 @@ pub(super) fn room(host: &Host, path: &HostPath, field: &str) -> Result<Dir, Fai
         return Err(refuse(format!("is longer than the {MAX_SOCKET_PATH} bytes that a socket's address holds")));
     }
     let dir = host.runtime.open_parent(path, &host.owner)?;
-    match stale(&dir, path.file_name(), &host.owner).map_err(refuse)? {
-        Stale::Nothing | Stale::Socket | Stale::Link => Ok(dir),
-    }
+    look(&dir, path.file_name()).map_err(refuse)?;
+    Ok(dir)
+}
+
+/// Whether the name is free or an ended VM's. Asked once no launch but this one can use it.
+pub(super) fn is_free(dir: &Dir, path: &HostPath, owner: &Identity, field: &str) -> Result<(), Fail> {
+    stale(dir, path.file_name(), owner).map(|_| ()).map_err(|why| taken(path, field, why))
 }
 
 /// Makes room: removes what an ended VM left there, with the owner's rights.
 pub(super) fn make_room(dir: &Dir, path: &HostPath, owner: &Identity, field: &str) -> Result<(), Fail> {
-    let refuse = |why: String| Fail::new(format!("{field}: {} {why}", shown(path.as_str())));
-    match stale(dir, path.file_name(), owner).map_err(refuse)? {
-        Stale::Nothing => Ok(()),
-        Stale::Socket | Stale::Link => {
+    match stale(dir, path.file_name(), owner).map_err(|why| taken(path, field, why))? {
+        Name::Free => Ok(()),
+        Name::Socket | Name::Link => {
+            let failed = |error: &dyn std::fmt::Display| taken(path, field, "can't be replaced".into()).because(error);
             let removed = owner.run_as(|| dir.unlink(path.file_name()));
-            let failed = |error: &dyn std::fmt::Display| refuse("can't be replaced".into()).because(error);
             removed.map_err(|error| failed(&error))?.map_err(|error| failed(&error)).map(|_| ())
         }
     }
 }
 
-/// What of an ended VM's has a name.
-enum Stale {
-    Nothing,
-    /// A socket that nobody listens on.
+fn taken(path: &HostPath, field: &str, why: String) -> Fail {
+    Fail::new(format!("{field}: {} {why}", shown(path.as_str())))
+}
+
+/// What has a name that a launch wants.
+#[derive(Clone, Copy)]
+enum Name {
+    Free,
+    /// A socket.
     Socket,
     /// A link to a socket in a chroot of a VM.
     Link,
 }
 
-/// What has the name `name`, where a launch may take its place; else why not.
-fn stale(dir: &Dir, name: &str, owner: &Identity) -> Result<Stale, String> {
+/// What has the name `name`, where that could be an ended VM's; else why it can't.
+fn look(dir: &Dir, name: &str) -> Result<Name, String> {
     let facts = match dir.entry(name) {
         Ok(facts) => facts,
-        Err(error) if error.is_missing() => return Ok(Stale::Nothing),
+        Err(error) if error.is_missing() => return Ok(Name::Free),
         Err(error) => return Err(format!("can't be looked at ({})", std::io::Error::from(error.errno()))),
     };
     match facts.kind {
-        FileType::Socket => match connect(dir, name, owner) {
-            Err(Errno::CONNREFUSED) => Ok(Stale::Socket),
-            Err(Errno::NOENT) => Ok(Stale::Nothing),
+        FileType::Socket => Ok(Name::Socket),
+        FileType::Symlink if leads_into_a_chroot(dir, name) => Ok(Name::Link),
+        kind => Err(format!("is {} already: nothing but an ended VM's socket is replaced", kind_name(kind))),
+    }
+}
+
+/// The same, for what nobody listens on: a socket of a process that runs is never an ended VM's.
+fn stale(dir: &Dir, name: &str, owner: &Identity) -> Result<Name, String> {
+    match look(dir, name)? {
+        Name::Socket => match connect(dir, name, owner) {
+            Err(Errno::CONNREFUSED) => Ok(Name::Socket),
+            Err(Errno::NOENT) => Ok(Name::Free),
             Ok(_) | Err(Errno::AGAIN) => Err("is a socket that something listens on: choose another".into()),
             Err(errno) => Err(format!("is a socket that can't be tried ({})", std::io::Error::from(errno))),
         },
-        FileType::Symlink if leads_into_a_chroot(dir, name) => Ok(Stale::Link),
-        kind => Err(format!("is {} already: nothing but an ended VM's socket is replaced", kind_name(kind))),
+        other => Ok(other),
     }
 }
 

@@ -1,13 +1,16 @@
 //! A VM's tap, as the kernel knows it: one question, asked before a launch.
 
 use crate::fail::Fail;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
+use sys::creds::Identity;
 use sys::netlink::{Family, Socket};
 use wire::code::shown;
 use wire::name::link::TapName;
 
-/// What a tap's alias begins with where it is banger's.
-const MARK: &str = "banger";
+/// The alias of a tap that is banger's; `create_tap` sets it.
+const MARK: &str = "banger tap";
 
 const NLMSG_HEAD: usize = 16;
 const NLMSG_ERROR: u16 = 2;
@@ -46,7 +49,7 @@ pub(super) fn check(name: &TapName, owner: u32) -> Result<(), Fail> {
         found.filter(|tap| tap.name == name.as_str()).ok_or_else(|| refuse("is not there: create_tap makes it"))?;
     match tap {
         Tap { is_tap: false, .. } => Err(refuse("is not a tap")),
-        Tap { alias, .. } if !alias.starts_with(MARK) => Err(refuse("is not banger's")),
+        Tap { alias, .. } if alias != MARK => Err(refuse("is not banger's")),
         Tap { owner: Some(uid), .. } if uid != owner => {
             Err(refuse("belongs to another user: create_tap puts it right"))
         }
@@ -55,6 +58,13 @@ pub(super) fn check(name: &TapName, owner: u32) -> Result<(), Fail> {
         Tap { is_open: true, .. } => Err(refuse("is in use: something has it open")),
         Tap { .. } => Ok(()),
     }
+}
+
+/// Whether the owner can open taps at all. Without udev the device is often root's alone.
+pub(super) fn can_be_opened(owner: &Identity) -> bool {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let opened = owner.run_as(|| rustix::fs::open("/dev/net/tun", flags, Mode::empty()));
+    !matches!(opened, Ok(Err(Errno::ACCESS | Errno::PERM)))
 }
 
 fn ask(name: &str) -> io::Result<Option<Tap>> {

@@ -18,16 +18,16 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// The owner's ids, and another user's; both are in the namespace's `/etc/passwd`.
-pub const OWNER: u32 = 5501;
-pub const OTHER: u32 = 5502;
-pub const OWNER_NAME: &str = "bowner";
+pub(crate) const OWNER: u32 = 5501;
+pub(crate) const OTHER: u32 = 5502;
+pub(crate) const OWNER_NAME: &str = "bowner";
 
 /// Where a test's helper has its places.
-pub const STATE: &str = "/mnt/s";
-pub const RUNTIME: &str = "/mnt/r";
-pub const SOCKET: &str = "/mnt/h/bangerd-root.sock";
-pub const META: &str = "/mnt/e/install.toml";
-pub const CONFIG: &str = "/mnt/e/root.toml";
+pub(crate) const STATE: &str = "/mnt/s";
+pub(crate) const RUNTIME: &str = "/mnt/r";
+pub(crate) const SOCKET: &str = "/mnt/h/bangerd-root.sock";
+pub(crate) const META: &str = "/mnt/e/install.toml";
+pub(crate) const CONFIG: &str = "/mnt/e/root.toml";
 const LOG: &str = "/mnt/log";
 
 /// Declares a test that runs in namespaces of its own.
@@ -43,7 +43,7 @@ macro_rules! isolated {
 }
 
 /// Runs `body` in a process of its own in fresh namespaces: this very test, once more.
-pub fn isolate(module: &str, name: &str, body: impl FnOnce()) {
+pub(crate) fn isolate(module: &str, name: &str, body: impl FnOnce()) {
     const INSIDE: &str = "BANGER_TEST_INSIDE";
     if std::env::var_os(INSIDE).is_some() {
         prepare();
@@ -119,21 +119,21 @@ fn fresh_sysfs() {
 }
 
 /// Makes a directory.
-pub fn make_dir(path: &str, uid: u32, mode: u32) {
+pub(crate) fn make_dir(path: &str, uid: u32, mode: u32) {
     fs::create_dir_all(path).expect(path);
     chown(path, Some(uid), Some(uid)).expect(path);
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect(path);
 }
 
 /// Makes a file.
-pub fn make_file(path: &str, bytes: &[u8], uid: u32, mode: u32) {
+pub(crate) fn make_file(path: &str, bytes: &[u8], uid: u32, mode: u32) {
     fs::write(path, bytes).expect(path);
     chown(path, Some(uid), Some(uid)).expect(path);
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect(path);
 }
 
 /// Install metadata that are right.
-pub fn meta() -> String {
+pub(crate) fn meta() -> String {
     format!(
         "owner_user = \"{OWNER_NAME}\"\nowner_uid = {OWNER}\nowner_gid = {OWNER}\nowner_home = \"/home/{OWNER_NAME}\"\n\
          version = \"0.0.0-test\"\ncommit = \"0000000\"\nbuilt_at = \"2026-01-01T00:00:00Z\"\n\
@@ -142,7 +142,7 @@ pub fn meta() -> String {
 }
 
 /// Runs a program and gives what it printed; it must succeed.
-pub fn output(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {said}");
@@ -150,13 +150,14 @@ pub fn output(program: &str, arguments: &[&str]) -> String {
 }
 
 /// A helper's command, not yet started.
-pub struct Start {
+pub(crate) struct Start {
     command: Command,
+    log: Option<Stdio>,
 }
 
 impl Start {
     /// With the test's places.
-    pub fn new() -> Start {
+    pub(crate) fn new() -> Start {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bangerd-root"));
         for (flag, value) in
             [("--socket", SOCKET), ("--state-dir", STATE), ("--runtime-dir", RUNTIME), ("--install-meta", META)]
@@ -164,48 +165,55 @@ impl Start {
             command.args([flag, value]);
         }
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null()).current_dir("/");
-        Start { command }
+        Start { command, log: None }
     }
 
     /// With a configuration.
-    pub fn config(mut self, text: &str) -> Start {
+    pub(crate) fn config(mut self, text: &str) -> Start {
         make_file(CONFIG, text.as_bytes(), 0, 0o644);
         self.command.args(["--config", CONFIG]);
         self
     }
 
     /// With another argument.
-    pub fn args(mut self, arguments: &[&str]) -> Start {
+    pub(crate) fn args(mut self, arguments: &[&str]) -> Start {
         self.command.args(arguments);
         self
     }
 
     /// With a variable in its environment.
-    pub fn env(mut self, name: &str, value: &str) -> Start {
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Start {
         self.command.env(name, value);
         self
     }
 
+    /// With its standard error there instead of in the test's log.
+    pub(crate) fn log_to(mut self, log: impl Into<Stdio>) -> Start {
+        self.log = Some(log.into());
+        self
+    }
+
     fn spawn(mut self) -> Child {
-        let log = File::options().create(true).append(true).open(LOG).expect("the log");
+        let file = || File::options().create(true).append(true).open(LOG).expect("the log").into();
+        let log = self.log.take().unwrap_or_else(file);
         self.command.stdout(Stdio::null()).stderr(log).spawn().expect("the helper's program")
     }
 
     /// Starts it and waits until it serves.
-    pub fn start(self) -> Helper {
+    pub(crate) fn start(self) -> Helper {
         let child = self.spawn();
         let mut helper = Helper { child };
         let end = Instant::now() + Duration::from_secs(10);
         while UnixStream::connect(SOCKET).is_err() {
             let ended = helper.child.try_wait().expect("wait");
-            assert!(ended.is_none() && Instant::now() < end, "the helper does not serve: {}", log_text());
+            assert!(ended.is_none() && Instant::now() < end, "the helper does not serve: {}", log_end());
             std::thread::sleep(Duration::from_millis(2));
         }
         helper
     }
 
-    /// Starts it, and expects it to end by itself with a status above 0. Gives what it said, the newest line.
-    pub fn fails(self) -> String {
+    /// Starts it, and expects it to end by itself with a status above 0. Gives why, as it said.
+    pub(crate) fn fails(self) -> String {
         let mut child = self.spawn();
         let end = Instant::now() + Duration::from_secs(5);
         let status = loop {
@@ -219,41 +227,41 @@ impl Start {
             }
         };
         assert!(status.code().is_some_and(|code| code > 0), "{status}");
-        let last = log_lines().pop().expect("a line");
-        last["message"].as_str().expect("a message").to_owned()
+        let told = log_lines().into_iter().rfind(|line| line["msg"] == "helper can not start").expect("a line");
+        told["message"].as_str().expect("a message").to_owned()
     }
 }
 
 /// A helper that runs. Killed when it is dropped.
-pub struct Helper {
+pub(crate) struct Helper {
     child: Child,
 }
 
 impl Helper {
     /// A helper with everything as usual.
-    pub fn start() -> Helper {
+    pub(crate) fn start() -> Helper {
         Start::new().start()
     }
 
     /// Its process.
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
     /// Asks it as the owner: the request's JSON, the reply's. `{"method":"priv.…","params":{…}}`
-    pub fn call(&self, request: &str) -> Value {
+    pub(crate) fn call(&self, request: &str) -> Value {
         exchange(OWNER, request)
     }
 
     /// Asks for `method` with `params`, and gives the result of a success.
-    pub fn ok(&self, method: &str, params: &Value) -> Value {
+    pub(crate) fn ok(&self, method: &str, params: &Value) -> Value {
         let reply = self.ask(method, params);
-        assert_eq!(reply["ok"], true, "{method} {params}: {reply}\n{}", log_text());
+        assert_eq!(reply["ok"], true, "{method} {params}: {reply}\n{}", log_end());
         reply["result"].clone()
     }
 
     /// Asks for `method` with `params`, and gives code and message of a failure.
-    pub fn err(&self, method: &str, params: &Value) -> (String, String) {
+    pub(crate) fn err(&self, method: &str, params: &Value) -> (String, String) {
         let reply = self.ask(method, params);
         assert_eq!(reply["ok"], false, "{method} {params}: {reply}");
         let part = |key: &str| reply["error"][key].as_str().unwrap_or_default().to_owned();
@@ -265,49 +273,49 @@ impl Helper {
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid()).expect("a pid");
         kill_process(pid, signal).expect("the helper");
     }
 
     /// Stops it and waits for its end.
-    pub fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.wait()
     }
 
     /// Kills it and waits for its end; what it launched goes on.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.signal(Signal::KILL);
         self.wait();
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 return status;
             }
-            assert!(Instant::now() < end, "the helper does not end: {}", log_text());
+            assert!(Instant::now() < end, "the helper does not end: {}", log_end());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
     /// Whether it still runs.
-    pub fn runs(&mut self) -> bool {
+    pub(crate) fn runs(&mut self) -> bool {
         self.child.try_wait().expect("wait").is_none()
     }
 
     /// A number of its `/proc/PID/status`, in KiB: `VmRSS`, `VmHWM`.
-    pub fn status_kib(&self, key: &str) -> u64 {
+    pub(crate) fn status_kib(&self, key: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
         let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("the key");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// How many descriptors it has open.
-    pub fn open_files(&self) -> usize {
+    pub(crate) fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("fds").count()
     }
 }
@@ -320,37 +328,48 @@ impl Drop for Helper {
 }
 
 /// Connects as that user.
-pub fn connect(uid: u32) -> UnixStream {
+pub(crate) fn connect(uid: u32) -> UnixStream {
     connect_to(uid, SOCKET).expect("connect")
 }
 
+/// So many connections of that user.
+pub(crate) fn connect_many(uid: u32, count: usize) -> Vec<UnixStream> {
+    as_user(uid, move || (0..count).map(|_| UnixStream::connect(SOCKET)).collect()).expect("connected")
+}
+
 /// Connects to a socket as that user.
-pub fn connect_to(uid: u32, path: &str) -> std::io::Result<UnixStream> {
-    if uid == 0 {
-        return UnixStream::connect(path);
-    }
+pub(crate) fn connect_to(uid: u32, path: &str) -> std::io::Result<UnixStream> {
     let path = path.to_owned();
-    // The ids of a thread are its own; they go with it.
-    let connected = std::thread::spawn(move || {
-        rustix::thread::set_thread_groups(&[])?;
-        rustix::thread::set_thread_gid(Gid::from_raw(uid))?;
-        rustix::thread::set_thread_uid(Uid::from_raw(uid))?;
-        UnixStream::connect(path)
-    });
-    let stream = connected.join().expect("the thread")?;
+    let stream = as_user(uid, move || UnixStream::connect(path))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     Ok(stream)
 }
 
+/// Does it in a thread that is that user: a thread's ids are its own, and go with it.
+fn as_user<T: Send + 'static>(
+    uid: u32,
+    act: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    let thread = std::thread::spawn(move || {
+        if uid != 0 {
+            rustix::thread::set_thread_groups(&[])?;
+            rustix::thread::set_thread_gid(Gid::from_raw(uid))?;
+            rustix::thread::set_thread_uid(Uid::from_raw(uid))?;
+        }
+        act()
+    });
+    thread.join().expect("the thread")
+}
+
 /// One request as that user: sent, its reply read to the end.
-pub fn exchange(uid: u32, request: &str) -> Value {
+pub(crate) fn exchange(uid: u32, request: &str) -> Value {
     let mut stream = connect(uid);
     stream.write_all(request.as_bytes()).expect("sent");
     reply(stream)
 }
 
 /// Reads a reply: one line, and the end.
-pub fn reply(mut stream: UnixStream) -> Value {
+pub(crate) fn reply(mut stream: UnixStream) -> Value {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("a reply");
     assert!(text.ends_with('\n') && text.matches('\n').count() == 1, "no line: {text:?}");
@@ -358,17 +377,24 @@ pub fn reply(mut stream: UnixStream) -> Value {
 }
 
 /// Ends the side that this end writes.
-pub fn no_more(stream: &UnixStream) {
+pub(crate) fn no_more(stream: &UnixStream) {
     stream.shutdown(Shutdown::Write).expect("shutdown");
 }
 
 /// The helper's log, as it is.
-pub fn log_text() -> String {
+pub(crate) fn log_text() -> String {
     String::from_utf8_lossy(&fs::read(LOG).unwrap_or_default()).into_owned()
 }
 
+/// The end of the log, for a message.
+fn log_end() -> String {
+    let text = log_text();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(8)..].join("\n")
+}
+
 /// The helper's log: each line must be a JSON object with the keys that all have.
-pub fn log_lines() -> Vec<Value> {
+pub(crate) fn log_lines() -> Vec<Value> {
     let text = log_text();
     let read = |line: &str| {
         assert!(line.len() < 4096, "a line of {} bytes", line.len());
@@ -380,15 +406,15 @@ pub fn log_lines() -> Vec<Value> {
 }
 
 /// Waits until `holds`, up to ten seconds.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(10);
     while !holds() {
-        assert!(Instant::now() < end, "not within ten seconds: {what}\n{}", log_text());
+        assert!(Instant::now() < end, "not within ten seconds: {what}\n{}", log_end());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Whether something has that name.
-pub fn exists(path: &str) -> bool {
+pub(crate) fn exists(path: &str) -> bool {
     Path::new(path).symlink_metadata().is_ok()
 }

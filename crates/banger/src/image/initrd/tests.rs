@@ -127,6 +127,6 @@ fn cpio_reads_the_archive_back() {
     assert!(cpio.stdin(fs::File::open(&file).unwrap()).status().unwrap().success());
     let read = |name: &str| fs::read(directory.path().join("out").join(name)).unwrap();
     assert_eq!(read("init"), b"the agent");
-    assert_eq!(read("modules/order"), b"failover\nnet_failover\nvirtio\nvirtio_net\n");
+    assert_eq!(read("modules/order"), b"failover.ko\nnet_failover.ko\nvirtio.ko\nvirtio_net.ko\n");
     assert_eq!(read("modules/virtio_net.ko"), loads[3].object);
 }

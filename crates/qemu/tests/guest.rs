@@ -1,0 +1,186 @@
+//! `banger-qemu` with a real QEMU and a real guest: a kernel of a few bytes that prints, echoes and resets.
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+use support::{Vmm, children, kill, program, tiny_kernel, wait_for, wait_until_gone};
+
+const HELLO: &str = "hello from the guest\n";
+
+fn config(dir: &std::path::Path, more: serde_json::Value) -> std::path::PathBuf {
+    let mut config = serde_json::json!({
+        "boot-source": {"kernel_image_path": tiny_kernel(dir, HELLO), "boot_args": "a -drive file=/etc/passwd,if=none"},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 32},
+    });
+    for (key, value) in more.as_object().expect("an object") {
+        config[key] = value.clone();
+    }
+    let path = dir.join("config.json");
+    std::fs::write(&path, config.to_string()).expect("written");
+    path
+}
+
+/// A guest from a configuration file, up to its word.
+fn boot(more: serde_json::Value) -> Vmm {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = config(dir.path(), more);
+    let mut vmm = Vmm::start_in(dir, &["--config-file", path.to_str().expect("text"), "--id", "vm-7"]);
+    vmm.wait_for_word("hello from the guest");
+    vmm
+}
+
+#[test]
+fn a_guest_boots_by_the_api_pauses_resumes_and_ends() {
+    let mut vmm = Vmm::start(&[]);
+    let kernel = tiny_kernel(vmm.dir.path(), HELLO);
+    let metrics = vmm.dir.path().join("metrics");
+    vmm.done("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":32}"#);
+    vmm.done("PUT", "/boot-source", &serde_json::json!({"kernel_image_path": kernel}).to_string());
+    vmm.done("PUT", "/metrics", &serde_json::json!({"metrics_path": metrics, "emit_id": true}).to_string());
+    vmm.done("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    assert_eq!(vmm.get("/")["state"], "Running");
+    vmm.wait_for_word("hello from the guest");
+    let said = vmm.refused("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    assert_eq!(said, "The requested operation is not supported after starting the microVM.");
+    vmm.refused("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":32}"#);
+    vmm.done("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
+
+    vmm.done("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    assert_eq!(vmm.get("/")["state"], "Paused");
+    let mut stdin = vmm.stdin();
+    stdin.write_all(b"x").expect("written");
+    let mut out = vmm.child.stdout.take().expect("a pipe");
+    let echo = std::thread::spawn(move || {
+        let mut byte = [0];
+        out.read_exact(&mut byte).expect("an echo");
+        (byte, out)
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!echo.is_finished(), "a paused guest answers");
+    vmm.done("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    vmm.done("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+    assert_eq!(echo.join().expect("the echo").0, *b"x");
+    assert_eq!(vmm.get("/")["state"], "Running");
+
+    stdin.write_all(b"r").expect("written");
+    assert!(vmm.ended().success(), "a guest's reset is an orderly end");
+    assert!(!vmm.api().exists());
+    let lines = std::fs::read_to_string(metrics).expect("metrics");
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[1]["id"], "anonymous-instance");
+    assert!(lines[1]["latencies_us"]["pause_vm"].as_u64() > Some(0), "{lines:?}");
+}
+
+#[test]
+fn a_configuration_file_boots_at_once_and_is_told_back() {
+    let vmm = boot(serde_json::json!({}));
+    let told = vmm.get("/vm/config");
+    assert_eq!(told["boot-source"]["boot_args"], "a -drive file=/etc/passwd,if=none");
+    assert_eq!(told["machine-config"]["mem_size_mib"], 32);
+    assert_eq!(vmm.get("/")["id"], "vm-7");
+}
+
+#[test]
+fn without_an_api_there_is_no_socket() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = config(dir.path(), serde_json::json!({}));
+    let mut child = program().args(["--no-api", "--config-file"]).arg(&path).spawn().expect("started");
+    child.stdin.take().expect("a pipe").write_all(b"r").expect("written");
+    assert!(wait_for(&mut child).success());
+    let mut said = String::new();
+    child.stdout.take().expect("a pipe").read_to_string(&mut said).expect("read");
+    assert!(said.contains("hello from the guest"), "{said}");
+}
+
+#[test]
+fn qemu_dies_with_its_front_end() {
+    let mut vmm = boot(serde_json::json!({}));
+    let qemu = vmm.qemu().expect("QEMU");
+    vmm.signal("KILL");
+    vmm.ended();
+    wait_until_gone(qemu);
+}
+
+#[test]
+fn the_front_end_ends_with_qemu() {
+    let mut vmm = boot(serde_json::json!({}));
+    kill("KILL", vmm.qemu().expect("QEMU"));
+    assert_eq!(vmm.ended().code(), Some(1));
+    assert!(!vmm.api().exists());
+}
+
+#[test]
+fn a_signal_ends_both_and_takes_the_sockets_away() {
+    for (signal, code, state) in [("TERM", 143, "Resumed"), ("INT", 130, "Paused")] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let vsock = dir.path().join("v.sock");
+        let mut vmm = boot(serde_json::json!({"vsock": {"guest_cid": 3, "uds_path": vsock}}));
+        vmm.done("PATCH", "/vm", &format!(r#"{{"state":"{state}"}}"#));
+        assert!(vsock.exists());
+        let qemu = vmm.qemu().expect("QEMU");
+        vmm.signal(signal);
+        assert_eq!(vmm.ended().code(), Some(code));
+        wait_until_gone(qemu);
+        assert!(!vsock.exists() && !vmm.api().exists());
+    }
+}
+
+/// What QEMU holds: no environment, no new rights, no directory, and of files only those of its VM.
+#[test]
+fn qemu_holds_only_what_it_is_given() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = dir.path().join("disk,readonly=off,if=none");
+    std::fs::write(&disk, vec![0; 1 << 20]).expect("written");
+    let mut vmm = boot(serde_json::json!({"drives": [{
+        "drive_id": "root", "is_root_device": true, "is_read_only": true, "path_on_host": disk,
+    }]}));
+    let qemu = vmm.qemu().expect("QEMU");
+    let proc = std::path::PathBuf::from(format!("/proc/{qemu}"));
+    assert_eq!(std::fs::read(proc.join("environ")).expect("environ"), b"");
+    assert_eq!(std::fs::read_link(proc.join("cwd")).expect("cwd").to_str(), Some("/"));
+    let status = std::fs::read_to_string(proc.join("status")).expect("status");
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(proc.join("fd")).expect("fd").flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default().to_string_lossy().into_owned();
+        if target.starts_with('/') && !target.starts_with("/memfd:") && !target.starts_with("/dev/null") {
+            let fdinfo = std::fs::read_to_string(proc.join("fdinfo").join(entry.file_name())).unwrap_or_default();
+            let writable = fdinfo.lines().any(|line| line.starts_with("flags:") && !line.ends_with('0'));
+            files.push((target, writable));
+        }
+    }
+    let kernel = vmm.dir.path().join("kernel").display().to_string();
+    for (file, writable) in &files {
+        assert!(*file == kernel || *file == disk.display().to_string(), "{files:?}");
+        assert!(!writable, "{files:?}");
+    }
+    let arguments = std::fs::read_to_string(proc.join("cmdline")).expect("cmdline");
+    assert!(!arguments.contains("readonly=off"), "{arguments:?}");
+    assert_eq!(arguments.split('\0').filter(|argument| argument.contains("/etc/passwd")).count(), 1);
+    vmm.signal("TERM");
+    vmm.ended();
+}
+
+#[test]
+fn a_boot_that_fails_is_told_and_can_be_tried_again() {
+    let mut vmm = Vmm::start(&[]);
+    let said = vmm.refused("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    assert!(said.contains("without kernel configuration"), "{said}");
+    let bad = vmm.dir.path().join("bad");
+    std::fs::write(&bad, [&b"\x7fELF\x02\x01\x01"[..], &[0; 4096]].concat()).expect("written");
+    vmm.done("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":32}"#);
+    vmm.done("PUT", "/boot-source", &serde_json::json!({"kernel_image_path": bad}).to_string());
+    let said = vmm.refused("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    assert!(said.starts_with("Start microvm error: QEMU"), "{said}");
+    assert_eq!(vmm.get("/")["state"], "Not started");
+    assert_eq!(children(vmm.child.id()), Vec::<i32>::new());
+    let kernel = tiny_kernel(vmm.dir.path(), HELLO);
+    vmm.done("PUT", "/boot-source", &serde_json::json!({"kernel_image_path": kernel}).to_string());
+    vmm.done("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    vmm.wait_for_word("hello from the guest");
+}

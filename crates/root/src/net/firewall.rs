@@ -1,0 +1,274 @@
+//! Our tables in the kernel: what is in their sets, and changes to them, each one transaction.
+//!
+//! A change is asked for as what is to be there and what is not. The kernel is asked first what there is: a batch that
+//! fails costs 13 ms, and what was really changed is what an undo has to take back.
+
+use super::message::{CREATE, DUMP, Requests, attr, attrs};
+use super::netlink::{Conn, QUESTION, Refused};
+use super::ruleset::{self, header, nft, write_key};
+use super::sets::{Element, Set, TABLE, Table};
+use sys::netlink::Family;
+
+const GETTABLE: u16 = 1;
+const DELTABLE: u16 = 2;
+const NEWSETELEM: u16 = 12;
+const GETSETELEM: u16 = 13;
+const DELSETELEM: u16 = 14;
+const GETGEN: u16 = 16;
+
+/// Begin and end of a transaction.
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+
+/// What is to be, and what is not to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) tables: Tables,
+    pub(crate) present: Vec<Element>,
+    pub(crate) absent: Vec<Element>,
+}
+
+/// What is to become of the tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Tables {
+    /// Elements change where they are; nothing is made.
+    #[default]
+    AsTheyAre,
+    /// Made where one is missing, from nothing: what was left of the other goes.
+    Made,
+    /// Gone.
+    Gone,
+}
+
+/// What a change changed, and how it is taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Changed {
+    /// These elements; the change back.
+    Elements(Change),
+    /// The tables were made, with these elements.
+    Made(Vec<Element>),
+    /// The tables went, with these elements.
+    Gone(Vec<Element>),
+    /// Nothing.
+    Nothing,
+}
+
+/// The conversation with nftables: one socket, because a table can belong to the socket that made it.
+#[derive(Debug)]
+pub(crate) struct Firewall {
+    conn: Conn,
+    /// How many guests and taps there were at a generation: so nobody reads a thousand elements to count them.
+    counted: Option<(u32, Count)>,
+}
+
+/// How many elements there are of what comes and goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) guests: usize,
+    pub(crate) ports: usize,
+}
+
+/// What was asked of the tables at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    generation: u32,
+    tables: [bool; 2],
+    /// Whether each element is there, in the order of the question.
+    pub(crate) there: Vec<bool>,
+}
+
+impl Seen {
+    /// Whether both tables are there.
+    pub(crate) fn stands(&self) -> bool {
+        self.tables == [true, true]
+    }
+}
+
+impl Firewall {
+    /// Opens the socket.
+    pub(crate) fn open() -> Result<Firewall, Refused> {
+        Ok(Firewall { conn: Conn::open(Family::Netfilter)?, counted: None })
+    }
+
+    /// How many guests and taps the tables hold at the moment that was `seen`.
+    pub(crate) fn count(&mut self, seen: &Seen) -> Result<Count, Refused> {
+        match self.counted {
+            Some((generation, count)) if generation == seen.generation => Ok(count),
+            _ => {
+                let count =
+                    Count { guests: self.elements(Set::Guests)?.len(), ports: self.elements(Set::Ports)?.len() };
+                self.counted = Some((seen.generation, count));
+                Ok(count)
+            }
+        }
+    }
+
+    /// Asks whether the tables are there, and which of these elements.
+    pub(crate) fn look(&mut self, elements: &[Element]) -> Result<Seen, Refused> {
+        let mut ask = Requests::default();
+        ask.push(nft(GETGEN), QUESTION, &header(0));
+        for table in [Table::Inet, Table::Bridge] {
+            ask.push(nft(GETTABLE), QUESTION, &header(table.family())).text(1, TABLE);
+        }
+        for element in elements {
+            let mut attrs = ask.push(nft(GETSETELEM), QUESTION, &header(element.set.table().family()));
+            attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
+        }
+        let call = "NFT_MSG_GETGEN, GETTABLE, GETSETELEM";
+        let mut said = self.conn.ask(call, &mut ask)?.into_iter().map(|said| said.good(call));
+        let generation = said.next().transpose()?.unwrap_or_default();
+        let generation = generation.first().and_then(|body| attr(body.get(4..)?, 1)).and_then(|id| id.try_into().ok());
+        let mut there = Vec::with_capacity(2 + elements.len());
+        for answer in said {
+            there.push(match answer {
+                Ok(_) => true,
+                Err(refused) if refused.is(libc::ENOENT) => false,
+                Err(refused) => return Err(refused),
+            });
+        }
+        let elements = there.split_off(2);
+        Ok(Seen { generation: generation.map_or(0, u32::from_be_bytes), tables: [there[0], there[1]], there: elements })
+    }
+
+    /// All elements of a set; none where its table is missing.
+    pub(crate) fn elements(&mut self, set: Set) -> Result<Vec<Element>, Refused> {
+        let mut ask = Requests::default();
+        ask.push(nft(GETSETELEM), DUMP, &header(set.table().family())).text(1, TABLE).text(2, set.name());
+        let bodies = match self.conn.one(&format!("NFT_MSG_GETSETELEM {}, all", set.name()), &mut ask) {
+            Ok(bodies) => bodies,
+            Err(refused) if refused.is(libc::ENOENT) => return Ok(Vec::new()),
+            Err(refused) => return Err(refused),
+        };
+        let mut elements = Vec::new();
+        for body in &bodies {
+            let list = body.get(4..).and_then(|body| attr(body, 3)).unwrap_or_default();
+            for (_, element) in attrs(list) {
+                if let Some(key) = attr(element, 1).and_then(|key| attr(key, 1)) {
+                    elements.push(Element { set, key: key.to_vec() });
+                }
+            }
+        }
+        Ok(elements)
+    }
+
+    /// Makes it so, in one transaction, and says what that changed.
+    pub(crate) fn apply(&mut self, change: &Change) -> Result<Changed, Refused> {
+        let mut tries = 0;
+        loop {
+            match self.once(change) {
+                // Another changed rules between our look and our change.
+                Err(refused) if refused.is(libc::ERESTART) && tries < 20 => tries += 1,
+                other => return other,
+            }
+        }
+    }
+
+    fn once(&mut self, change: &Change) -> Result<Changed, Refused> {
+        let asked: Vec<Element> = change.present.iter().chain(&change.absent).cloned().collect();
+        let seen = self.look(&asked)?;
+        match change.tables {
+            Tables::Gone => self.drop_tables(&seen),
+            Tables::Made if seen.tables != [true, true] => self.make_tables(&seen, &change.present),
+            _ => self.change_elements(&seen, change, &asked),
+        }
+    }
+
+    fn change_elements(&mut self, seen: &Seen, change: &Change, asked: &[Element]) -> Result<Changed, Refused> {
+        let (mut add, mut remove) = (Vec::new(), Vec::new());
+        for (nth, element) in asked.iter().enumerate() {
+            let wanted = nth < change.present.len();
+            let stands = seen.tables[usize::from(element.set.table() == Table::Bridge)];
+            if wanted && !seen.there[nth] && stands && !add.contains(element) {
+                add.push(element.clone());
+            } else if !wanted && seen.there[nth] && !remove.contains(element) {
+                remove.push(element.clone());
+            }
+        }
+        if !(add.is_empty() && remove.is_empty()) {
+            let of = |elements: &[Element], set| elements.iter().filter(|element| element.set == set).count();
+            let counted =
+                self.counted.filter(|(generation, _)| *generation == seen.generation).map(|(_, count)| Count {
+                    guests: (count.guests + of(&add, Set::Guests)).saturating_sub(of(&remove, Set::Guests)),
+                    ports: (count.ports + of(&add, Set::Ports)).saturating_sub(of(&remove, Set::Ports)),
+                });
+            self.commit(seen.generation, |batch| {
+                remove.iter().for_each(|element| write_element(batch, DELSETELEM, element));
+                add.iter().for_each(|element| write_element(batch, NEWSETELEM, element));
+            })?;
+            // Each transaction is one generation; the kernel took ours on the one that was seen.
+            self.counted = counted.map(|count| (seen.generation.wrapping_add(1), count));
+        }
+        match add.is_empty() && remove.is_empty() {
+            true => Ok(Changed::Nothing),
+            false => Ok(Changed::Elements(Change { tables: Tables::AsTheyAre, present: remove, absent: add })),
+        }
+    }
+
+    fn make_tables(&mut self, seen: &Seen, present: &[Element]) -> Result<Changed, Refused> {
+        self.commit(seen.generation, |batch| {
+            write_drop(batch, seen.tables);
+            ruleset::write(batch);
+            present.iter().for_each(|element| write_element(batch, NEWSETELEM, element));
+        })?;
+        Ok(Changed::Made(present.to_vec()))
+    }
+
+    fn drop_tables(&mut self, seen: &Seen) -> Result<Changed, Refused> {
+        if seen.tables == [false, false] {
+            return Ok(Changed::Nothing);
+        }
+        let before = self.all()?;
+        self.commit(seen.generation, |batch| write_drop(batch, seen.tables))?;
+        Ok(Changed::Gone(before))
+    }
+
+    /// Takes a change back. Tables that were made stay where somebody else's elements are in them by now.
+    pub(crate) fn take_back(&mut self, changed: Changed) -> Result<(), Refused> {
+        let back = match changed {
+            Changed::Nothing => return Ok(()),
+            Changed::Elements(back) => back,
+            Changed::Gone(present) => Change { tables: Tables::Made, present, absent: Vec::new() },
+            Changed::Made(mine) => {
+                let others = self.elements(Set::Ports)?.iter().any(|port| !mine.contains(port));
+                let tables = if others { Tables::AsTheyAre } else { Tables::Gone };
+                Change { tables, present: Vec::new(), absent: mine }
+            }
+        };
+        self.apply(&back).map(|_| ())
+    }
+
+    /// The elements of all sets that change.
+    fn all(&mut self) -> Result<Vec<Element>, Refused> {
+        let mut all = Vec::new();
+        for set in Set::ALL.into_iter().filter(|set| set.ranges().is_empty()) {
+            all.extend(self.elements(set)?);
+        }
+        Ok(all)
+    }
+
+    /// One transaction, refused by the kernel where the generation is another by now.
+    fn commit(&mut self, generation: u32, fill: impl FnOnce(&mut Requests)) -> Result<(), Refused> {
+        const NFTABLES: u8 = 10;
+        let mut batch = Requests::default();
+        // The subsystem's number stands in `res_id`, in the network's order.
+        batch.push(BATCH_BEGIN, 0, &[0, 0, 0, NFTABLES]).be32(1, generation);
+        fill(&mut batch);
+        batch.ask_receipt();
+        batch.push(BATCH_END, 0, &[0, 0, 0, NFTABLES]);
+        self.conn.all("nftables batch", &mut batch)
+    }
+}
+
+fn write_element(batch: &mut Requests, kind: u16, element: &Element) {
+    let create = if kind == NEWSETELEM { CREATE } else { 0 };
+    let mut attrs = batch.push(nft(kind), create, &header(element.set.table().family()));
+    attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
+}
+
+fn write_drop(batch: &mut Requests, tables: [bool; 2]) {
+    for (table, there) in [Table::Inet, Table::Bridge].into_iter().zip(tables) {
+        if there {
+            batch.push(nft(DELTABLE), 0, &header(table.family())).text(1, TABLE);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Forwarding, link by link: on a guest's bridge and where answers come in. Never `ip_forward`, which opens the host.
+//!
+//! What was changed is written down first (`forwarding` among the records: a line `index name` each) and put back with
+//! the last guest, where nobody changed it meanwhile.
+
+use super::link::{self, Link};
+use super::route;
+use super::{Net, bridge, refused};
+use crate::fail::Fail;
+use crate::host::Host;
+use rustix::fs::{Mode, OFlags};
+use std::io::{Read as _, Write as _};
+
+/// `IPV4_DEVCONF_FORWARDING`.
+const FORWARDING: u16 = 1;
+/// The record's name.
+const RECORD: &str = "forwarding";
+
+/// A link on which forwarding was off before us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Opened {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+}
+
+impl Opened {
+    fn of(link: &Link) -> Opened {
+        Opened { index: link.index, name: link.name.clone() }
+    }
+}
+
+/// The links on which forwarding is off and is needed for guests of that bridge.
+pub(crate) fn needed(net: &Net, on: &bridge::Ours) -> Result<Vec<Opened>, Fail> {
+    let uplinks = net.links.with(route::uplinks).map_err(refused)?;
+    let uplinks = uplinks.iter().filter(|link| bridge::Ours::prove((*link).clone()).is_none());
+    let off = std::iter::once(on.link()).chain(uplinks).filter(|link| link.inet(FORWARDING) == Some(0));
+    Ok(off.map(Opened::of).collect())
+}
+
+/// The record. No file is an empty one.
+pub(crate) fn recorded(host: &Host) -> Result<Vec<Opened>, Fail> {
+    let file = match host.records.dir().open_at(RECORD, OFlags::RDONLY, 0) {
+        Ok(file) => file,
+        Err(error) if error.is_missing() => return Ok(Vec::new()),
+        Err(error) => return Err(Fail::new("the record of forwarding could not be read").because(error)),
+    };
+    let mut text = String::new();
+    std::fs::File::from(file)
+        .read_to_string(&mut text)
+        .map_err(|error| Fail::new("the record of forwarding could not be read").because(error))?;
+    Ok(parse(&text))
+}
+
+fn parse(text: &str) -> Vec<Opened> {
+    let line = |line: &str| {
+        let (index, name) = line.split_once(' ')?;
+        Some(Opened { index: index.parse().ok()?, name: name.to_owned() })
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Writes the record; an empty one is no file.
+pub(crate) fn record(host: &Host, links: &[Opened]) -> Result<(), Fail> {
+    let records = host.records.dir();
+    let written = if links.is_empty() {
+        records.unlink(RECORD).map(|_| ())
+    } else {
+        let text: String = links.iter().map(|link| format!("{} {}\n", link.index, link.name)).collect();
+        records.write_whole(RECORD, text.as_bytes(), 0o600)
+    };
+    written.map_err(|error| Fail::new("the record of forwarding could not be written").because(error))
+}
+
+/// Which of these links still have forwarding on by us: it is the same link, and the whole host was not opened since.
+pub(crate) fn still_open(net: &Net, recorded: &[Opened]) -> Result<Vec<Opened>, Fail> {
+    if recorded.is_empty() || read("all")? {
+        return Ok(Vec::new());
+    }
+    let mut open = Vec::new();
+    for opened in recorded {
+        let link = net.links.with(|conn| link::by_index(conn, opened.index)).map_err(refused)?;
+        let same = link.filter(|link| link.name == opened.name && link.inet(FORWARDING) == Some(1));
+        open.extend(same.map(|_| opened.clone()));
+    }
+    Ok(open)
+}
+
+/// Switches forwarding of links on or off. One that went meanwhile is passed over.
+pub(crate) fn switch(links: &[Opened], on: bool) -> Result<(), Fail> {
+    for Opened { name, .. } in links {
+        let path = format!("/proc/sys/net/ipv4/conf/{name}/forwarding");
+        let written = rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(std::io::Error::from)
+            .and_then(|file| std::fs::File::from(file).write_all(if on { b"1" } else { b"0" }));
+        match written {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Fail::new(format!("forwarding of {name} could not be changed: is /proc/sys writable?"))
+                    .because(format!("write {path}: {error}")));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn read(name: &str) -> Result<bool, Fail> {
+    let path = format!("/proc/sys/net/ipv4/conf/{name}/forwarding");
+    let mut text = String::new();
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+        .map_err(std::io::Error::from)
+        .and_then(|file| std::fs::File::from(file).read_to_string(&mut text))
+        .map_err(|error| {
+            Fail::new("the host's forwarding could not be read").because(format!("read {path}: {error}"))
+        })?;
+    Ok(text.trim() == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_record_is_lines_of_index_and_name() {
+        let links = parse("3 eth0\nx y\n\n12 wg a\n");
+        assert_eq!(links[0], Opened { index: 3, name: "eth0".into() });
+        assert_eq!(links.len(), 2);
+    }
+}

@@ -1,0 +1,245 @@
+//! A guest's way out: an element of a set, and forwarding where it goes through.
+
+use super::firewall::{Change, Changed, Firewall, Tables};
+use super::forward::{self, Opened};
+use super::link::{self, Address, Link};
+use super::netlink::Refused;
+use super::sets::{Element, Set};
+use super::{Net, bridge, conntrack, refused, rules, tap};
+use crate::fail::Fail;
+use crate::host::Host;
+use crate::steps::{self, Steps};
+use std::net::Ipv4Addr;
+use std::sync::PoisonError;
+use wire::name::link::BridgeName;
+use wire::net::{Nat, Switch};
+
+/// Switches a guest's way out on or off.
+pub(crate) fn ensure(host: &Host, nat: &Nat) -> Result<(), Fail> {
+    let _tap = host.net.locks.hold(format!("tap:{}", nat.tap));
+    let _bridges = host.net.bridges.read().unwrap_or_else(PoisonError::into_inner);
+    let ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
+    let gone = steps::run("ensure_nat", &host.faults, |steps| match nat.switch {
+        Switch::On => on(host, steps, nat),
+        Switch::Off => off(host, steps, nat),
+    })?;
+    drop(ways);
+    // The kernel walks its whole table of connections: nobody else waits for that.
+    steps::run("ensure_nat", &host.faults, |steps| connections(host, steps, &gone))
+}
+
+/// The tap and its bridge, both ours; `None` where one is missing or somebody else's.
+fn find(net: &Net, nat: &Nat) -> Result<Option<(bridge::Ours, Vec<Address>)>, Refused> {
+    net.links.with(|conn| {
+        let tap = link::by_name(conn, nat.tap.as_str())?;
+        let Some(tap) = tap.filter(|tap| tap::is_ours(tap) && tap.name == nat.tap.as_str()) else { return Ok(None) };
+        let Some(master) = link::by_index(conn, tap.master)?.filter(|_| tap.master != 0) else { return Ok(None) };
+        let Some(ours) = bridge::Ours::prove(master) else { return Ok(None) };
+        let addresses = link::addresses(conn, Some(ours.link().index))?;
+        Ok(Some((ours, addresses)))
+    })
+}
+
+fn on<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Element>, Fail> {
+    let net = &host.net;
+    let found = find(net, nat).map_err(refused)?;
+    let (on, addresses) = found.ok_or_else(|| {
+        Fail::new(format!("there is no tap {} of banger's on a bridge: make it with priv.create_tap", nat.tap))
+    })?;
+    is_host(nat.guest.ip(), &addresses, on.link())?;
+    let needed = forward::needed(net, &on)?;
+    let recorded = forward::recorded(host)?;
+    let mut open = recorded.clone();
+    open.extend(needed.iter().filter(|link| !recorded.contains(link)).cloned());
+    let (change, goes) = net.firewall(|fw| plan(host, fw, nat, &on, &addresses, &open)).map_err(refused)??;
+    if open != recorded {
+        steps.act("record", || forward::record(host, &open))?;
+        steps.undo("the record of forwarding", move || forward::record(host, &recorded));
+    }
+    let changed = steps.act("rules", || {
+        net.firewall(|fw| fw.apply(&change))
+            .map_err(|error| Fail::new(format!("the way out of {} could not be opened", nat.guest)).because(error))
+    })?;
+    steps.undo("the guest's rules", move || rules::take_back(net, changed));
+    if !needed.is_empty() {
+        let back = needed.clone();
+        steps.undo("forwarding", move || forward::switch(&back, false));
+        steps.act("forwarding", || forward::switch(&needed, true))?;
+    }
+    Ok(goes)
+}
+
+/// Refuses an address that is no guest's on this bridge.
+fn is_host(guest: Ipv4Addr, addresses: &[Address], bridge: &Link) -> Result<(), Fail> {
+    let host_of = |address: &Address| {
+        let mask = u32::MAX.checked_shl(32 - u32::from(address.prefix)).unwrap_or(0);
+        let (own, guest) = (u32::from(address.ip), u32::from(guest));
+        (own ^ guest) & mask == 0 && guest & !mask != 0 && guest & !mask != !mask
+    };
+    if addresses.iter().any(|address| address.ip == guest) {
+        return Err(Fail::new(format!("{guest} is the address of the bridge {}: take another", bridge.name)));
+    }
+    if addresses.iter().any(host_of) {
+        return Ok(());
+    }
+    let subnets: Vec<_> = addresses.iter().map(Address::to_string).collect();
+    Err(Fail::new(format!("{guest} is no guest's address on the bridge {} ({})", bridge.name, subnets.join(", "))))
+}
+
+/// What the tables are to hold, and which guests lose their way by it. Refused where the address is another guest's.
+fn plan(
+    host: &Host,
+    fw: &mut Firewall,
+    nat: &Nat,
+    on: &bridge::Ours,
+    addresses: &[Address],
+    open: &[Opened],
+) -> Result<Result<(Change, Vec<Element>), Fail>, Refused> {
+    let (tap, ip, bridge) = (nat.tap.as_str(), nat.guest.ip(), on.link().name.as_str());
+    let way = Element::at(Set::Guests, bridge, ip);
+    let pin = Element::at(Set::Addresses, tap, ip);
+    let asked = [way.clone(), pin.clone(), Element::ip(ip), Element::link(Set::HasIp, tap)];
+    let seen = fw.look(&asked)?;
+    let there = &seen.there;
+    let (net, most) = (&host.net, host.settings.limits.guests);
+    let mut change = Change { tables: Tables::Made, ..Change::default() };
+    let mut goes = Vec::new();
+    if !there[1] && (there[2] || there[3]) {
+        let pins = fw.elements(Set::Addresses)?;
+        let others = pins.iter().filter(|other| other.address() == Some(ip) && other.link_name() != tap);
+        for other in others {
+            let name = other.link_name();
+            if there[0] && net.links.with(|conn| link::by_name(conn, &name))?.is_some_and(|link| tap::is_ours(&link)) {
+                return Ok(Err(Fail::new(format!("{ip} is the address of the guest on {name}: take another"))));
+            }
+            // Learned from the first that used it, or left by a guest without a way out: what is asked for wins.
+            change.absent.extend([other.clone(), Element::link(Set::HasIp, &name)]);
+        }
+        let mine: Vec<_> = pins.into_iter().filter(|mine| mine.link_name() == tap).collect();
+        goes = rules::guests(fw, &mine)?;
+        change.absent.extend(mine.iter().filter_map(Element::address).map(Element::ip));
+        change.absent.extend(mine);
+        change.absent.extend(goes.iter().cloned());
+    }
+    if !there[0] && fw.count(&seen)?.guests >= most + goes.len() {
+        return Ok(Err(Fail::new(format!(
+            "there are {most} guests with a way out, the limit: take one away, or raise limits.guests"
+        ))));
+    }
+    if !seen.stands() {
+        change.present = rules::survey(net)?;
+    }
+    change.present.extend(rules::of_bridge(on.link(), addresses));
+    change.present.push(Element::link(Set::Ports, tap));
+    change.present.extend(asked);
+    let uplinks = open.iter().filter(|link| link.name != bridge && BridgeName::new(&link.name).is_err());
+    change.present.extend(uplinks.map(|link| Element::link(Set::Opened, &link.name)));
+    let kept = change.present.clone();
+    change.absent.retain(|element| !kept.contains(element));
+    Ok(Ok((change, goes)))
+}
+
+fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Element>, Fail> {
+    let ip = nat.guest.ip();
+    let found = find(&host.net, nat).map_err(refused)?;
+    let ways = host.net.firewall(|fw| {
+        let pin = Element::at(Set::Addresses, nat.tap.as_str(), ip);
+        if let Some((on, _)) = found {
+            let way = Element::at(Set::Guests, &on.link().name, ip);
+            if fw.look(&[way.clone(), pin.clone()])?.there == [true, true] {
+                return Ok(vec![way]);
+            }
+        }
+        // The tap or its bridge went, or the guest is another tap's.
+        let ways: Vec<_> = fw.elements(Set::Guests)?.into_iter().filter(|way| way.address() == Some(ip)).collect();
+        if ways.is_empty() || fw.look(&[pin])?.there == [true] {
+            return Ok(ways);
+        }
+        // Another tap's guest keeps its way; an element that nothing is bound to is nobody's.
+        let bound = fw.elements(Set::Addresses)?.iter().any(|pin| pin.address() == Some(ip));
+        Ok(if bound { Vec::new() } else { ways })
+    });
+    let ways = ways.map_err(refused)?;
+    shut(host, steps, &ways, Vec::new(), None)?;
+    Ok(ways)
+}
+
+/// Takes everything of a tap out of the tables; with the last tap the tables go.
+pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str) -> Result<(), Fail> {
+    let ways = {
+        let _ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mine, ways) = host
+            .net
+            .firewall(|fw| {
+                let mut mine = rules::station(fw, tap)?;
+                let pins = rules::pins(fw, tap)?;
+                let ways = rules::guests(fw, &pins)?;
+                mine.extend(pins);
+                mine.push(Element::link(Set::Ports, tap));
+                Ok((mine, ways))
+            })
+            .map_err(refused)?;
+        shut(host, steps, &ways, mine, Some(tap))?;
+        ways
+    };
+    connections(host, steps, &ways)
+}
+
+/// Takes guests' ways and other elements out of the tables. With the last guest forwarding is put back: before the
+/// rules that shield the opened links go.
+fn shut<'a>(
+    host: &'a Host,
+    steps: &mut Steps<'a>,
+    ways: &[Element],
+    mut absent: Vec<Element>,
+    tap: Option<&str>,
+) -> Result<(), Fail> {
+    let net = &host.net;
+    let recorded = forward::recorded(host)?;
+    let (is_last, no_taps) = net
+        .firewall(|fw| {
+            let port: Vec<_> = tap.iter().map(|tap| Element::link(Set::Ports, tap)).collect();
+            let seen = fw.look(&port)?;
+            let count = fw.count(&seen)?;
+            let going = seen.there.iter().filter(|there| **there).count();
+            Ok((count.guests == ways.len(), count.ports == going))
+        })
+        .map_err(refused)?;
+    absent.extend(ways.iter().cloned());
+    if is_last && !recorded.is_empty() {
+        absent.extend(recorded.iter().map(|link| Element::link(Set::Opened, &link.name)));
+        let open = forward::still_open(net, &recorded)?;
+        let back = open.clone();
+        steps.undo("forwarding", move || forward::switch(&back, true));
+        steps.act("forwarding", || forward::switch(&open, false))?;
+    }
+    let change = Change { tables: if no_taps { Tables::Gone } else { Tables::AsTheyAre }, absent, ..Change::default() };
+    if change.tables == Tables::Gone || !change.absent.is_empty() {
+        let changed = steps.act("rules", || {
+            net.firewall(|fw| fw.apply(&change))
+                .map_err(|error| Fail::new("the rules could not be taken away").because(error))
+        })?;
+        if changed != Changed::Nothing {
+            steps.undo("the rules", move || rules::take_back(net, changed));
+        }
+    }
+    if is_last && !recorded.is_empty() {
+        steps.act("record", || forward::record(host, &[]))?;
+        steps.undo("the record of forwarding", move || forward::record(host, &recorded));
+    }
+    Ok(())
+}
+
+/// The connections of guests that lost their way.
+fn connections<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element]) -> Result<(), Fail> {
+    if ways.is_empty() {
+        return Ok(());
+    }
+    steps.act("connections", || {
+        let addresses = ways.iter().filter_map(Element::address);
+        host.net
+            .tracks
+            .with(|conn| addresses.map(|ip| conntrack::forget(conn, ip)).collect::<Result<(), _>>())
+            .map_err(|error| Fail::new("the guest's connections could not be ended: try again").because(error))
+    })
+}

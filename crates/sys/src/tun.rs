@@ -1,0 +1,77 @@
+//! Taps, made and given away: what only root does. A VMM's end of one is `tapfd`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+/// A tap that this process holds. It goes when this is dropped, unless it was made to stay.
+#[derive(Debug)]
+pub struct Tap(OwnedFd);
+
+impl Tap {
+    /// Takes the tap `name`, or makes it where there is none: frames without a packet header, with one of virtio-net's.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that isn't one; else what the kernel says: EBUSY where something has it open,
+    /// EINVAL where that name is another kind of link.
+    pub fn open(name: &str) -> io::Result<Tap> {
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(|byte| byte == 0 || byte == b'%') {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let tun = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+        // SAFETY: an all-zero `ifreq` is a valid value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: TUNSETIFF reads and writes an `ifreq`, which this is, and its name ends in a NUL.
+        if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Tap(tun.into()))
+    }
+
+    /// Says whose it is: that user, and that group, may open it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn give_to(&self, uid: u32, gid: u32) -> io::Result<()> {
+        self.set(libc::TUNSETOWNER, uid.into())?;
+        self.set(libc::TUNSETGROUP, gid.into())
+    }
+
+    /// Makes it stay when this is dropped.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn keep(self) -> io::Result<()> {
+        self.set(libc::TUNSETPERSIST, 1)
+    }
+
+    /// Makes it go when this is dropped, though it was to stay.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn let_go(&self) -> io::Result<()> {
+        self.set(libc::TUNSETPERSIST, 0)
+    }
+
+    fn set(&self, what: libc::Ioctl, value: libc::c_ulong) -> io::Result<()> {
+        // SAFETY: these requests of a tun descriptor take their value itself, and no memory of ours.
+        let set = unsafe { libc::ioctl(self.0.as_raw_fd(), what, value) };
+        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_name_is_no_pattern() {
+        for bad in ["", "tap%d", "sixteen-letters-", "a\0b"] {
+            assert_eq!(super::Tap::open(bad).expect_err(bad).kind(), std::io::ErrorKind::InvalidInput);
+        }
+    }
+}

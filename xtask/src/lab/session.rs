@@ -1,0 +1,146 @@
+//! The host's end of the channel into the lab: one command at a time.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use lab::{Command, Kind};
+
+/// What a command has beside its own variables.
+pub(super) const ENVIRONMENT: [&str; 5] = [
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME=/root",
+    "USER=root",
+    "LANG=C.UTF-8",
+    "TERM=dumb",
+];
+
+pub(super) struct Session {
+    from: UnixStream,
+    to: Arc<Mutex<UnixStream>>,
+}
+
+/// Where a command's streams go.
+pub(super) trait Streams {
+    fn output(&mut self, bytes: &[u8]) -> io::Result<()>;
+    fn errors(&mut self, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// To this process's own.
+pub(super) struct Own;
+
+impl Streams for Own {
+    fn output(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut to = io::stdout().lock();
+        to.write_all(bytes)?;
+        to.flush()
+    }
+
+    fn errors(&mut self, bytes: &[u8]) -> io::Result<()> {
+        io::stderr().lock().write_all(bytes)
+    }
+}
+
+/// Kept, as they came.
+impl Streams for Vec<u8> {
+    fn output(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+
+    fn errors(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+}
+
+impl Session {
+    pub(super) fn new(channel: UnixStream) -> Result<Self> {
+        Ok(Self { to: Arc::new(Mutex::new(channel.try_clone()?)), from: channel })
+    }
+
+    /// Gives the guest the time and fresh random numbers, and waits for its answer.
+    pub(super) fn wake(&mut self, limit: Duration) -> Result<()> {
+        let random: [u8; 32] = super::random()?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
+        let body = [&now.to_le_bytes()[..], &random].concat();
+        self.from.set_read_timeout(Some(limit))?;
+        let answer = self.ask(Kind::Wake, &body, Kind::Awake).context("the lab doesn't answer");
+        self.from.set_read_timeout(None)?;
+        if answer? != random[..16] {
+            bail!("the lab answers something else");
+        }
+        Ok(())
+    }
+
+    /// Mounts the second disk and makes links, from the first of each pair to the second.
+    pub(super) fn attach(&mut self, links: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        let body = lab::join(links.iter().flat_map(|(link, to)| [link, to]));
+        self.ask(Kind::Attach, &body, Kind::Attached).context("what was brought can't be mounted in the lab")?;
+        Ok(())
+    }
+
+    /// Runs a command to its end and gives its exit status.
+    pub(super) fn run(
+        &mut self,
+        command: &Command<'_>,
+        input: impl Read + Send + 'static,
+        streams: &mut impl Streams,
+    ) -> Result<i32> {
+        self.send(Kind::Run, &command.to_body())?;
+        self.feed(input);
+        loop {
+            let (kind, body) = lab::receive(&mut self.from).context("the lab has ended")?;
+            match kind {
+                Kind::Output => streams.output(&body).context("can't write the command's output")?,
+                Kind::Errors => streams.errors(&body).context("can't write the command's output")?,
+                Kind::Ended => return Ok(i32::from_le_bytes(body[..].try_into()?)),
+                Kind::Failed => bail!("the lab: {}", String::from_utf8_lossy(&body)),
+                other => bail!("the lab says {other:?} where a command runs"),
+            }
+        }
+    }
+
+    /// Runs a command without input that is expected to succeed.
+    pub(super) fn must(&mut self, words: &[&str]) -> Result<()> {
+        let command = Command {
+            folder: b"/",
+            words: words.iter().map(|w| w.as_bytes()).collect(),
+            environment: ENVIRONMENT.map(str::as_bytes).to_vec(),
+        };
+        let mut said = Vec::new();
+        match self.run(&command, io::empty(), &mut said)? {
+            0 => Ok(()),
+            status => bail!("in the lab, {} ended with {status}: {}", words.join(" "), String::from_utf8_lossy(&said)),
+        }
+    }
+
+    /// Carries all of an input to the command, in a thread of its own, until either ends.
+    fn feed(&self, mut input: impl Read + Send + 'static) {
+        let to = Arc::clone(&self.to);
+        std::thread::spawn(move || {
+            let mut bytes = vec![0; lab::CHUNK];
+            loop {
+                // What can't be read has ended, for the command as for anyone.
+                let n = input.read(&mut bytes).unwrap_or(0);
+                let sent = lab::send(&mut *to.lock().unwrap_or_else(PoisonError::into_inner), Kind::Input, &bytes[..n]);
+                if n == 0 || sent.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn ask(&mut self, kind: Kind, body: &[u8], expected: Kind) -> Result<Vec<u8>> {
+        self.send(kind, body)?;
+        match lab::receive(&mut self.from)? {
+            (Kind::Failed, why) => bail!("the lab: {}", String::from_utf8_lossy(&why)),
+            (kind, body) if kind == expected => Ok(body),
+            (kind, _) => bail!("the lab says {kind:?}, not {expected:?}"),
+        }
+    }
+
+    fn send(&self, kind: Kind, body: &[u8]) -> Result<()> {
+        Ok(lab::send(&mut *self.to.lock().unwrap_or_else(PoisonError::into_inner), kind, body)?)
+    }
+}
