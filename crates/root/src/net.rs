@@ -39,7 +39,8 @@ pub(crate) struct Net {
     /// Connections.
     tracks: Pool,
     /// The tables: one socket, because a table can belong to the socket that made it.
-    firewall: Mutex<Firewall>,
+    /// Opened with the first need: a kernel without netfilter has other methods.
+    firewall: Mutex<Option<Firewall>>,
     /// Who works on which tap.
     locks: Locks,
     /// Held for writing while a bridge is made or changed, for reading while one must stay as it is.
@@ -54,7 +55,7 @@ impl Net {
         Ok(Net {
             links: Pool::new(Family::Route),
             tracks: Pool::new(Family::Netfilter),
-            firewall: Mutex::new(Firewall::open().map_err(refused)?),
+            firewall: Mutex::default(),
             locks: Locks::default(),
             bridges: RwLock::default(),
             ways: Mutex::default(),
@@ -62,7 +63,11 @@ impl Net {
     }
 
     fn firewall<T>(&self, talk: impl FnOnce(&mut Firewall) -> Result<T, Refused>) -> Result<T, Refused> {
-        talk(&mut self.firewall.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut held = self.firewall.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *held {
+            Some(firewall) => talk(firewall),
+            empty => talk(empty.insert(Firewall::open()?)),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The network methods over the built helper, in fresh namespaces; what they did is read back by `ip` and `nft`.
 
-#![allow(clippy::disallowed_methods, reason = "tests make files and start programs by path, as a person does")]
+#![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
 mod common;
 #[path = "net/world.rs"]

@@ -1,6 +1,6 @@
 //! Packets: a guest behind a tap, a host behind the uplink, and the helper's rules between them.
 
-#![allow(clippy::disallowed_methods, reason = "tests make files and start programs by path, as a person does")]
+#![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
 mod common;
 #[path = "net/world.rs"]
@@ -54,7 +54,7 @@ isolated! { fn a_way_out_that_is_closed_ends_what_is_open() {
     let other = Guest::boot("other", "tap-fc-2", "172.16.0.3/24", "172.16.0.1");
     let mut open = guest.connect(&web()).expect("a connection");
     let mut others = other.connect(&web()).expect("a connection");
-    let mut say = |stream: &mut std::net::TcpStream| {
+    let say = |stream: &mut std::net::TcpStream| {
         let mut answer = [0; 64];
         stream.write_all(b"x").is_ok() && stream.read(&mut answer).is_ok_and(|length| length > 0)
     };

@@ -1,6 +1,6 @@
 //! Every step of every network operation fails once, and is where the helper is killed once.
 
-#![allow(clippy::disallowed_methods, reason = "tests make files and start programs by path, as a person does")]
+#![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
 mod common;
 #[path = "net/world.rs"]

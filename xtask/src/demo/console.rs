@@ -64,7 +64,7 @@ impl Console {
                 sleep(Duration::from_millis(1));
                 continue;
             };
-            bail!("the guest {why}; its console's last lines:\n{}", indented(&self.text(), 12));
+            bail!("the guest {why}; its console's last lines:\n{}", indented(&self.text(), 24));
         }
     }
 }

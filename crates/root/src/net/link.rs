@@ -311,24 +311,19 @@ pub(crate) fn remove_address(conn: &mut Conn, address: Address) -> Result<(), Re
     }
 }
 
-/// The body of an answer that is a link, for tests and for the reader of notifications.
-#[cfg(test)]
-pub(crate) fn read(body: &[u8]) -> Option<Link> {
-    Link::read(body)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::message::answers;
     use super::*;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn no_answer_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read(&body);
+            let _ = Link::read(&body);
             let _ = read_address(&body);
-            for answer in message::answers(&body) {
-                let _ = read(answer.body);
+            for answer in answers(&body) {
+                let _ = Link::read(answer.body);
             }
         }
     }
@@ -346,7 +341,7 @@ mod tests {
                     data.u32(1, 1000).u8(3, 2).u8(6, 1);
                 });
             });
-        let link = read(message::answers(bytes.numbered(1)).next().unwrap().body).unwrap();
+        let link = Link::read(answers(bytes.numbered(1)).next().unwrap().body).unwrap();
         assert_eq!(
             (link.index, link.name.as_str(), link.up, link.carrier, link.master),
             (7, "tap-fc-1", true, true, 3)

@@ -98,12 +98,16 @@ fn plan(
     let (tap, ip, bridge) = (nat.tap.as_str(), nat.guest.ip(), on.link().name.as_str());
     let way = Element::at(Set::Guests, bridge, ip);
     let pin = Element::at(Set::Addresses, tap, ip);
-    let asked = [way.clone(), pin.clone(), Element::ip(ip), Element::link(Set::HasIp, tap)];
-    let seen = fw.look(&asked)?;
+    let wanted = [way, pin, Element::ip(ip), Element::link(Set::HasIp, tap)];
+    let seen = fw.look(&[&wanted[..], &[Element::link(Set::HasMac, tap)]].concat())?;
     let there = &seen.there;
     let (net, most) = (&host.net, host.settings.limits.guests);
     let mut change = Change { tables: Tables::Made, ..Change::default() };
     let mut goes = Vec::new();
+    // A new guest has a MAC of its own: what was learned of the one before goes.
+    if !there[0] && there[4] {
+        change.absent = rules::station(fw, tap)?;
+    }
     if !there[1] && (there[2] || there[3]) {
         let pins = fw.elements(Set::Addresses)?;
         let others = pins.iter().filter(|other| other.address() == Some(ip) && other.link_name() != tap);
@@ -131,7 +135,7 @@ fn plan(
     }
     change.present.extend(rules::of_bridge(on.link(), addresses));
     change.present.push(Element::link(Set::Ports, tap));
-    change.present.extend(asked);
+    change.present.extend(wanted);
     let uplinks = open.iter().filter(|link| link.name != bridge && BridgeName::new(&link.name).is_err());
     change.present.extend(uplinks.map(|link| Element::link(Set::Opened, &link.name)));
     let kept = change.present.clone();
@@ -236,10 +240,10 @@ fn connections<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element]) -> R
         return Ok(());
     }
     steps.act("connections", || {
-        let addresses = ways.iter().filter_map(Element::address);
+        let mut addresses = ways.iter().filter_map(Element::address);
         host.net
             .tracks
-            .with(|conn| addresses.map(|ip| conntrack::forget(conn, ip)).collect::<Result<(), _>>())
+            .with(|conn| addresses.try_for_each(|ip| conntrack::forget(conn, ip)))
             .map_err(|error| Fail::new("the guest's connections could not be ended: try again").because(error))
     })
 }

@@ -70,13 +70,28 @@ impl Conn {
     ///
     /// A dump that was interrupted by a change is asked again, whole. Answers to requests of before are thrown away.
     pub(crate) fn ask(&mut self, call: &str, requests: &mut Requests) -> Result<Vec<Said>, Refused> {
+        // What was only asked can be asked again; whether a change was made is not known where its answer was lost.
+        let is_question = requests.flags().iter().all(|flags| flags & (DUMP | QUESTION) != 0);
         for _ in 0..AGAIN {
-            let said = self.once(call, requests)?;
-            if !said.iter().any(|said| said.interrupted) {
-                return Ok(said);
+            match self.once(requests) {
+                Ok(said) if !said.iter().any(|said| said.interrupted) => return Ok(said),
+                Ok(_) => {}
+                Err(error) if is_question && error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) if is_question && error.kind() == io::ErrorKind::FileTooLarge && self.grow() => {}
+                Err(error) => return Err(lost(call, &error)),
             }
         }
         Err(lost(call, &"the list changed each time that it was read"))
+    }
+
+    /// Makes the buffer larger, up to what a socket holds.
+    fn grow(&mut self) -> bool {
+        let larger = self.buffer.len() * 2;
+        let may = larger <= 1 << 20;
+        if may {
+            self.buffer.resize(larger, 0);
+        }
+        may
     }
 
     /// The same for one request: its answers, or the error.
@@ -93,19 +108,14 @@ impl Conn {
         Ok(())
     }
 
-    fn once(&mut self, call: &str, requests: &mut Requests) -> Result<Vec<Said>, Refused> {
+    fn once(&mut self, requests: &mut Requests) -> io::Result<Vec<Said>> {
         let first = self.sequence;
         self.sequence = self.sequence.wrapping_add(requests.len() as u32);
         let flags = requests.flags();
         let mut said: Vec<Said> = flags.iter().map(|_| Said::default()).collect();
-        self.socket.send(requests.numbered(first)).map_err(|error| lost(call, &error))?;
-        // A datagram is whole when its last request is: the kernel takes them one by one. An error ends a batch at
-        // its first message, so that the others get no answer at all.
+        self.socket.send(requests.numbered(first))?;
         while !done(&flags, &said) {
-            let length = match self.socket.receive(&mut self.buffer) {
-                Ok(length) => length,
-                Err(error) => return Err(lost(call, &error)),
-            };
+            let length = self.socket.receive(&mut self.buffer)?;
             for answer in answers(&self.buffer[..length]) {
                 let nth = answer.sequence.wrapping_sub(first) as usize;
                 if let (Some(said), Some(&flags)) = (said.get_mut(nth), flags.get(nth)) {

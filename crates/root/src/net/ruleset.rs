@@ -1,5 +1,5 @@
-//! Our ruleset: two tables, tried with packets beside other firewalls (docs/network.md). Rules stand still; only
-//! elements of sets come and go, so a packet's way is as long with one guest as with a thousand.
+//! Our ruleset: two tables, tried with packets beside other firewalls. Rules stand still; only elements of
+//! sets come and go, so a packet's way is as long with one guest as with a thousand.
 //!
 //! `inet banger` lets guests out, answers in, and nothing else; it marks what it let through, by which other
 //! firewalls can accept it. `bridge banger` holds each tap to one MAC and one address.

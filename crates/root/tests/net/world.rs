@@ -1,6 +1,6 @@
 //! The world around a helper in a network test: what is in the kernel by `ip` and `nft`, an outside, guests that speak.
 
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 use crate::common::output;
 use serde_json::{Value, json};
