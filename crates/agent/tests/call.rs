@@ -82,7 +82,7 @@ fn a_program_s_outputs_status_and_surroundings() {
 
 #[test]
 fn a_child_has_a_session_and_no_descriptor_of_the_agent() {
-    let output = sh("cut -d' ' -f1,6 /proc/$$/stat; ls /proc/$$/fd | tr '\\n' ' '; grep SigBlk /proc/$$/status");
+    let output = sh("cut -d' ' -f1,6 /proc/$$/stat; ls /proc/$$/fd | tr '\\n' ' '; exec grep SigBlk /proc/self/status");
     let text = String::from_utf8(output.stdout).unwrap();
     let (first, rest) = text.split_once('\n').unwrap();
     let (pid, session) = first.split_once(' ').unwrap();

@@ -77,7 +77,7 @@ fn request(case: &str) -> (&'static str, Value) {
 }
 
 fn operation(case: &str) -> &str {
-    case.split(',').next().unwrap()
+    case.split(',').next().expect("a part")
 }
 
 fn with_fault(fault: &str) -> Helper {
@@ -166,7 +166,7 @@ fn without_numbers(
     mut state: std::collections::BTreeMap<&'static str, String>,
 ) -> std::collections::BTreeMap<&'static str, String> {
     for key in ["links", "addresses", "record", "rules"] {
-        let text = state.remove(key).unwrap();
+        let text = state.remove(key).expect("the part");
         let own = |line: &&str| {
             let words = [
                 "\"ifindex\"",

@@ -30,14 +30,17 @@ pub fn child_signals() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Starts `command` as the leader of a session and a group of its own, with these supplementary groups where given.
-/// (std empties the signal mask of its children itself.)
+/// Starts `command` as the leader of a session and a group of its own, with these supplementary groups where given, and
+/// with no descriptor but 0, 1 and 2. (std empties the signal mask of its children itself.)
 ///
 /// # Errors
 /// What the start says, the child's steps before its exec included.
 pub fn spawn_session(command: &mut Command, groups: Option<Vec<u32>>) -> io::Result<Child> {
     let before_exec = move || {
         rustix::process::setsid()?;
+        // SAFETY: marks descriptors only; all of them stay open in this process image, so nobody's is taken away.
+        let marked = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        check(marked as libc::c_int)?;
         match &groups {
             // SAFETY: the kernel reads as many ids as the slice has.
             Some(ids) => check(unsafe { libc::setgroups(ids.len(), ids.as_ptr()) }),
@@ -137,7 +140,9 @@ mod tests {
     #[test]
     fn a_child_leads_its_own_session() {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "cut -d' ' -f1,5,6 /proc/self/stat; cut -d' ' -f1,5,6 /proc/$$/stat"]).stdout(Stdio::piped());
+        command
+            .args(["-c", "cut -d' ' -f1,5,6 /proc/self/stat; cut -d' ' -f1,5,6 /proc/$$/stat"])
+            .stdout(Stdio::piped());
         let child = super::spawn_session(&mut command, None).expect("started");
         let pid = child.id().to_string();
         let output = child.wait_with_output().expect("ended");

@@ -17,6 +17,8 @@ use super::session::Session;
 use crate::programs;
 
 pub(super) const QEMU: &str = "qemu-system-x86_64";
+/// Lines of the guest's console that an error shows; a panic has some thirty.
+const LAST_LINES: usize = 40;
 /// The guest's memory; it takes what the guest has touched.
 const MEMORY: &str = "2048M";
 /// What the second disk has where nothing was brought, and the size of what is: a saved machine knows its disks' sizes.
@@ -202,7 +204,7 @@ fn last_lines(file: &mut File) -> String {
     let mut bytes = Vec::new();
     // What can't be read can't be shown; the error that it would explain is told in any case.
     let _ = file.rewind().and_then(|()| file.read_to_end(&mut bytes));
-    programs::indented(&String::from_utf8_lossy(&bytes), 12)
+    programs::indented(&String::from_utf8_lossy(&bytes), LAST_LINES)
 }
 
 /// The rate that the guest is to count its time by: emulation shows it the host's counter.

@@ -73,6 +73,7 @@ pub(crate) struct Count {
 pub(crate) struct Seen {
     generation: u32,
     tables: [bool; 2],
+    asked: Vec<Element>,
     /// Whether each element is there, in the order of the question.
     pub(crate) there: Vec<bool>,
 }
@@ -81,6 +82,13 @@ impl Seen {
     /// Whether both tables are there.
     pub(crate) fn stands(&self) -> bool {
         self.tables == [true, true]
+    }
+
+    /// The same of these elements, where all of them were asked for.
+    fn narrow(&self, asked: &[Element]) -> Option<Seen> {
+        let at = |element| self.asked.iter().position(|other| other == element).map(|nth| self.there[nth]);
+        let there = asked.iter().map(at).collect::<Option<Vec<bool>>>()?;
+        Some(Seen { generation: self.generation, tables: self.tables, asked: asked.to_vec(), there })
     }
 }
 
@@ -104,13 +112,13 @@ impl Firewall {
     }
 
     /// Asks whether the tables are there, and which of these elements.
-    pub(crate) fn look(&mut self, elements: &[Element]) -> Result<Seen, Refused> {
+    pub(crate) fn look(&mut self, asked: &[Element]) -> Result<Seen, Refused> {
         let mut ask = Requests::default();
         ask.push(nft(GETGEN), QUESTION, &header(0));
         for table in [Table::Inet, Table::Bridge] {
             ask.push(nft(GETTABLE), QUESTION, &header(table.family())).text(1, TABLE);
         }
-        for element in elements {
+        for element in asked {
             let mut attrs = ask.push(nft(GETSETELEM), QUESTION, &header(element.set.table().family()));
             attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
         }
@@ -118,7 +126,7 @@ impl Firewall {
         let mut said = self.conn.ask(call, &mut ask)?.into_iter().map(|said| said.good(call));
         let generation = said.next().transpose()?.unwrap_or_default();
         let generation = generation.first().and_then(|body| attr(body.get(4..)?, 1)).and_then(|id| id.try_into().ok());
-        let mut there = Vec::with_capacity(2 + elements.len());
+        let mut there = Vec::with_capacity(2 + asked.len());
         for answer in said {
             there.push(match answer {
                 Ok(_) => true,
@@ -127,7 +135,12 @@ impl Firewall {
             });
         }
         let elements = there.split_off(2);
-        Ok(Seen { generation: generation.map_or(0, u32::from_be_bytes), tables: [there[0], there[1]], there: elements })
+        Ok(Seen {
+            generation: generation.map_or(0, u32::from_be_bytes),
+            tables: [there[0], there[1]],
+            asked: asked.to_vec(),
+            there: elements,
+        })
     }
 
     /// All elements of a set; none where its table is missing.
@@ -153,9 +166,15 @@ impl Firewall {
 
     /// Makes it so, in one transaction, and says what that changed.
     pub(crate) fn apply(&mut self, change: &Change) -> Result<Changed, Refused> {
+        self.apply_seen(change, None)
+    }
+
+    /// The same by what was `seen` a moment ago, where it holds all that the change is about: a question less. The
+    /// kernel refuses the change where it is not so any more, and then it is asked again.
+    pub(crate) fn apply_seen(&mut self, change: &Change, mut seen: Option<Seen>) -> Result<Changed, Refused> {
         let mut tries = 0;
         loop {
-            match self.once(change) {
+            match self.once(change, seen.take()) {
                 // Another changed rules between our look and our change.
                 Err(refused) if refused.is(libc::ERESTART) && tries < 20 => tries += 1,
                 other => return other,
@@ -163,9 +182,12 @@ impl Firewall {
         }
     }
 
-    fn once(&mut self, change: &Change) -> Result<Changed, Refused> {
+    fn once(&mut self, change: &Change, seen: Option<Seen>) -> Result<Changed, Refused> {
         let asked: Vec<Element> = change.present.iter().chain(&change.absent).cloned().collect();
-        let seen = self.look(&asked)?;
+        let seen = match seen.and_then(|seen| seen.narrow(&asked)) {
+            Some(seen) => seen,
+            None => self.look(&asked)?,
+        };
         match change.tables {
             Tables::Gone => self.drop_tables(&seen),
             Tables::Made if seen.tables != [true, true] => self.make_tables(&seen, &change.present),

@@ -1,6 +1,6 @@
 //! A guest's way out: an element of a set, and forwarding where it goes through.
 
-use super::firewall::{Change, Changed, Firewall, Tables};
+use super::firewall::{Change, Changed, Firewall, Seen, Tables};
 use super::forward::{self, Opened};
 use super::link::{self, Address, Link};
 use super::netlink::Refused;
@@ -51,13 +51,14 @@ fn on<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Elemen
     let recorded = forward::recorded(host)?;
     let mut open = recorded.clone();
     open.extend(needed.iter().filter(|link| !recorded.contains(link)).cloned());
-    let (change, goes) = net.firewall(|fw| plan(host, fw, nat, &on, &addresses, &open)).map_err(refused)??;
+    let Plan { change, goes, seen } =
+        net.firewall(|fw| plan(host, fw, nat, &on, &addresses, &open)).map_err(refused)??;
     if open != recorded {
         steps.act("record", || forward::record(host, &open))?;
         steps.undo("the record of forwarding", move || forward::record(host, &recorded));
     }
     let changed = steps.act("rules", || {
-        net.firewall(|fw| fw.apply(&change))
+        net.firewall(|fw| fw.apply_seen(&change, Some(seen)))
             .map_err(|error| Fail::new(format!("the way out of {} could not be opened", nat.guest)).because(error))
     })?;
     steps.undo("the guest's rules", move || rules::take_back(net, changed));
@@ -86,7 +87,17 @@ fn is_host(guest: Ipv4Addr, addresses: &[Address], bridge: &Link) -> Result<(), 
     Err(Fail::new(format!("{guest} is no guest's address on the bridge {} ({})", bridge.name, subnets.join(", "))))
 }
 
-/// What the tables are to hold, and which guests lose their way by it. Refused where the address is another guest's.
+/// How a way out is opened.
+struct Plan {
+    /// What the tables are to hold.
+    change: Change,
+    /// Guests that lose their way by it.
+    goes: Vec<Element>,
+    /// What there was.
+    seen: Seen,
+}
+
+/// Plans it. Refused where the address is another guest's.
 fn plan(
     host: &Host,
     fw: &mut Firewall,
@@ -94,12 +105,16 @@ fn plan(
     on: &bridge::Ours,
     addresses: &[Address],
     open: &[Opened],
-) -> Result<Result<(Change, Vec<Element>), Fail>, Refused> {
+) -> Result<Result<Plan, Fail>, Refused> {
     let (tap, ip, bridge) = (nat.tap.as_str(), nat.guest.ip(), on.link().name.as_str());
     let way = Element::at(Set::Guests, bridge, ip);
     let pin = Element::at(Set::Addresses, tap, ip);
     let wanted = [way, pin, Element::ip(ip), Element::link(Set::HasIp, tap)];
-    let seen = fw.look(&[&wanted[..], &[Element::link(Set::HasMac, tap)]].concat())?;
+    let mut standing = rules::of_bridge(on.link(), addresses);
+    standing.push(Element::link(Set::Ports, tap));
+    let uplinks = open.iter().filter(|link| link.name != bridge && BridgeName::new(&link.name).is_err());
+    standing.extend(uplinks.map(|link| Element::link(Set::Opened, &link.name)));
+    let seen = fw.look(&[&wanted[..], &[Element::link(Set::HasMac, tap)], &standing].concat())?;
     let there = &seen.there;
     let (net, most) = (&host.net, host.settings.limits.guests);
     let mut change = Change { tables: Tables::Made, ..Change::default() };
@@ -133,14 +148,11 @@ fn plan(
     if !seen.stands() {
         change.present = rules::survey(net)?;
     }
-    change.present.extend(rules::of_bridge(on.link(), addresses));
-    change.present.push(Element::link(Set::Ports, tap));
+    change.present.extend(standing);
     change.present.extend(wanted);
-    let uplinks = open.iter().filter(|link| link.name != bridge && BridgeName::new(&link.name).is_err());
-    change.present.extend(uplinks.map(|link| Element::link(Set::Opened, &link.name)));
     let kept = change.present.clone();
     change.absent.retain(|element| !kept.contains(element));
-    Ok(Ok((change, goes)))
+    Ok(Ok(Plan { change, goes, seen }))
 }
 
 fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Element>, Fail> {

@@ -78,10 +78,12 @@ pub(crate) fn admit<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str, on: &b
     let net = &host.net;
     let addresses = net.links.with(|conn| link::addresses(conn, Some(on.link().index))).map_err(refused)?;
     let change = |fw: &mut Firewall| {
-        let seen = fw.look(&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)])?;
+        let mut standing = of_bridge(on.link(), &addresses);
+        standing.push(Element::link(Set::Ports, tap));
+        let seen =
+            fw.look(&[&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)], &standing[..]].concat())?;
         let mut present = if seen.stands() { Vec::new() } else { survey(net)? };
-        present.extend(of_bridge(on.link(), &addresses));
-        present.push(Element::link(Set::Ports, tap));
+        present.extend(standing);
         let mut absent = if seen.there[0] { station(fw, tap)? } else { Vec::new() };
         let pins = if seen.there[1] { pins(fw, tap)? } else { Vec::new() };
         let ways = guests(fw, &pins)?;
@@ -90,7 +92,7 @@ pub(crate) fn admit<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str, on: &b
             absent.extend(pins);
             absent.extend(ways);
         }
-        fw.apply(&Change { tables: Tables::Made, present, absent })
+        fw.apply_seen(&Change { tables: Tables::Made, present, absent }, Some(seen))
     };
     let changed = steps.act("rules", || {
         net.firewall(change).map_err(|error| Fail::new(format!("the rules for {tap} could not be made")).because(error))
