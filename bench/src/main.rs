@@ -2,6 +2,7 @@
 //!
 //! Absolute figures tell about the machine; the ratios tell about the program. Nothing here is a test.
 
+mod bare;
 mod net;
 mod stats;
 mod trip;

@@ -2,6 +2,7 @@
 //!
 //! The programs' steps are those of the existing helper.
 
+use crate::bare::{self, Bare};
 use crate::stats::{Times, compare, head};
 use crate::world::{Helper, SOCKET, run, try_run};
 use anyhow::{Context, Result};
@@ -71,6 +72,7 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
     for (what, against, pair) in &rows {
         compare(what, &pair.ours, &pair.theirs, against);
     }
+    tap_by_bare_calls(&client, rounds)?;
     many_guests(&client, rounds)
 }
 
@@ -135,6 +137,28 @@ fn nat_off() -> Result<()> {
             run(&iptables("-D", rule))?;
         }
     }
+    Ok(())
+}
+
+/// `create_tap` against the kernel calls alone.
+fn tap_by_bare_calls<S, F>(client: &Client<F>, rounds: usize) -> Result<()>
+where
+    S: std::io::Read + std::io::Write,
+    F: Fn() -> std::io::Result<S>,
+{
+    let bridge = Bridge { name: BridgeName::new("br-fc-bare")?, addr: BridgeAddr::new("172.20.0.1", "24")? };
+    client.ensure_bridge(&bridge)?;
+    run("ip link add br-bare type bridge")?;
+    run("ip link set br-bare up")?;
+    let (index, mut bare) = (bare::index("br-bare")?, Bare::open()?);
+    let new = NewTap { bridge, tap: TapName::new("tap-fc-bare")? };
+    let mut pair = Pair::default();
+    for _ in 0..rounds * 10 {
+        both(&mut pair, || Ok(client.create_tap(&new)?), || bare.tap("tap-bare", index))?;
+        client.delete_tap(&new.tap)?;
+        run("ip link del tap-bare")?;
+    }
+    compare("create_tap", &pair.ours, &pair.theirs, "the kernel calls alone, in one process");
     Ok(())
 }
 

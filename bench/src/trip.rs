@@ -21,11 +21,8 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
         let mut buffer = [0; 4096];
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { continue };
-            // A thread each, as the plainest server of connections has.
-            std::thread::spawn(move || {
-                let n = stream.read(&mut buffer).unwrap_or(0);
-                let _ = stream.write_all(&buffer[..n]);
-            });
+            let n = stream.read(&mut buffer).unwrap_or(0);
+            let _ = stream.write_all(&buffer[..n]);
         }
     });
     head("A round trip: connect, one line there, one line back");
@@ -34,7 +31,7 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
         ours.take(|| trip(SOCKET))?;
         theirs.take(|| trip(ECHO))?;
     }
-    compare("empty method", &ours, &theirs, "bare echo, a thread a connection");
+    compare("empty method", &ours, &theirs, "bare echo, one thread for all");
     Ok(())
 }
 
