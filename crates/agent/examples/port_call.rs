@@ -1,6 +1,6 @@
 //! One call through a virtio-serial port's socket (`-chardev socket,path=…,server=on,wait=off`), by hand:
 //!
-//!     port_call SOCKET ping | down | ring | exec PROGRAM [ARGUMENT]...
+//!     port_call SOCKET ping | down | ring | exec PROGRAM [ARGUMENT]... | raw:PORT WORD...
 //!
 //! For trials without a front-end; it is the port's only user while it runs.
 
@@ -61,7 +61,11 @@ impl Line {
                     self.mux.accept(stream);
                     self.mux.finish(stream);
                 }
-                Event::Finished(stream) | Event::Reset(stream) => self.ended |= stream == self.stream,
+                Event::Finished(stream) => self.ended |= stream == self.stream,
+                Event::Reset(stream) => {
+                    eprintln!("stream {} reset", stream.number());
+                    self.ended |= stream == self.stream;
+                }
                 Event::Synced | Event::Connected(_) | Event::Credit(_) => {}
             }
         }
@@ -101,14 +105,6 @@ impl Write for Line {
 fn call(args: &[&str]) -> Result<ExitCode, Failure> {
     let [path, what, rest @ ..] = args else { return Err("port_call SOCKET ping | down | ring | exec …".into()) };
     let begin = Instant::now();
-    let mut line = Line::open(path, PORT)?;
-    if *what == "ring" {
-        while !line.rung {
-            line.pull()?;
-        }
-        println!("rung after {:?}", begin.elapsed());
-        return Ok(ExitCode::SUCCESS);
-    }
     if let Some(port) = what.strip_prefix("raw:") {
         let mut line = Line::open(path, port.parse()?)?;
         line.write_all(rest.join(" ").as_bytes())?;
@@ -117,6 +113,14 @@ fn call(args: &[&str]) -> Result<ExitCode, Failure> {
         line.push()?;
         line.read_to_end(&mut text)?;
         std::io::stdout().write_all(&text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut line = Line::open(path, PORT)?;
+    if *what == "ring" {
+        while !line.rung {
+            line.pull()?;
+        }
+        println!("rung after {:?}", begin.elapsed());
         return Ok(ExitCode::SUCCESS);
     }
     let client = Client::new(line)?;
