@@ -1,10 +1,12 @@
 //! A small blocking host side: one call over anything that reads and writes (a VMM's vsock socket after its `OK`).
 //!
 //! It believes nothing of what comes: lengths, order, credit and sizes are checked, and the call ends at the first
-//! frame that is wrong. Time is the connection's own (`set_read_timeout`).
+//! frame that is wrong. Silence is the connection's own to limit (`set_read_timeout`); who sends a byte now and then, or
+//! what means nothing, is cut off here.
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
 
 use crate::protocol::{
     Call, Decoder, Down, ErrorBody, Exec, Exit, Frame, GRANT, Grant, Hello, Kind, ProtocolError, Started, VERSION,
@@ -13,6 +15,10 @@ use crate::protocol::{
 
 /// The most bytes of one line of text from the guest that is shown.
 const SHOWN: usize = 200;
+/// How long a frame may take from its first byte to its last.
+const MIDWAY: Duration = Duration::from_secs(10);
+/// The most bytes that come without a frame that means anything: frames that may be skipped, without an end.
+const MOST_SKIPPED: usize = 1 << 20;
 
 /// What can go wrong with a call.
 #[derive(Debug)]
@@ -229,13 +235,25 @@ impl<S: Read + Write> Client<S> {
 
     fn frame(&mut self) -> Result<Frame, Error> {
         let mut buffer = [0; 16 * 1024];
+        let mut skipped = 0;
+        let mut since = Instant::now();
         loop {
             while !self.held.is_empty() {
+                if !self.decoder.is_midway() {
+                    since = Instant::now();
+                }
                 let (used, frame) = self.decoder.take(&self.held)?;
                 self.held.drain(..used);
                 if let Some(frame) = frame {
                     return Ok(frame);
                 }
+                skipped += used;
+            }
+            if skipped > MOST_SKIPPED {
+                return Err(ProtocolError::OutOfPlace.into());
+            }
+            if self.decoder.is_midway() && since.elapsed() > MIDWAY {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
             match self.io.read(&mut buffer) {
                 Ok(0) => return Err(Error::Lost),
@@ -285,5 +303,39 @@ impl Received {
 
     fn end(&mut self) -> Result<(), Error> {
         if std::mem::replace(&mut self.ended, true) { Err(ProtocolError::OutOfPlace.into()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An agent that says the same for ever.
+    struct Endless(Vec<u8>, usize);
+
+    impl Read for Endless {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.1 += into.len();
+            assert!(self.1 < 64 << 20, "read without an end");
+            for (at, byte) in into.iter_mut().enumerate() {
+                *byte = self.0[at % self.0.len()];
+            }
+            Ok(into.len() / self.0.len() * self.0.len())
+        }
+    }
+
+    impl Write for Endless {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn frames_that_mean_nothing_have_an_end() {
+        let result = Client::new(Endless(vec![0, 0, 0, 0, 200, 0], 0));
+        assert!(matches!(result, Err(Error::Protocol(ProtocolError::OutOfPlace))));
     }
 }

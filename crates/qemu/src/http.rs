@@ -124,7 +124,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, Bad> {
     };
     let mut length = None;
     for header in request.headers.iter() {
-        let value = std::str::from_utf8(header.value).unwrap_or("").trim();
+        let value = std::str::from_utf8(header.value).unwrap_or("").trim_matches([' ', '\t']);
         if header.name.eq_ignore_ascii_case("content-length") {
             let number = content_length(value).filter(|number| length.is_none_or(|before| before == *number));
             length = Some(number.ok_or_else(|| refused(400, "Invalid Content-Length."))?);

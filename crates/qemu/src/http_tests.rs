@@ -75,6 +75,7 @@ fn what_is_refused_has_its_status() {
         (b"\x00\x01\x02\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: \xC2\xA01\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),

@@ -1,18 +1,23 @@
 //! QEMU as a process: started by the main thread, to which the kernel binds its life, and waited for by one of its own.
 
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::rate::Rate;
 
 /// The only places of QEMU; never `PATH`.
 const PLACES: [&str; 2] = ["/usr/libexec/banger/qemu-system-x86_64", "/usr/bin/qemu-system-x86_64"];
 /// How much of QEMU's last words is kept.
 const MAX_LAST_WORDS: usize = 2048;
+/// How much of it is passed on, and in which time: a guest's drivers can make it complain without an end.
+const MOST_WORDS: (u64, Duration) = (64 * 1024, Duration::from_secs(60));
 
 /// What the main thread is told.
 #[derive(Debug)]
@@ -96,7 +101,7 @@ impl Order {
     pub(crate) fn fulfil(self, main: &Sender<Event>) -> Option<OwnedFd> {
         let Self { mut command, keep, reply } = self;
         let borrowed: Vec<_> = keep.iter().map(OwnedFd::as_fd).collect();
-        let started = sys::child::spawn_bound(&mut command, &borrowed).and_then(|child| watch(child, main.clone()));
+        let started = sys::child::spawn_bound(&mut command, &borrowed).and_then(|child| watch(child, main));
         let pidfd = started.as_ref().ok().and_then(|qemu| qemu.pidfd.try_clone().ok());
         // Nobody waits any more only if the process is ending.
         let _ = reply.send(started);
@@ -104,14 +109,27 @@ impl Order {
     }
 }
 
-fn watch(mut child: Child, main: Sender<Event>) -> io::Result<Qemu> {
+/// Gives each part of the new process its thread. Where one can't be had, the process ends.
+fn watch(child: Child, main: &Sender<Event>) -> io::Result<Qemu> {
+    // The number is the process's own for as long as nobody waits for it.
+    let number = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    try_watch(child, main.clone()).inspect_err(|_| {
+        if let Some(pid) = number {
+            // Nobody else does either.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+        }
+    })
+}
+
+fn try_watch(mut child: Child, main: Sender<Event>) -> io::Result<Qemu> {
     // It is not waited for yet, so this number is its own.
     let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::other("QEMU has no process number"))?;
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     let stderr = child.stderr.take();
-    let words =
-        std::thread::Builder::new().name("qemu-stderr".into()).spawn(|| stderr.map(pass_on).unwrap_or_default())?;
+    let words = move || stderr.map(|stderr| pass_on(stderr, io::stderr())).unwrap_or_default();
+    let words = std::thread::Builder::new().name("qemu-stderr".into()).spawn(words)?;
     let phase = Arc::new(Phase::default());
     let told = Arc::clone(&phase);
     std::thread::Builder::new().name("qemu-wait".into()).spawn(move || {
@@ -126,16 +144,23 @@ fn watch(mut child: Child, main: Sender<Event>) -> io::Result<Qemu> {
     Ok(Qemu { pidfd, phase, words: Some(words) })
 }
 
-/// Copies what QEMU says to our own standard error, and keeps its end.
-fn pass_on(mut stderr: ChildStderr) -> Vec<u8> {
+/// Copies what QEMU says to our own standard error, up to a measure, and keeps its end.
+fn pass_on(mut from: impl io::Read, mut to: impl io::Write) -> Vec<u8> {
     let mut last = Vec::new();
     let mut piece = [0; 1024];
+    let mut rate = Rate::new(MOST_WORDS.0, MOST_WORDS.1);
     loop {
-        match stderr.read(&mut piece) {
+        match from.read(&mut piece) {
             Ok(0) | Err(_) => return last,
             Ok(got) => {
                 // Ours may be closed; QEMU's words are still kept.
-                let _ = io::stderr().write_all(&piece[..got]);
+                if let Some(left_out) = rate.admit(got as u64) {
+                    if left_out > 0 {
+                        let _ =
+                            to.write_all(format!("\n… {left_out} bytes of QEMU's words were left out\n").as_bytes());
+                    }
+                    let _ = to.write_all(&piece[..got]);
+                }
                 last.extend_from_slice(&piece[..got]);
                 last.drain(..last.len().saturating_sub(MAX_LAST_WORDS));
             }
@@ -163,7 +188,7 @@ impl Qemu {
     pub(crate) fn end(mut self) -> String {
         let starting = |now: &mut Now| !matches!(now, Now::Dead(_));
         // One that is ending by itself may say why.
-        let patience = std::time::Duration::from_millis(500);
+        let patience = Duration::from_millis(500);
         let waited = self.phase.changed.wait_timeout_while(self.phase.lock(), patience, starting);
         let (mut now, _) = waited.unwrap_or_else(PoisonError::into_inner);
         // It may be gone.
@@ -181,5 +206,15 @@ impl Qemu {
         let words = String::from_utf8_lossy(&words);
         let lines: Vec<&str> = words.lines().map(|line| line.trim_start_matches("qemu-system-x86_64: ")).collect();
         format!("QEMU ended with {status}: {}", lines.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_qemu_that_complains_without_an_end_fills_nothing() {
+        let mut to = Vec::new();
+        let last = super::pass_on(std::io::Read::take(std::io::repeat(b'x'), 10 << 20), &mut to);
+        assert_eq!((last.len(), to.len()), (super::MAX_LAST_WORDS, 64 * 1024));
     }
 }

@@ -14,6 +14,7 @@ mod log;
 mod machine;
 mod metrics;
 mod qmp;
+mod rate;
 mod serve;
 mod socket;
 mod vmm;

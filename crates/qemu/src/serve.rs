@@ -1,6 +1,6 @@
 //! The API's socket: a thread for each connection, so that a slow client holds up nobody.
 
-use std::io::Read as _;
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -17,7 +17,8 @@ use crate::vmm::Vmm;
 const MAX_CONNECTIONS: usize = 32;
 /// The most beyond them that are told so; above, they are closed without a word.
 const MAX_REFUSALS: usize = 16;
-/// How long a connection may say nothing, in a request or between two.
+/// How long a connection may say nothing between two requests, and how long a request may take from its first byte to
+/// its last: who sends a byte now and then must not hold one of few places.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Accepts until the process ends.
@@ -33,8 +34,7 @@ pub(crate) fn serve(socket: &OwnSocket, vmm: &Arc<Vmm>, max_body: usize) {
                 continue;
             }
         };
-        let limits = [stream.set_read_timeout(Some(IDLE)), stream.set_write_timeout(Some(Duration::from_secs(5)))];
-        if limits.iter().any(Result::is_err) {
+        if stream.set_write_timeout(Some(Duration::from_secs(5))).is_err() {
             continue;
         }
         let before = open.load(SeqCst);
@@ -67,15 +67,48 @@ impl Drop for Counted {
     }
 }
 
-fn connection(mut stream: UnixStream, vmm: &Vmm, max_body: usize) {
+/// A connection that waits for a whole request only so long.
+struct Patient {
+    stream: UnixStream,
+    patience: Duration,
+    /// When the request has to be there, once it has begun.
+    until: Option<Instant>,
+}
+
+impl Read for Patient {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.map_or(self.patience, |until| until.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        let got = self.stream.read(into)?;
+        self.until.get_or_insert_with(|| Instant::now() + self.patience);
+        Ok(got)
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+fn connection(stream: UnixStream, vmm: &Vmm, max_body: usize) {
+    let mut stream = Patient { stream, patience: IDLE, until: None };
     let mut held = Vec::new();
     loop {
+        // What came with the request before may be the beginning of this one.
+        stream.until = (!held.is_empty()).then(|| Instant::now() + stream.patience);
         let request = match http::read(&mut stream, &mut held, max_body) {
             Ok(request) => request,
             Err(Bad::Gone) => return,
             Err(Bad::Refused(status, message)) => {
                 vmm.metrics().api_refused.fetch_add(1, Relaxed);
-                refuse(&mut stream, status, &message);
+                refuse(&mut stream.stream, status, &message);
                 return;
             }
         };
@@ -114,4 +147,28 @@ fn refuse(stream: &mut UnixStream, status: u16, message: &str) {
 fn fault(message: &str) -> String {
     let body = FaultBody { fault_message: message.to_owned() };
     serde_json::to_string(&body).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
+
+    use super::Patient;
+    use crate::http::{self, Bad};
+
+    #[test]
+    fn a_request_that_never_gets_whole_is_given_up() {
+        let (stream, mut client) = UnixStream::pair().expect("a pair");
+        let mut stream = Patient { stream, patience: Duration::from_millis(200), until: None };
+        std::thread::spawn(move || {
+            while client.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let begin = Instant::now();
+        assert!(matches!(http::read(&mut stream, &mut b"GET /".to_vec(), 100), Err(Bad::Gone)));
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    }
 }

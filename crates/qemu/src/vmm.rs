@@ -138,24 +138,29 @@ impl Vmm {
         let qemu = launch::order(&self.main, &program, &order.arguments, order.keep)
             .map_err(|error| failed(format!("{}: {error}", program.display())))?;
         drop((theirs, relay_theirs));
-        let (opened, opened_far) = UnixStream::pair().map_err(|error| failed(error.to_string()))?;
-        let opened_far = relay_ours.is_some().then_some(opened_far);
-        let qmp = match Qmp::greet(ours, opened_far, MACHINE_PATIENCE) {
-            Ok(qmp) if qemu.is_running() => qmp,
+        let (qmp, config) = match self.greet(parts, ours, relay_ours) {
+            Ok(qmp) if qemu.is_running() => (qmp, parts.describe()),
             Ok(_) => return Err(failed(qemu.end())),
             Err(error) => return Err(failed(format!("{error}: {}", qemu.end()))),
         };
-        let config = parts.describe();
         let vsock = parts.vsock.take().map(|(_, socket)| socket);
-        if let (Some(socket), Some(port)) = (&vsock, relay_ours) {
-            Relay::start(socket, port, opened, Arc::clone(&self.log), Arc::clone(&self.metrics))
-                .map_err(|error| failed(format!("vsock: {error}")))?;
-        }
         // What is QEMU's now is closed here with the parts.
         *state = State::After(Box::new(Guest { qmp, state: VmState::Running, config, _vsock: vsock }));
         store_micros(&self.metrics.boot_us, began);
         self.log.info(&format!("The VM runs on QEMU ({accelerator:?})."));
         Ok(())
+    }
+
+    /// The connections to a QEMU that was started. Nothing of them is left where one fails and QEMU ends.
+    fn greet(&self, parts: &Resources, monitor: UnixStream, relay: Option<UnixStream>) -> Result<Qmp, String> {
+        let (opened, opened_far) = UnixStream::pair().map_err(|error| error.to_string())?;
+        let opened_far = relay.is_some().then_some(opened_far);
+        let qmp = Qmp::greet(monitor, opened_far, MACHINE_PATIENCE).map_err(|error| error.to_string())?;
+        if let (Some((_, socket)), Some(port)) = (&parts.vsock, relay) {
+            Relay::start(socket, port, opened, Arc::clone(&self.log), Arc::clone(&self.metrics))
+                .map_err(|error| format!("vsock: {error}"))?;
+        }
+        Ok(qmp)
     }
 
     /// KVM where a guest runs on it, emulation elsewhere; says in the log which and why.
@@ -298,7 +303,9 @@ fn random_mac() -> Result<MacAddr, Fault> {
     MacAddr::new(text.join(":")).map_err(|error| Fault::new(error.to_string()))
 }
 
-/// Fills `bytes` from the kernel.
+/// Fills `bytes` from the kernel, without a descriptor: there may be none left.
 pub(crate) fn random(bytes: &mut [u8]) -> std::io::Result<()> {
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, bytes)
+    let got = rustix::rand::getrandom(&mut *bytes, rustix::rand::GetRandomFlags::empty())?;
+    // So few come whole, or not at all.
+    if got == bytes.len() { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
 }

@@ -5,11 +5,11 @@
 //! One thread and one poll; nothing is buffered beyond the relay's credit, 256 KiB a stream and direction.
 
 mod conn;
+mod ready;
 mod request;
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,19 +17,24 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use agent::relay::{Event, MAX_STREAMS, Mux, NONCE_LEN, Stream};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::PollFlags;
 
 use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::rate::Rate;
 use crate::socket::OwnSocket;
 use crate::vmm::random;
 use conn::Conn;
+use ready::Source;
 use request::{Line, Pending};
 
 /// How long a guest may take to answer a `CONNECT`; it may still be booting.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the socket rests when no descriptor is left for another connection.
 const REST: Duration = Duration::from_millis(100);
+/// The most lines of the log that guests and clients can cause, and in which time: what they can do again and again
+/// must not fill a disk.
+const MOST_LINES: (u64, Duration) = (20, Duration::from_secs(60));
 
 /// The relay's host end and all that is connected to it.
 #[derive(Debug)]
@@ -43,19 +48,12 @@ pub(crate) struct Relay {
     path: PathBuf,
     pending: Vec<Pending>,
     conns: BTreeMap<Stream, Conn>,
+    /// Who sent last: the room for the guest is given out in turn.
+    turn: Option<Stream>,
+    lines: Rate,
     rests_until: Option<Instant>,
     log: Arc<Log>,
     metrics: Arc<Metrics>,
-}
-
-/// What a polled descriptor belongs to.
-#[derive(Debug, Clone, Copy)]
-enum Source {
-    Port,
-    Opened,
-    Listener,
-    Pending(usize),
-    Conn(Stream),
 }
 
 impl Relay {
@@ -84,6 +82,8 @@ impl Relay {
             path: socket.path().to_path_buf(),
             pending: Vec::new(),
             conns: BTreeMap::new(),
+            turn: None,
+            lines: Rate::new(MOST_LINES.0, MOST_LINES.1),
             rests_until: None,
             log,
             metrics,
@@ -116,43 +116,6 @@ impl Relay {
             self.settle_all();
             self.expire();
         }
-    }
-
-    /// Waits for whatever can be done next, or the next deadline.
-    fn poll(&self) -> io::Result<Vec<(Source, PollFlags)>> {
-        let mut sources = vec![Source::Port, Source::Opened];
-        let port = if self.mux.output().is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
-        let mut fds = vec![PollFd::new(&self.port, port), PollFd::new(&self.opened, PollFlags::IN)];
-        if self.rests_until.is_none() {
-            sources.push(Source::Listener);
-            fds.push(PollFd::new(&self.listener, PollFlags::IN));
-        }
-        for (at, pending) in self.pending.iter().enumerate() {
-            sources.push(Source::Pending(at));
-            fds.push(PollFd::from_borrowed_fd(pending.socket.as_fd(), PollFlags::IN));
-        }
-        for (stream, conn) in &self.conns {
-            if let Some(flags) = conn.interest(self.mux.sendable(*stream)) {
-                sources.push(Source::Conn(*stream));
-                fds.push(PollFd::from_borrowed_fd(conn.socket.as_fd(), flags));
-            }
-        }
-        let timeout = self.next_deadline().map(|at| {
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            rustix::event::Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
-        });
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let flags: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
-        Ok(sources.into_iter().zip(flags).filter(|(_, flags)| !flags.is_empty()).collect())
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        let pending = self.pending.iter().map(|pending| pending.deadline);
-        let conns = self.conns.values().filter_map(|conn| conn.deadline);
-        pending.chain(conns).chain(self.rests_until).min()
     }
 
     /// Writes to the guest what can be written.
@@ -189,7 +152,7 @@ impl Relay {
             self.handle(event);
         }
         if let Err(error) = received {
-            self.log.error(&format!("vsock: the guest's relay is at fault, its connections end: {error}"));
+            self.tell(&format!("vsock: the guest's relay is at fault, its connections end: {error}"));
             self.begin_anew()?;
         }
         Ok(true)
@@ -215,13 +178,16 @@ impl Relay {
     fn begin_anew(&mut self) -> io::Result<()> {
         self.metrics.conns_removed.fetch_add(self.conns.len() as u64, Relaxed);
         self.conns.clear();
+        self.turn = None;
         self.mux = Mux::host_resuming(nonce()?);
         Ok(())
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Synced => self.log.info("vsock: the guest's relay is there."),
+            Event::Synced => self.tell("vsock: the guest's relay is there."),
+            // One that the guest has given up may still have its last words to be read, and counts as well.
+            Event::Opened { stream, .. } if self.conns.len() >= MAX_STREAMS => self.mux.refuse(stream),
             Event::Opened { stream, port } => match connect(&self.path, port) {
                 Ok(socket) => {
                     self.mux.accept(stream);
@@ -257,6 +223,16 @@ impl Relay {
         }
     }
 
+    /// A line of the log about what the guest or a client did.
+    fn tell(&mut self, message: &str) {
+        if let Some(left_out) = self.lines.admit(1) {
+            if left_out > 0 {
+                self.log.warn(&format!("vsock: {left_out} lines were left out."));
+            }
+            self.log.warn(message);
+        }
+    }
+
     fn add(&mut self, stream: Stream, conn: Conn) {
         self.metrics.conns_added.fetch_add(1, Relaxed);
         self.conns.insert(stream, conn);
@@ -273,7 +249,7 @@ impl Relay {
             match self.listener.accept() {
                 // Above the limit it is closed, as by Firecracker.
                 Ok(_) if self.pending.len() + self.conns.len() >= MAX_STREAMS => {
-                    self.log.warn("vsock: connection limit reached; a host's connection is refused.");
+                    self.tell("vsock: connection limit reached; a host's connection is refused.");
                 }
                 Ok((socket, _)) => {
                     if socket.set_nonblocking(true).is_ok() {
@@ -283,7 +259,7 @@ impl Relay {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
-                    self.log.warn(&format!("vsock: no connection can be accepted: {error}"));
+                    self.tell(&format!("vsock: no connection can be accepted: {error}"));
                     self.rests_until = Some(Instant::now() + REST);
                     return;
                 }
@@ -306,7 +282,7 @@ impl Relay {
                         let deadline = Instant::now() + ANSWER_PATIENCE;
                         self.add(stream, Conn::from_host(pending.socket, rest, deadline));
                     }
-                    Err(error) => self.log.warn(&format!("vsock: {error}")),
+                    Err(error) => self.tell(&format!("vsock: {error}")),
                 },
             }
         }
@@ -314,9 +290,13 @@ impl Relay {
 
     fn conn_ready(&mut self, stream: Stream, flags: PollFlags) {
         let Some(conn) = self.conns.get_mut(&stream) else { return };
-        if conn.ready(&mut self.mux, stream, flags).is_err() {
-            self.mux.reset(stream);
-            self.remove(stream);
+        match conn.ready(&mut self.mux, stream, flags) {
+            Ok(false) => {}
+            Ok(true) => self.turn = Some(stream),
+            Err(_) => {
+                self.mux.reset(stream);
+                self.remove(stream);
+            }
         }
     }
 
@@ -370,3 +350,7 @@ fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
 #[cfg(test)]
 #[path = "vsock_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "vsock/hostile_tests.rs"]
+mod hostile_tests;

@@ -14,21 +14,22 @@ use crate::metrics::Metrics;
 use crate::socket::OwnSocket;
 
 /// What the guest's ports do: one echoes, one takes nothing, one sends and closes.
-const ECHO: u32 = 5000;
+pub(super) const ECHO: u32 = 5000;
 const STALLED: u32 = 5001;
 const SENDER: u32 = 5002;
 const SENT: usize = 1 << 20;
 
-struct Vsock {
-    dir: tempfile::TempDir,
-    guest: UnixStream,
+pub(super) struct Vsock {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) guest: UnixStream,
     opened: UnixStream,
-    metrics: Arc<Metrics>,
+    pub(super) log: Arc<Log>,
+    pub(super) metrics: Arc<Metrics>,
     _socket: OwnSocket,
 }
 
 impl Vsock {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = OwnSocket::bind(&dir.path().join("v")).expect("bound");
         let (port, guest) = UnixStream::pair().expect("a pair");
@@ -36,8 +37,9 @@ impl Vsock {
         let log = Log::new("test");
         log.update(&serde_json::from_str(r#"{"level":"Off"}"#).expect("a logger")).expect("quiet");
         let metrics = Arc::new(Metrics::default());
-        Relay::start(&socket, port, opened_near, Arc::new(log), Arc::clone(&metrics)).expect("started");
-        Self { dir, guest, opened, metrics, _socket: socket }
+        let log = Arc::new(log);
+        Relay::start(&socket, port, opened_near, Arc::clone(&log), Arc::clone(&metrics)).expect("started");
+        Self { dir, guest, opened, log, metrics, _socket: socket }
     }
 
     fn with_guest() -> Self {
@@ -47,7 +49,7 @@ impl Vsock {
         vsock
     }
 
-    fn connect(&self, line: &str) -> UnixStream {
+    pub(super) fn connect(&self, line: &str) -> UnixStream {
         let mut socket = UnixStream::connect(self.dir.path().join("v")).expect("connected");
         socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
         socket.write_all(line.as_bytes()).expect("written");

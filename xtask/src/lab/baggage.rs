@@ -50,12 +50,15 @@ impl Item {
 
 /// The disk with these things on it.
 pub(super) fn disk(cache: &Path, items: &[Item]) -> Result<File> {
-    sweep(cache)?;
     let folder = cache.join(format!("{GATHERING}{}", std::process::id()));
+    // Held until the folder is gone, so that no other run sweeps it; and none sweeps before it is held.
+    let gate = File::open(cache)?;
+    gate.lock()?;
+    sweep(cache)?;
     fs::create_dir(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-    // Held until it is gone, so that no other run sweeps it.
     let lock = File::open(&folder)?;
     lock.lock()?;
+    drop(gate);
     let made = gather(items, &folder).and_then(|()| pack(cache, &folder));
     remove(&folder)?;
     drop(lock);

@@ -101,33 +101,15 @@ impl Machine {
         let (channel, channel_theirs) = UnixStream::pair()?;
         let mut console = unnamed("banger-lab-console")?;
         let mut keep = vec![qmp_theirs.as_fd(), channel_theirs.as_fd(), console.as_fd()];
-        let mut command = Command::new(QEMU);
-        command.args(hardware(parts.nested));
-        // The devices are named after what stands behind them, so the order of the words doesn't matter to QEMU.
+        keep.extend(parts.second_disk.map(AsFd::as_fd));
+        keep.push(match &parts.start {
+            Start::Boot { initrd, .. } => initrd.as_fd(),
+            Start::Restore { state } => state.as_fd(),
+        });
+        let mut command = command(parts);
         command.args(["-chardev", &format!("socket,id=qmp,fd={}", qmp_theirs.as_raw_fd())]);
-        command.args(["-mon", "chardev=qmp,mode=control"]);
         command.args(["-chardev", &format!("socket,id=lab,fd={}", channel_theirs.as_raw_fd())]);
-        command.args(["-serial", &format!("file:{}", by_number(&console))]);
-        command.args(["-object", &memory(&parts.memory), "-drive", &first_disk(&parts.disk)]);
-        command.arg("-drive");
-        match parts.second_disk {
-            Some(file) => {
-                keep.push(file.as_fd());
-                command.arg(format!("id=second,if=none,format=raw,file={}", by_number(file)))
-            }
-            None => command.arg(format!("id=second,if=none,driver=null-co,read-zeroes=on,size={SECOND_DISK}")),
-        };
-        match &parts.start {
-            Start::Boot { image, initrd, tsc_khz } => {
-                keep.push(initrd.as_fd());
-                command.arg("-kernel").arg(&image.kernel).args(["-initrd", &by_number(initrd)]);
-                command.args(["-append", &format!("{KERNEL_WORDS} tsc_early_khz={tsc_khz}")]);
-            }
-            Start::Restore { state } => {
-                keep.push(state.as_fd());
-                command.args(["-incoming", "defer"]);
-            }
-        }
+        command.args(["-mon", "chardev=qmp,mode=control", "-serial", &format!("file:{}", by_number(&console))]);
         let mut errors = unnamed("banger-lab-qemu")?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors.try_clone()?);
         let process = children::spawn(&mut command, &keep)?;
@@ -167,6 +149,27 @@ impl Machine {
     pub(super) fn console(&mut self) -> String {
         last_lines(&mut self.console)
     }
+}
+
+/// The command line, but for the sockets; QEMU puts its words in order itself.
+fn command(parts: &Parts<'_>) -> Command {
+    let mut command = Command::new(QEMU);
+    command.args(hardware(parts.nested));
+    command.args(["-object", &memory(&parts.memory), "-drive", &first_disk(&parts.disk), "-drive"]);
+    command.arg(match parts.second_disk {
+        Some(file) => format!("id=second,if=none,format=raw,file={}", by_number(file)),
+        None => format!("id=second,if=none,driver=null-co,read-zeroes=on,size={SECOND_DISK}"),
+    });
+    match &parts.start {
+        Start::Boot { image, initrd, tsc_khz } => {
+            command.arg("-kernel").arg(&image.kernel).args(["-initrd", &by_number(initrd)]);
+            command.args(["-append", &format!("{KERNEL_WORDS} tsc_early_khz={tsc_khz}")]);
+        }
+        Start::Restore { .. } => {
+            command.args(["-incoming", "defer"]);
+        }
+    }
+    command
 }
 
 fn memory(memory: &Memory<'_>) -> String {

@@ -102,11 +102,11 @@ impl Conn {
         self.connected && !self.host_finished && !self.guest_gone && self.to_guest.is_empty()
     }
 
-    /// The socket said something.
+    /// The socket said something; `true` where bytes of it are on their way to the guest.
     ///
     /// # Errors
     /// The connection is over.
-    pub(super) fn ready(&mut self, mux: &mut Mux, stream: Stream, flags: PollFlags) -> io::Result<()> {
+    pub(super) fn ready(&mut self, mux: &mut Mux, stream: Stream, flags: PollFlags) -> io::Result<bool> {
         let hung_up = flags.intersects(PollFlags::HUP | PollFlags::ERR);
         if hung_up && !self.connected {
             return Err(ErrorKind::ConnectionAborted.into());
@@ -115,7 +115,7 @@ impl Conn {
             let mut piece = [0; 64 * 1024];
             let room = mux.sendable(stream).min(piece.len());
             if room == 0 {
-                return Ok(());
+                return Ok(false);
             }
             match self.socket.read(&mut piece[..room]) {
                 Ok(0) => {
@@ -124,7 +124,7 @@ impl Conn {
                 }
                 Ok(got) => {
                     mux.send(stream, &piece[..got]);
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(error) => return Err(error),
@@ -134,7 +134,7 @@ impl Conn {
             self.host_gone = true;
             self.deadline = Some(Instant::now() + FAREWELL);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Passes on what can be passed on; `true` when nothing is left to be done.
