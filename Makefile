@@ -1,5 +1,5 @@
 # The entry points; what each does stands in the script that it calls.
-.PHONY: demo test fuzz
+.PHONY: demo test fuzz bench
 
 demo:
 	@demo/run
@@ -9,3 +9,6 @@ test:
 
 fuzz:
 	@scripts/fuzz
+
+bench:
+	@scripts/bench

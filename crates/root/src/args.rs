@@ -2,6 +2,7 @@
 
 use crate::log::Level;
 use crate::settings::Flags;
+use std::ffi::OsString;
 
 /// What the command line asks for.
 pub(crate) enum Asked {
@@ -26,10 +27,11 @@ Usage: bangerd-root [OPTIONS]
   --help               print this
 ";
 
-/// Reads the arguments, the program's name left out.
-pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Asked, String> {
+/// Reads the arguments, the program's name left out. What is no UTF-8 is refused: as text it would be another path.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Asked, String> {
     let mut flags = Flags::default();
-    let mut arguments = arguments;
+    let arguments = arguments.map(|argument| argument.into_string().map_err(|bad| format!("{bad:?} is no UTF-8")));
+    let mut arguments = arguments.collect::<Result<Vec<_>, _>>()?.into_iter();
     while let Some(argument) = arguments.next() {
         let (flag, inline) = match argument.split_once('=') {
             Some((flag, value)) => (flag, Some(value.to_owned())),
@@ -71,7 +73,7 @@ mod tests {
     use super::*;
 
     fn read(arguments: &[&str]) -> Result<Asked, String> {
-        parse(arguments.iter().map(|&argument| argument.to_owned()))
+        parse(arguments.iter().map(OsString::from))
     }
 
     #[test]
@@ -86,6 +88,8 @@ mod tests {
         {
             assert!(read(bad).is_err(), "{bad:?}");
         }
+        let latin: OsString = std::os::unix::ffi::OsStringExt::from_vec(b"--socket=/\xe9".to_vec());
+        assert!(parse([latin].into_iter()).is_err_and(|mistake| mistake.contains("no UTF-8")));
         assert!(matches!(read(&["--version"]), Ok(Asked::Print(text)) if text.starts_with("bangerd-root 0")));
     }
 }

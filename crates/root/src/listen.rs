@@ -5,7 +5,7 @@ use crate::trusted;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::time::Duration;
 use sys::creds::Identity;
 use sys::dir::{Dir, Facts};
@@ -50,6 +50,8 @@ impl Listener {
             .map_err(|_| format!("--socket: {path} is longer than the 107 bytes of a socket's path"))?;
         let (above, name) = trusted::split(path);
         let dir = roots_dir(above)?;
+        // Until it listens: one that is bound and does not listen yet looks stale to another helper.
+        let _alone = alone_in(&dir)?;
         make_room(&dir, name, &address, path)?;
 
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -66,9 +68,12 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Removes the socket's name where this process made it and it still is that one.
+    /// Removes the socket's name where this process made it and it still is that one, and takes no more connections.
     pub(crate) fn remove(&self) -> Result<(), String> {
         let Some(made) = &self.made else { return Ok(()) };
+        // The name is one way to it; who holds the socket's inode (`O_PATH`) has another, by /proc/self/fd. One that
+        // does not listen yet says so, and there is nothing to end.
+        let _ = net::shutdown(&self.socket, Shutdown::Both);
         match made.dir.entry(&made.name) {
             Ok(facts) if facts.is_same_file(&made.facts) => {
                 made.dir.unlink(&made.name).map(drop).map_err(|error| error.to_string())
@@ -123,6 +128,20 @@ fn make_room(dir: &Dir, name: &str, address: &SocketAddrUnix, path: &str) -> Res
         // Connected, its queue is full, or it is of another type.
         _ => Err(format!("somebody listens on {path} already; stop that helper first")),
     }
+}
+
+/// Waits until no other helper makes a socket in this directory, and keeps others from it until it is dropped. Another
+/// program of root's could hold it for ever, so the wait has an end.
+fn alone_in(dir: &Dir) -> Result<OwnedFd, String> {
+    let fd = dir.open_at(".", OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(|error| error.to_string())?;
+    for _ in 0..200 {
+        match fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(fd),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(Duration::from_millis(10)),
+            Err(errno) => return Err(format!("flock({}): {errno}", dir.path())),
+        }
+    }
+    Err(format!("{} is locked by another program (flock); a socket can't be made there", dir.path()))
 }
 
 /// The directory of that path, root's alone; made where it is missing.

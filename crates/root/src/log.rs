@@ -4,7 +4,9 @@
 //! an operation: where the line would have to wait it is dropped, and the next one that goes out says how many were.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::{SendFlags, send};
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -73,6 +75,7 @@ pub(crate) enum Value<'a> {
 #[derive(Debug)]
 pub(crate) struct Log {
     level: Level,
+    sink: Sink,
     out: Mutex<Out>,
 }
 
@@ -81,6 +84,8 @@ struct Out {
     requests: Share,
     strangers: Share,
     dropped: u64,
+    /// The line before went out in part: the next one begins with a newline.
+    torn: bool,
 }
 
 impl Log {
@@ -88,7 +93,8 @@ impl Log {
     /// strangers can; four seconds' worth may come at once.
     pub(crate) fn new(level: Level, lines_per_second: u32) -> Log {
         let strangers = Share::new(lines_per_second.div_ceil(10));
-        Log { level, out: Mutex::new(Out { requests: Share::new(lines_per_second), strangers, dropped: 0 }) }
+        let out = Out { requests: Share::new(lines_per_second), strangers, dropped: 0, torn: false };
+        Log { level, sink: Sink::of_stderr(), out: Mutex::new(out) }
     }
 
     /// Whether lines of that level are written.
@@ -120,23 +126,69 @@ impl Log {
         }
         if out.dropped > 0 {
             let count = [("lines", Value::Number(out.dropped))];
-            if put(&render(SystemTime::now(), Level::Warn, "log lines dropped", &count)) {
+            if out.put(&self.sink, render(SystemTime::now(), Level::Warn, "log lines dropped", &count)) {
                 out.dropped = 0;
             }
         }
-        if !put(&line) {
+        if !out.put(&self.sink, line) {
             out.dropped += 1;
         }
     }
 }
 
-/// Writes the line where that needs no waiting. False where it was dropped.
-fn put(line: &str) -> bool {
-    let stderr = std::io::stderr();
-    // None is longer, by the bounds of its fields; one that were could be written in two pieces.
-    line.len() <= LONGEST
-        && can_take(stderr.as_fd())
-        && rustix::io::write(&stderr, line.as_bytes()).is_ok_and(|written| written == line.len())
+impl Out {
+    /// Writes the line where that needs no waiting. False where it was dropped.
+    fn put(&mut self, sink: &Sink, mut line: String) -> bool {
+        // None is longer, by the bounds of its fields; one that were could be written in two pieces.
+        if line.len() > LONGEST {
+            return false;
+        }
+        if self.torn {
+            line.insert(0, '\n');
+        }
+        let written = sink.write(line.as_bytes());
+        // A full disk, a terminal with little room.
+        self.torn = if written == 0 { self.torn } else { written < line.len() };
+        written == line.len()
+    }
+}
+
+/// Standard error, so that a write to it does not wait, whoever else writes to the same thing.
+#[derive(Debug)]
+enum Sink {
+    /// A pipe or a terminal, opened once more: `O_NONBLOCK` on what was inherited would be our starter's too.
+    Own(OwnedFd),
+    /// A socket: each call says that it does not wait.
+    Socket,
+    /// What never makes a writer wait, a file.
+    Other,
+}
+
+impl Sink {
+    fn of_stderr() -> Sink {
+        let kind = rustix::fs::fstat(std::io::stderr()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        match kind {
+            Ok(FileType::Socket) => Sink::Socket,
+            Ok(FileType::Fifo | FileType::CharacterDevice) => {
+                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                // Where there is no /proc, or the terminal is gone, as it is.
+                rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()).map_or(Sink::Other, Sink::Own)
+            }
+            _ => Sink::Other,
+        }
+    }
+
+    /// How many of the bytes went out.
+    fn write(&self, bytes: &[u8]) -> usize {
+        let stderr = std::io::stderr();
+        let written = match self {
+            Sink::Own(own) => rustix::io::write(own, bytes),
+            Sink::Socket => send(&stderr, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+            Sink::Other if can_take(stderr.as_fd()) => rustix::io::write(&stderr, bytes),
+            Sink::Other => Ok(0),
+        };
+        written.unwrap_or(0)
+    }
 }
 
 fn can_take(fd: BorrowedFd<'_>) -> bool {

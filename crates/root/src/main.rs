@@ -42,7 +42,7 @@ use sys::creds::Identity;
 use sys::dir::{Dir, Facts};
 
 fn main() -> ExitCode {
-    let asked = args::parse(std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()));
+    let asked = args::parse(std::env::args_os().skip(1));
     let flags = match asked {
         Ok(Asked::Serve(flags)) => flags,
         Ok(Asked::Print(text)) => {
@@ -101,7 +101,8 @@ fn leave_the_starter() -> Result<(Started, Vec<rustix::fd::OwnedFd>), String> {
     sys::sandbox::clear_environment().map_err(|error| format!("clearing the environment: {error}"))?;
     let passed = sys::sandbox::take_passed(started.listen_fds)
         .map_err(|error| format!("taking {} passed descriptors (LISTEN_FDS): {error}", started.listen_fds))?;
-    if !rustix::process::geteuid().is_root() {
+    // Both: a set-user-ID bit on the program lets nobody else start it.
+    if !rustix::process::geteuid().is_root() || !rustix::process::getuid().is_root() {
         return Err("bangerd-root must be started as root".into());
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));

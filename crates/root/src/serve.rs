@@ -90,23 +90,26 @@ impl Server {
             self.host.log.own(Level::Warn, "socket not removed", &[("message", Value::Text(&error, 1024))]);
         }
         if self.listener.ends_with_us() {
-            // Who connected before the name went, and was not seen yet.
+            // Who connected before that, and was not seen yet: no more than the socket's backlog.
             while let Ok(stream) = self.accept() {
                 self.welcome(stream);
             }
         }
-        let asking: Vec<Conn> = self.take_waiting(|conn| matches!(conn.state, State::Reading(..)));
-        for conn in asking {
-            self.refuse_stopping(conn);
-        }
         let end = Instant::now() + self.host.settings.limits.stop_time();
-        while self.workers.taken() > 0 || !self.queue().is_empty() || !self.waiting().is_empty() {
+        loop {
+            // Again and again: a thread may have put one back that it took before it was told.
+            for conn in self.take_waiting(|conn| matches!(conn.state, State::Reading(..))) {
+                self.refuse_stopping(conn);
+            }
+            // Read, worked on, queued, answered, or in a thread's hands between these: each holds its place.
+            if self.connections.taken() == 0 {
+                return true;
+            }
             if Instant::now() > end {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        true
     }
 
     pub(crate) fn another_at_door(&'static self) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::conn::Conn;
 use crate::fail::Fail;
-use crate::gate::{Charge, Taken};
+use crate::gate::{Charge, Peer, Taken};
 use crate::log::{Cause, Level, Value};
 use crate::ops;
 use crate::serve::Server;
@@ -43,7 +43,7 @@ impl Server {
         }
     }
 
-    /// Leaves the door, does this request and those that wait, and comes back.
+    /// Leaves the door, does this request and those that may have a place behind it, and comes back.
     fn work_on(&'static self, place: Taken, job: Job) {
         if self.at_door.fetch_sub(1, Ordering::AcqRel) == 1
             && let Err(error) = self.another_at_door()
@@ -51,19 +51,26 @@ impl Server {
             let text = error.to_string();
             self.host.log.own(Level::Error, "no thread for the door", &[("message", Value::Text(&text, 256))]);
         }
-        let mut next = Some(job);
-        while let Some(job) = next {
+        let mut next = Some((place, job));
+        while let Some((place, job)) = next {
             self.work(job);
-            next = self.queue().pop_front();
+            // A place is given back and asked for again: root's own is not to be had for what the owner queued.
+            drop(place);
+            next = self.next_with_place();
         }
-        drop(place);
         self.at_door.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// The first request that waits and may have a place: root's passes the owner's where only root's is free.
     fn next_with_place(&'static self) -> Option<(Taken, Job)> {
         let mut queue = self.queue();
-        let place = self.workers.take(queue.front()?.conn.peer)?;
-        queue.pop_front().map(|job| (place, job))
+        let first = queue.front()?.conn.peer;
+        if let Some(place) = self.workers.take(first) {
+            return queue.pop_front().map(|job| (place, job));
+        }
+        let roots = queue.iter().position(|job| job.conn.peer == Peer::Root)?;
+        let place = self.workers.take(Peer::Root)?;
+        queue.remove(roots).map(|job| (place, job))
     }
 
     fn enqueue(&'static self, job: Job) {
@@ -78,11 +85,12 @@ impl Server {
 
     fn refuse_job(&'static self, job: Job, fail: &Fail) {
         let Job { conn, frame, .. } = job;
+        let mut held = self.replies.charge();
         let line = match frame.envelope() {
-            Ok(envelope) => self.failed(&Told::of(&envelope, conn.since), fail),
+            Ok(envelope) => self.failed(&Told::of(&envelope, conn.since), fail, &mut held),
             Err(refusal) => return self.refuse(conn, &refusal.into()),
         };
-        self.answer(conn, line);
+        self.answer_holding(conn, line, held);
     }
 
     /// Does a request and answers it.
@@ -114,7 +122,7 @@ impl Server {
                 log.line(told.cause, Level::Info, "helper rpc completed", &fields);
                 line
             }
-            Err(fail) => self.failed(&told, &fail),
+            Err(fail) => self.failed(&told, &fail, held),
         }
     }
 
@@ -128,10 +136,13 @@ impl Server {
         Err(limit("reply_bytes_together", limits.reply_bytes_together, "bytes of replies wait for their readers"))
     }
 
-    /// Tells a failure in the log and gives the line that tells it to the client.
-    fn failed(&self, told: &Told<'_>, fail: &Fail) -> Vec<u8> {
+    /// Tells a failure in the log and gives the line that tells it to the client. An `op_id` is repeated where replies
+    /// have room for it: it may be as long as a request, and six times that in a reply.
+    fn failed(&self, told: &Told<'_>, fail: &Fail, held: &mut Charge) -> Vec<u8> {
         self.tell_failed(told, fail);
-        reply::failure(fail.code, &fail.message, told.op_id)
+        let length = reply::failure_len(fail.code, &fail.message, told.op_id);
+        let fits = length <= self.host.settings.limits.reply_bytes && held.grow(length);
+        reply::failure(fail.code, &fail.message, if fits { told.op_id } else { "" })
     }
 
     pub(crate) fn tell_failed(&self, told: &Told<'_>, fail: &Fail) {

@@ -133,13 +133,14 @@ isolated! {
 
 isolated! {
     fn a_thousand_connections_and_the_next_caller_is_served() {
-        let helper = Helper::start();
+        // None of them is given up before the end, however long it takes to make them.
+        let helper = Start::new().config("[limits]\nrequest_seconds = 3600\n").start();
+        // The socket can be connected to before the helper has opened all that it keeps open; who is served comes later.
+        serves();
         let before = helper.open_files();
         let idle = connect_many(OWNER, 1000);
-        let begun = Instant::now();
         serves();
-        // Long before the first of them is given up, however busy the machine.
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(helper.open_files() >= before + 999, "they are there");
         assert!(helper.status_kib("VmRSS") < 16 << 10, "{} KiB", helper.status_kib("VmRSS"));
         drop(idle);
         eventually("the descriptors are closed", || helper.open_files() <= before);
@@ -208,6 +209,7 @@ isolated! {
         let helper = Start::new().config("[limits]\nworkers = 1\nreply_seconds = 2\n").start();
         // A method's name is repeated in the error, so with long op_ids a reply outgrows a socket's buffer.
         let request = format!("{{\"method\":\"priv.none\",\"op_id\":\"{}\"}}", "x".repeat(2 << 20));
+        serves();
         let before = helper.open_files();
         let mut deaf: Vec<UnixStream> = (0..8).map(|_| connect(OWNER)).collect();
         for stream in &mut deaf {
@@ -251,19 +253,22 @@ isolated! {
 
 isolated! {
     fn log_lines_have_a_rate_and_what_was_dropped_is_told() {
-        let _helper = Start::new().config("[limits]\nlog_lines_per_second = 10\n").start();
         let begun = Instant::now();
-        for _ in 0..200 {
+        let _helper = Start::new().config("[limits]\nlog_lines_per_second = 1\n").start();
+        // Until a line says that lines were dropped: on a slow machine that takes fewer calls.
+        let (mut calls, mut dropped) = (0, None);
+        while dropped.is_none() {
             serves();
+            calls += 1;
+            dropped = log_lines().iter().find_map(|line| (line["msg"] == "log lines dropped").then(|| line["lines"].as_u64()));
+            assert!(calls < 100_000, "nothing is dropped");
         }
-        let written = log_lines().iter().filter(|line| line["msg"] == "helper rpc completed").count();
-        // Four seconds' worth, and what came in the meantime.
-        let most = 42.0 + 10.0 * begun.elapsed().as_secs_f64();
-        assert!(written >= 40 && (written as f64) < most, "{written}");
-        std::thread::sleep(Duration::from_millis(300));
-        serves();
-        let dropped = log_lines().into_iter().find(|line| line["msg"] == "log lines dropped").expect("told");
-        assert!(dropped["lines"].as_u64().unwrap() >= 40);
+        let dropped = dropped.flatten().expect("a number");
+        let written = log_lines().iter().filter(|line| line["msg"] == "helper rpc completed").count() as u64;
+        // Each call is in the log or in the count.
+        assert_eq!(written + dropped, calls);
+        // Four seconds' worth, and one for each second since before the start.
+        assert!(written <= 5 + begun.elapsed().as_secs(), "{written}");
     }
 }
 
@@ -323,7 +328,7 @@ fn begin(op_id: &str) -> UnixStream {
 
 isolated! {
     fn what_runs_is_ended_and_what_is_new_is_refused() {
-        let mut helper = Start::new().args(&["--log-level", "debug"]).start();
+        let mut helper = Start::new().config("log_level = \"debug\"\n[limits]\nrequest_seconds = 3600\n").start();
         let running = begin("op-long");
         let asking = connect(OWNER);
         helper.signal(Signal::TERM);
@@ -339,7 +344,7 @@ isolated! {
 
 isolated! {
     fn workers_and_what_waits_for_them_have_bounds() {
-        let config = "log_level = \"debug\"\n[limits]\nworkers = 1\nqueued = 1\n";
+        let config = "log_level = \"debug\"\n[limits]\nworkers = 1\nqueued = 1\nrequest_seconds = 3600\n";
         let _helper = Start::new().config(config).start();
         let running = begin("op-1st");
         let mut waiting = connect(OWNER);
@@ -359,7 +364,7 @@ isolated! {
 
 isolated! {
     fn a_client_that_goes_away_does_not_end_its_operation() {
-        let _helper = Start::new().args(&["--log-level", "debug"]).start();
+        let _helper = Start::new().config("log_level = \"debug\"\n[limits]\nrequest_seconds = 3600\n").start();
         drop(begin("op-gone"));
         eventually("it is done all the same", || {
             log_lines().iter().any(|line| line["msg"] == "helper rpc failed" && line["op_id"] == "op-gone")

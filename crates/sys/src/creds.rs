@@ -3,7 +3,7 @@
 //! The file system's ids and the supplementary groups are each thread's own in the kernel, so another thread goes on
 //! with its rights. A thread that is *started* inside the closure inherits the user's: start none there.
 
-use rustix::process::Gid;
+use rustix::process::{DumpableBehavior, Gid};
 use std::fmt;
 use std::io;
 
@@ -82,9 +82,14 @@ impl Credentials {
             // Back to root: the uid first, it brings the right to set the others.
             set_fsuid(self.uid);
         }
+        let dumpable = rustix::process::dumpable_behavior()?;
         set_groups(&self.groups)?;
         set_fsgid(self.gid);
         set_fsuid(self.uid);
+        // The kernel puts it to fs.suid_dumpable when these change, and that may be 2: a core for the administrator.
+        if dumpable == DumpableBehavior::NotDumpable {
+            rustix::process::set_dumpable_behavior(dumpable)?;
+        }
         let now = Credentials::of_this_thread()?;
         if now == *self {
             Ok(())

@@ -165,6 +165,9 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 
+/// How often an opening is tried again that a rename came in between of.
+const RENAMES: u32 = 128;
+
 impl Dir {
     /// Opens an absolute path, in which no part may be a symlink.
     ///
@@ -188,7 +191,8 @@ impl Dir {
     /// `O_CLOEXEC` and `O_NONBLOCK` are added. `O_NONBLOCK` changes nothing for a regular file.
     ///
     /// # Errors
-    /// The call as it was made: `ELOOP` for a symlink, `EXDEV` for a `..` or a mount, `ENOENT`.
+    /// The call as it was made: `ELOOP` for a symlink, `EXDEV` for a `..` or a mount, `ENOENT`, `EAGAIN` for a file that
+    /// somebody has a lease on (`F_SETLEASE`), whom `O_NONBLOCK` does not wait for.
     pub fn open_at(&self, below: &str, flags: OFlags, mode: u32) -> Result<OwnedFd, CallError> {
         let failed = |errno| {
             let call = format!("openat2(<{}>, {below:?}, {}, beneath)", self.path, flag_names(flags));
@@ -197,10 +201,12 @@ impl Dir {
         let wait = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
         // The kernel refuses a mode without O_CREAT.
         let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(mode) } else { Mode::empty() };
+        let mut again = 0;
         loop {
             match fs::openat2(&self.fd, below, flags | OFlags::CLOEXEC | wait, mode, BENEATH) {
-                // A `..` or a rename elsewhere at the same moment; nothing was opened.
-                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::INTR) => {}
+                // A rename elsewhere at the same moment, or a lease; the second may last as long as its holder likes.
+                Err(Errno::AGAIN) if again < RENAMES => again += 1,
                 answer => return answer.map_err(failed),
             }
         }

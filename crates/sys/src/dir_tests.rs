@@ -80,3 +80,19 @@ fn an_error_is_the_call_as_it_was_made() {
         format!("openat2(<{}>, \"sub/\\n\", O_RDWR|O_APPEND, beneath): No such file or directory (ENOENT)", dir.path())
     );
 }
+
+#[test]
+fn a_lease_does_not_hold_the_opener() {
+    let temp = tempfile::tempdir().unwrap();
+    let leased = File::options().create(true).truncate(true).write(true).open(temp.path().join("f")).unwrap();
+    // SAFETY: takes a lease on a file that is ours; its signal (SIGIO) is ignored below.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    // SAFETY: as above; no memory is touched.
+    let taken = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&leased), libc::F_SETLEASE, libc::F_WRLCK) };
+    assert_eq!(taken, 0, "{}", std::io::Error::last_os_error());
+    let dir = Dir::open(temp.path().to_str().unwrap()).unwrap();
+    let begun = std::time::Instant::now();
+    assert_eq!(dir.open_at("f", OFlags::RDONLY, 0).unwrap_err().errno(), Errno::AGAIN);
+    // Far below the 45 s that the kernel gives a lease's holder (/proc/sys/fs/lease-break-time).
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+}

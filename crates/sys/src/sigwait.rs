@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy)]
 pub struct Blocked(libc::sigset_t);
 
-/// Blocks `signals` in this thread. To be called before there is another one, or those still die of them.
+/// Blocks `signals` and no others in this thread, whatever its starter had blocked. To be called before there is
+/// another one, or those still die of them.
+///
+/// That a child ended is the kernel's default again: a starter that ignored `SIGCHLD` would have each reaped before we
+/// could.
 ///
 /// # Errors
 /// A number that is no signal.
@@ -20,8 +24,12 @@ pub fn block(signals: &[i32]) -> io::Result<Blocked> {
             return Err(io::Error::last_os_error());
         }
     }
+    // SAFETY: sets a disposition to the default; there is no handler that a thread could be in.
+    if unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
     // SAFETY: reads the set that we own, writes nothing.
-    let answer = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    let answer = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
     if answer == 0 { Ok(Blocked(set)) } else { Err(io::Error::from_raw_os_error(answer)) }
 }
 

@@ -4,7 +4,7 @@
 //! is never looked at.
 
 use crate::code::{Code, Refusal, shown};
-use crate::scan::{Flaw, Scanner};
+use crate::scan::{self, Flaw, Scanner};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -76,7 +76,7 @@ impl Frame {
         let text = String::from_utf8(bytes).map_err(|_| bad("the request is not valid UTF-8"))?;
         let mut frame = Frame { text, method: None, params: None, op_id: None, version: None };
         for member in scanner.into_members() {
-            let place = match member.key.to_ascii_lowercase().as_str() {
+            let place = match scan::fold(member.key.as_bytes()).as_str() {
                 "method" => &mut frame.method,
                 "params" => &mut frame.params,
                 "op_id" | "opid" => &mut frame.op_id,
@@ -165,6 +165,13 @@ mod tests {
         let envelope = found.envelope().unwrap();
         assert_eq!((envelope.method.as_ref(), envelope.op_id.as_ref()), ("priv.x", "op-1"));
         assert_eq!(envelope.params, Some(r#"{"a":1}"#));
+    }
+
+    #[test]
+    fn keys_fold_as_an_existing_helper_folds_them() {
+        let found =
+            frame("{\"method\":\"m\",\"param\u{17f}\":{\"pid\":1},\"ver\u{17f}ion\":1}".as_bytes()).unwrap().unwrap();
+        assert_eq!(found.envelope().unwrap().params, Some("{\"pid\":1}"));
     }
 
     #[test]

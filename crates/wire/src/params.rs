@@ -15,8 +15,21 @@ pub(crate) fn read<'a, T: Deserialize<'a>>(params: Option<&'a str>) -> Result<T,
         let message = error.to_string();
         // serde's own words, with a field's name out of our own structs.
         let code = if message.starts_with("duplicate field") { Code::BadRequest } else { Code::BadParams };
-        Refusal::new(code, "", message)
+        Refusal::new(code, "", bounded(message))
     })
+}
+
+/// serde repeats a string of the wrong type whole, and a request holds one of many megabytes. Both ends are kept: what
+/// was found, what was expected and where.
+fn bounded(message: String) -> String {
+    const LONGEST: usize = 1024;
+    const END: usize = 256;
+    if message.len() <= LONGEST {
+        return message;
+    }
+    let before = message.floor_char_boundary(LONGEST - END);
+    let behind = message.ceil_char_boundary(message.len() - END);
+    format!("{}…{}", &message[..before], &message[behind..])
 }
 
 /// A JSON object and nothing else: serde's derived structs take an array as well.
@@ -131,5 +144,26 @@ impl schemars::JsonSchema for Base64 {
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({"type": "string", "contentEncoding": "base64"})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Asks {
+        #[serde(default, deserialize_with = "zero")]
+        pid: i64,
+    }
+
+    #[test]
+    fn a_message_repeats_a_wrong_value_in_part() {
+        let text = format!("{{\"pid\":\"{}\"}}", "é\u{7f}".repeat(1 << 20));
+        let refused = read::<Asks>(Some(&text)).unwrap_err();
+        assert!(refused.code == Code::BadParams && refused.message.len() < 1100, "{}", refused.message.len());
+        assert!(refused.message.starts_with("invalid type: string") && refused.message.contains("expected i64"));
+        assert_eq!(read::<Asks>(Some("{\"pid\":7}")).unwrap().pid, 7);
     }
 }

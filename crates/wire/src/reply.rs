@@ -172,14 +172,39 @@ pub fn success(reply: &Reply, limit: usize) -> Result<Vec<u8>, Refusal> {
 
 /// An error's line; `op_id` stays away where it is empty.
 pub fn failure(code: Code, message: &str, op_id: &str) -> Vec<u8> {
-    let failure = Failure { ok: false, error: ErrorSays { code: code.as_str(), message, op_id } };
-    let mut out = Vec::with_capacity(128 + message.len());
+    let mut out = Vec::with_capacity(failure_len(code, message, op_id));
     // Strings into a vector: neither can fail.
-    if write(&failure, &mut out).is_err() {
+    if write(&failed(code, message, op_id), &mut out).is_err() {
         out = br#"{"ok":false,"error":{"code":"marshal_failed","message":"the error could not be written"}}"#.to_vec();
     }
     out.push(b'\n');
     out
+}
+
+/// How many bytes [`failure`] gives, without making them: an `op_id` is the caller's, and escaped it takes up to six
+/// times as many as were sent.
+pub fn failure_len(code: Code, message: &str, op_id: &str) -> usize {
+    let mut counted = Counted(1);
+    // Nothing is kept, so nothing can fail.
+    let _ = write(&failed(code, message, op_id), &mut counted);
+    counted.0
+}
+
+fn failed<'a>(code: Code, message: &'a str, op_id: &'a str) -> Failure<'a> {
+    Failure { ok: false, error: ErrorSays { code: code.as_str(), message, op_id } }
+}
+
+/// Bytes that are counted and go nowhere.
+struct Counted(usize);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn line<T: Serialize>(result: T) -> serde_json::Result<Vec<u8>> {
@@ -204,7 +229,7 @@ fn data_line(data: &[u8]) -> Vec<u8> {
 }
 
 /// Writes JSON as both sides of the wire spell it.
-pub(crate) fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> serde_json::Result<()> {
+pub(crate) fn write<T: Serialize>(value: &T, out: impl io::Write) -> serde_json::Result<()> {
     value.serialize(&mut Serializer::with_formatter(out, HtmlSafe(CompactFormatter)))
 }
 
@@ -265,5 +290,13 @@ mod tests {
             failure(Code::UnknownMethod, "x", ""),
             b"{\"ok\":false,\"error\":{\"code\":\"unknown_method\",\"message\":\"x\"}}\n"
         );
+    }
+
+    #[test]
+    fn an_errors_length_is_known_before_it_is_written() {
+        for op_id in ["", "op-1", "<&>\u{2028}\u{1}\"\\é", &"<".repeat(5000)] {
+            let line = failure(Code::BadParams, "m<", op_id);
+            assert_eq!(failure_len(Code::BadParams, "m<", op_id), line.len(), "{op_id}");
+        }
     }
 }

@@ -1,7 +1,11 @@
 //! From the launch request to the guest program's first word, against a bare QEMU that is started by hand on the same kernel,
-//! initrd and image and with the same devices, in turns, in one run.
+//! initrd and image and with the same devices, in turns, in one run; and until the helper's answer, against the same VMM
+//! started by hand with the same file.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +16,7 @@ use rustix::process::Uid;
 
 use super::console::Console;
 use super::helper::{Connect, Owner};
-use super::place::STATE;
+use super::place::{RUNTIME, STATE};
 use super::vm::{self, Caller, TAP};
 use super::{FIRST_WORD, WORD};
 use crate::programs;
@@ -28,15 +32,19 @@ pub(crate) fn run<F: Connect>(caller: &Caller<F>, owner: &Owner, program: &str, 
     let pristine = format!("{STATE}/images/pristine.ext4");
     copy(&format!("{STATE}/images/root.ext4"), &pristine)?;
     let (mut launched, mut bare) = (Vec::new(), Vec::new());
+    let (mut answered, mut by_hand) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let mut one = |by_helper: bool| -> Result<()> {
             let image = format!("{STATE}/images/root.ext4");
             copy(&pristine, &image)?;
             chown(&image, Some(Uid::from_raw(owner.uid)), None)?;
             if by_helper {
-                launched.push(launch(caller, program)?)
+                let (answer, word) = launch(caller, program)?;
+                answered.push(answer);
+                launched.push(word);
             } else {
-                bare.push(bare_qemu(rate)?)
+                bare.push(bare_qemu(rate)?);
+                by_hand.push(same_vmm(program, owner)?);
             }
             Ok(())
         };
@@ -46,7 +54,11 @@ pub(crate) fn run<F: Connect>(caller: &Caller<F>, owner: &Owner, program: &str, 
         println!("round {:2} launched {:.3} s, bare QEMU {:.3} s", round + 1, seconds(&launched), seconds(&bare));
     }
     fs::remove_file(pristine)?;
-    let (launched, bare) = (summary("launched", launched)?, summary("bare QEMU", bare)?);
+    let what = "until the VM runs";
+    let (answered, by_hand) = (summary("launched", what, answered)?, summary("by hand", what, by_hand)?);
+    println!("the helper adds {:.1} ms to the same VMM started by hand with the same file", (answered - by_hand) * 1e3);
+    let what = "to the guest's first word";
+    let (launched, bare) = (summary("launched", what, launched)?, summary("bare QEMU", what, bare)?);
     let ratio = launched / bare;
     println!("ratio    {ratio:.3}, at most {MOST}");
     if ratio > MOST {
@@ -55,13 +67,71 @@ pub(crate) fn run<F: Connect>(caller: &Caller<F>, owner: &Owner, program: &str, 
     Ok(())
 }
 
-fn launch<F: Connect>(caller: &Caller<F>, program: &str) -> Result<Duration> {
+/// Until the helper's answer, and until the guest's first word.
+fn launch<F: Connect>(caller: &Caller<F>, program: &str) -> Result<(Duration, Duration)> {
     let console = Console::from_now(vm::LOG);
     let start = Instant::now();
     let pid = caller.launch(program, &vm::kernel_args(WORD, ""))?;
+    let answer = start.elapsed();
     let word = console.wait_for(WORD, FIRST_WORD, || caller.runs(pid))?;
     caller.stop(pid)?;
-    Ok(word - start)
+    Ok((answer, word - start))
+}
+
+/// Until the same VMM, started by hand as the same user with the same file, says that its VM runs.
+fn same_vmm(program: &str, owner: &Owner) -> Result<Duration> {
+    let (file, socket) = (format!("{RUNTIME}/by-hand.json"), format!("{RUNTIME}/by-hand.sock"));
+    let config = serde_json::json!({
+        "boot-source": {
+            "kernel_image_path": format!("{STATE}/images/vmlinux"),
+            "initrd_path": format!("{STATE}/images/initrd"),
+            "boot_args": vm::kernel_args(WORD, ""),
+        },
+        "drives": [{
+            "drive_id": "rootfs",
+            "path_on_host": format!("{STATE}/images/root.ext4"),
+            "is_root_device": true,
+            "is_read_only": false,
+        }],
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": vm::MEMORY.0},
+        "network-interfaces": [{"iface_id": "1", "host_dev_name": TAP, "guest_mac": "02:00:00:00:00:01"}],
+        "vsock": {"guest_cid": 3, "uds_path": format!("{RUNTIME}/by-hand.vsock")},
+        "logger": {"log_path": vm::LOG, "level": "Info"},
+        "metrics": {"metrics_path": format!("{STATE}/metrics")},
+    });
+    fs::write(&file, config.to_string())?;
+    let start = Instant::now();
+    let child = Command::new(program)
+        .args(["--api-sock", &socket, "--id", "by-hand", "--config-file", &file])
+        .uid(owner.uid)
+        .gid(owner.gid)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let vmm = Bare(child.with_context(|| format!("can't start {program}"))?);
+    while !says_running(&socket) {
+        ensure!(start.elapsed() < FIRST_WORD, "{program}, started by hand, does not say that its VM runs");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let took = start.elapsed();
+    drop(vmm);
+    for left in [file, socket, format!("{RUNTIME}/by-hand.vsock")] {
+        let _ = fs::remove_file(left);
+    }
+    Ok(took)
+}
+
+fn says_running(socket: &str) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let mut answer = [0; 1024];
+        let length = stream.read(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+    };
+    ask().is_ok_and(|answer| answer.contains("\"Running\""))
 }
 
 fn bare_qemu(tsc_khz: u64) -> Result<Duration> {
@@ -111,11 +181,11 @@ fn seconds(times: &[Duration]) -> f64 {
 }
 
 /// Prints median and spread; gives the median.
-fn summary(what: &str, mut times: Vec<Duration>) -> Result<f64> {
+fn summary(who: &str, what: &str, mut times: Vec<Duration>) -> Result<f64> {
     times.sort();
     let (Some(least), Some(most)) = (times.first(), times.last()) else { bail!("--bench needs at least one round") };
     let middle = (times[(times.len() - 1) / 2] + times[times.len() / 2]).as_secs_f64() / 2.0;
     let (least, most) = (least.as_secs_f64(), most.as_secs_f64());
-    println!("{what:9} {middle:.3} s to the guest's first word (median of {}; {least:.3} to {most:.3})", times.len());
+    println!("{who:9} {middle:.3} s {what} (median of {}; {least:.3} to {most:.3})", times.len());
     Ok(middle)
 }

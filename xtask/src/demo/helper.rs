@@ -25,14 +25,15 @@ const CALL: Duration = Duration::from_secs(60);
 pub(crate) struct Owner {
     pub(crate) name: String,
     pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 impl Owner {
     /// Looks a user up.
     pub(crate) fn named(name: &str) -> Result<Self> {
         let line = programs::output("getent", ["passwd", name]).with_context(|| format!("there is no user {name}"))?;
-        let uid = line.split(':').nth(2).and_then(|f| f.parse().ok()).context("getent wrote no user")?;
-        Ok(Self { name: name.to_owned(), uid })
+        let id = |nth| line.split(':').nth(nth).and_then(|f| f.parse().ok()).context("getent wrote no user");
+        Ok(Self { name: name.to_owned(), uid: id(2)?, gid: id(3)? })
     }
 }
 

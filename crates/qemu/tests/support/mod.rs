@@ -123,6 +123,26 @@ impl Drop for Vmm {
     }
 }
 
+/// One request on a connection that goes on: the status and the body.
+pub(crate) fn exchange(socket: &mut UnixStream, method: &str, path: &str, body: &str) -> (u16, String) {
+    socket.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    let request = format!("{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    socket.write_all(request.as_bytes()).expect("written");
+    let mut reader = BufReader::new(socket);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).expect("an answer") > 0, "{head}");
+    }
+    let status = head.split(' ').nth(1).and_then(|text| text.parse().ok()).expect("a status");
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "))
+        .map_or(0, |text| text.parse().expect("a number"));
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).expect("a body");
+    (status, String::from_utf8(body).expect("text"))
+}
+
 /// The program, with pipes and without a level that fills the tests' output.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_banger-qemu"));
