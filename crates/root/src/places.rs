@@ -128,6 +128,7 @@ pub(crate) fn unopened(path: &HostPath, error: &CallError) -> Unopened {
         Errno::NXIO => refused(format!("path {text} is not a regular file")),
         Errno::ISDIR => refused(format!("path {text} is a directory")),
         Errno::NAMETOOLONG => refused(format!("path {text} is too long")),
+        Errno::AGAIN => failed(Why::Failed, format!("{text} is held by another process's lease: end that one")),
         Errno::ACCESS | Errno::PERM => failed(Why::Failed, format!("the owner may not open {text}")),
         _ => failed(Why::Failed, format!("{text} could not be opened; the helper's log says why")),
     }

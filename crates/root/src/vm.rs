@@ -6,6 +6,7 @@ mod chroot;
 mod config;
 mod launch;
 mod live;
+mod mounts;
 mod older;
 mod process;
 mod program;

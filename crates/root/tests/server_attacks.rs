@@ -194,3 +194,17 @@ isolated! {
         assert_eq!(exchange(OWNER, ASK)["ok"], true);
     }
 }
+
+isolated! {
+    fn a_thousand_half_requests_leave_nothing_behind() {
+        let helper = Start::new().config("[limits]\nrequest_seconds = 3600\n").start();
+        let mut halves = connect_many(OWNER, 1000);
+        let half = format!("{{\"op_id\":\"{}", "z".repeat(60_000));
+        halves.iter_mut().for_each(|stream| stream.write_all(half.as_bytes()).unwrap());
+        eventually("they are read", || helper.status_kib("VmRSS") > 40 << 10);
+        assert!(helper.status_kib("VmRSS") < 160 << 10, "{} KiB", helper.status_kib("VmRSS"));
+        assert_eq!(exchange(OWNER, ASK)["ok"], true);
+        drop(halves);
+        eventually("their memory is given back", || helper.status_kib("VmRSS") < 10 << 10);
+    }
+}

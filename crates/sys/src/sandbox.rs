@@ -41,11 +41,12 @@ fn take(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Makes the C library give large buffers back as soon as they are freed, and keep few heaps for many threads.
+/// Makes the C library give buffers of 16 KiB and more back as soon as they are freed, and keep few heaps for many
+/// threads: what a thousand half requests took is not kept.
 pub fn bound_allocator() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in
-        [(libc::M_MMAP_THRESHOLD, 128 << 10), (libc::M_TRIM_THRESHOLD, 256 << 10), (libc::M_ARENA_MAX, 2)]
+        [(libc::M_MMAP_THRESHOLD, 16 << 10), (libc::M_TRIM_THRESHOLD, 256 << 10), (libc::M_ARENA_MAX, 2)]
     {
         // SAFETY: sets a parameter of the allocator; an unknown one is answered by 0.
         unsafe { libc::mallopt(parameter, value) };

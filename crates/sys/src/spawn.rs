@@ -3,10 +3,13 @@
 //! The child is forked, takes its new descriptors and waits. Until [`Held::release`] it has executed nothing, and it
 //! ends by itself when its starter goes, however that goes. So its process id can be written down before it runs.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions};
 use std::ffi::{CStr, CString, c_char};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 /// The number under which the program finds [`Plan::passed`].
 pub const PASSED: RawFd = 3;
@@ -17,7 +20,7 @@ const REPORT: RawFd = 6;
 const ASIDE: RawFd = 16;
 
 /// A program, and all that it is given. Its environment is empty, its directory `/`, its umask 077; it leads a session
-/// of its own, no signal is blocked, ignored or handled in it, and it leaves no core.
+/// of its own and a session keyring of its own, no signal is blocked, ignored or handled in it, and it leaves no core.
 pub struct Plan<'a> {
     /// The file that is executed, whatever its name leads to by then.
     pub program: BorrowedFd<'a>,
@@ -77,22 +80,48 @@ impl Held {
 
     /// Lets it go, and returns its pidfd once it executes its program. It is its starter's to reap.
     ///
+    /// Between the change of its user and the execution the child is that user's to stop: so it gets a time.
+    ///
     /// # Errors
-    /// The step before the execution, or the execution itself, that failed; the child has ended and is reaped.
-    pub fn release(mut self) -> Result<OwnedFd, Failed> {
+    /// The step before the execution, or the execution itself, that failed or was not reached in that time; the child
+    /// has ended and is reaped.
+    pub fn release(mut self, at_most: Duration) -> Result<OwnedFd, Failed> {
         let failed = |call| move |error| Failed { call, error };
+        let until = Instant::now() + at_most;
         if let Some(gate) = self.gate.take() {
             std::fs::File::from(gate).write_all(b"g").map_err(failed("write to the gate"))?;
         }
-        let mut said = Vec::new();
-        let report = self.report.try_clone().map_err(failed("dup"))?;
-        std::fs::File::from(report).read_to_end(&mut said).map_err(failed("read of the report"))?;
-        if let [step, a, b, c, d, ..] = said[..] {
+        // One write of a few bytes, or none: all of it is there when the end of the file is.
+        let mut said = [0; 8];
+        let mut length = 0;
+        while length < said.len() {
+            self.wait_for_report(until).map_err(failed("wait for the report"))?;
+            match rustix::io::read(&self.report, &mut said[length..]) {
+                Ok(0) => break,
+                Ok(n) => length += n,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed("read of the report")(errno.into())),
+            }
+        }
+        if let [step, a, b, c, d, ..] = said[..length] {
             let call = STEPS.get(usize::from(step)).copied().unwrap_or("start");
             return Err(Failed { call, error: io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])) });
         }
         // Closed without a word: by the execution, or by a death that the pidfd tells of.
         self.pidfd.take().ok_or(Failed { call: "release", error: io::ErrorKind::NotConnected.into() })
+    }
+
+    fn wait_for_report(&self, until: Instant) -> io::Result<()> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.report, PollFlags::IN)], Some(&left)) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 }
 
@@ -184,7 +213,7 @@ impl Drop for BlockedSignals {
 }
 
 /// What the child does, by name and in order; a report is an index into this list and an errno.
-const STEPS: [&str; 16] = [
+const STEPS: [&str; 17] = [
     "descriptors",
     "setsid",
     "sigaction",
@@ -197,6 +226,7 @@ const STEPS: [&str; 16] = [
     "setgroups",
     "setresgid",
     "setresuid",
+    "new session keyring",
     "capset",
     "no_new_privs",
     "sigprocmask",
@@ -209,7 +239,7 @@ fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_ch
     if taken.is_ok() {
         wait_at_gate();
     }
-    let steps: [&dyn Fn() -> Step; 16] = [
+    let steps: [&dyn Fn() -> Step; 17] = [
         &|| taken,
         &|| call(libc::SYS_setsid, [0; 5]),
         &default_signals,
@@ -223,6 +253,7 @@ fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_ch
         // The bare calls: the C library's tell all threads, and this process has none of those that it knows of.
         &|| call(libc::SYS_setresgid, [plan.gid as usize, plan.gid as usize, plan.gid as usize, 0, 0]),
         &|| call(libc::SYS_setresuid, [plan.uid as usize, plan.uid as usize, plan.uid as usize, 0, 0]),
+        &own_keyring,
         &no_capabilities,
         &|| prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
         &unblock_signals,
@@ -349,6 +380,15 @@ fn drop_bounding_set() -> Step {
     Ok(())
 }
 
+/// An empty session keyring, the new user's: who has ours possesses the keys in it, whatever his uid. A kernel without
+/// keys, and a filter that forbids them to us, forbids them to the program too.
+fn own_keyring() -> Step {
+    match call(libc::SYS_keyctl, [libc::KEYCTL_JOIN_SESSION_KEYRING as usize, 0, 0, 0, 0]) {
+        Err(libc::ENOSYS | libc::EPERM) => Ok(()),
+        other => other,
+    }
+}
+
 /// The change of the user has cleared the effective and the permitted set; this clears the inheritable one.
 fn no_capabilities() -> Step {
     const VERSION_3: u32 = 0x2008_0522;
@@ -371,110 +411,5 @@ fn execute(is_script: bool, argv: &[*const c_char]) -> Step {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs::File;
-    use std::io::Seek;
-    use std::path::Path;
-
-    fn start(program: &str, argv: &[&str], output: &File) -> io::Result<Held> {
-        let program = File::open(program).expect("the program");
-        let null = File::open("/dev/null").expect("null");
-        let argv: Vec<CString> = argv.iter().map(|arg| CString::new(*arg).expect("no NUL")).collect();
-        hold(&Plan {
-            program: program.as_fd(),
-            is_script: false,
-            argv: &argv,
-            uid: 4242,
-            gid: 4243,
-            groups: &[4244],
-            input: null.as_fd(),
-            output: output.as_fd(),
-            passed: null.as_fd(),
-            open_files: 512,
-            oom_score_adj: c"200",
-        })
-    }
-
-    fn said(mut output: &File) -> String {
-        let mut text = String::new();
-        output.rewind().expect("rewind");
-        output.read_to_string(&mut text).expect("read");
-        text
-    }
-
-    fn wait(pidfd: &OwnedFd) -> Option<i32> {
-        let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).expect("wait");
-        status.and_then(|status| status.exit_status())
-    }
-
-    #[test]
-    fn the_program_has_no_rights_and_nothing_of_ours() {
-        let _not_given = File::open("/dev/zero").expect("open");
-        let output = tempfile::tempfile().expect("a file");
-        let script = "cat /proc/self/status /proc/self/oom_score_adj; echo fds:; ls /proc/$$/fd; \
-                      echo env=$(cat /proc/$$/environ); umask; ulimit -c; ulimit -n; pwd; ps -o sid= -p $$ | tr -d ' '; echo $$";
-        let held = start("/bin/sh", &["sh", "-c", script], &output).expect("forked");
-        let pid = held.pid();
-        let pidfd = held.release().expect("started");
-        assert_eq!(wait(&pidfd), Some(0));
-        let text = said(&output);
-        let lines: Vec<&str> = text.lines().collect();
-        for line in [
-            "Uid:\t4242\t4242\t4242\t4242",
-            "Gid:\t4243\t4243\t4243\t4243",
-            "CapInh:\t0000000000000000",
-            "CapPrm:\t0000000000000000",
-            "CapEff:\t0000000000000000",
-            "CapBnd:\t0000000000000000",
-            "CapAmb:\t0000000000000000",
-            "NoNewPrivs:\t1",
-            "SigBlk:\t0000000000000000",
-            "SigIgn:\t0000000000000000",
-            "200",
-            "env=",
-            "0077",
-            "0",
-            "512",
-            "/",
-        ] {
-            assert!(lines.contains(&line), "no {line:?} in {text}");
-        }
-        assert!(lines.iter().any(|line| line.strip_prefix("Groups:\t").map(str::trim) == Some("4244")), "{text}");
-        assert!(text.contains("fds:\n0\n1\n2\n3\nenv="), "{text}");
-        // It leads its session.
-        assert_eq!(lines[lines.len() - 2..], [pid.to_string(), pid.to_string()]);
-    }
-
-    #[test]
-    fn before_it_is_let_go_nothing_runs_and_dropped_it_is_gone() {
-        let output = tempfile::tempfile().expect("a file");
-        let held = start("/bin/echo", &["echo", "hello"], &output).expect("forked");
-        let process = format!("/proc/{}", held.pid());
-        assert!(Path::new(&process).exists());
-        drop(held);
-        assert!(!Path::new(&process).exists());
-        assert_eq!(said(&output), "");
-    }
-
-    #[test]
-    fn one_child_does_not_keep_anothers_gate_open() {
-        let output = tempfile::tempfile().expect("a file");
-        let mut first = start("/bin/true", &["true"], &output).expect("forked");
-        let second = start("/bin/true", &["true"], &output).expect("forked");
-        first.gate = None;
-        let status = rustix::process::waitid(
-            WaitId::PidFd(first.pidfd.as_ref().expect("held").as_fd()),
-            WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
-        );
-        assert_eq!(status.expect("wait").and_then(|status| status.exit_status()), Some(127));
-        drop(second);
-    }
-
-    #[test]
-    fn what_can_not_be_executed_is_told_with_its_error() {
-        let output = tempfile::tempfile().expect("a file");
-        let failed = start("/etc/passwd", &["passwd"], &output).expect("forked").release().expect_err("no program");
-        assert_eq!((failed.call, failed.error.raw_os_error()), ("execveat", Some(libc::EACCES)));
-    }
-}
+#[path = "spawn_tests.rs"]
+mod tests;

@@ -172,11 +172,11 @@ impl<'a> New<'a> {
         let started: Rc<RefCell<Option<Arc<PidFd>>>> = Rc::default();
         steps.undo("VMM", {
             let started = Rc::clone(&started);
-            move || started.borrow().as_deref().map_or(Ok(()), live::end)
+            move || started.borrow().as_ref().map_or(Ok(()), |vmm| host.vms.end(vmm))
         });
         steps.act("start", || {
             let pid = held.pid();
-            let released = held.release().map_err(|failed| {
+            let released = held.release(host.settings.limits.launch_time()).map_err(|failed| {
                 Fail::new(format!("program {} can't be executed", shown(&self.checked.program.path))).because(failed)
             });
             let vmm = Arc::new(PidFd::from_fd(released?, pid));
@@ -186,11 +186,11 @@ impl<'a> New<'a> {
     }
 
     /// What the client is told of a VMM whose VM does not run: why, and its last words.
-    fn not_running(&self, why: &NotRunning, vmm: &PidFd, said_before: u64) -> Fail {
+    fn not_running(&self, why: &NotRunning, vmm: &Arc<PidFd>, said_before: u64) -> Fail {
         let program = self.asked.program.as_str().rsplit('/').next().unwrap_or("the VMM");
         let mut message = match why {
             NotRunning::Ended => {
-                let how = live::reap(vmm).map_or_else(|| "ended".to_owned(), |status| live::told(&status));
+                let how = self.host.vms.reap(vmm).map_or_else(|| "ended".to_owned(), |status| live::told(&status));
                 format!("{program} {how} before its VM ran")
             }
             NotRunning::Late(what) => {

@@ -46,6 +46,9 @@ struct Shared {
 struct Table {
     vms: BTreeMap<String, Vm>,
     watched: bool,
+    /// VMMs that have ended, or were killed and will, and could not be reaped: somebody traces them, or the kernel
+    /// has not finished with them. Each is looked after again whenever another one ends or begins.
+    unreaped: Vec<Arc<PidFd>>,
 }
 
 struct Vm {
@@ -116,7 +119,7 @@ impl Vms {
             }
             Some(vmm) => {
                 ground.log.own(Level::Warn, "vm launch was cut off, ended", &id);
-                if let Err(fail) = end(&vmm) {
+                if let Err(fail) = self.end(&Arc::new(vmm)) {
                     ground.report("vm can't be ended", &record.vm_id, &fail);
                 }
                 ground.clear(&record);
@@ -146,7 +149,9 @@ impl Vms {
                 _ => return Err(Fail::new(format!("{what}: VM {} has it", shown(&other)))),
             }
         }
-        if table.vms.len() >= most {
+        table.unreaped.retain(|vmm| matches!(wait_status(vmm), Ok(None)));
+        // They count too: each holds a process and a descriptor.
+        if table.vms.len() + table.unreaped.len() >= most {
             return Err(Fail::new(format!("{most} VMs are the most that limits.vms allows: end one first")));
         }
         let vm = Vm { record: record.clone(), state: State::Launching };
@@ -190,6 +195,22 @@ impl Vms {
     /// Waits until an ended VM is cleared away, so that what it had is free when the caller answers.
     pub(super) fn settle(&self, vm_id: &str) {
         self.shared.settle(vm_id);
+    }
+
+    /// Ends a VMM for good: it is gone and reaped when this returns.
+    pub(super) fn end(&self, vmm: &Arc<PidFd>) -> Result<(), Fail> {
+        let _ = vmm.send_signal(libc::SIGKILL);
+        let has_ended = vmm.wait_end(END_TIME);
+        self.reap(vmm);
+        if has_ended {
+            return Ok(());
+        }
+        Err(Fail::new("the VMM does not end").because(format!("pid {} lives after SIGKILL", vmm.pid())))
+    }
+
+    /// Takes an ended child off the process table. `None` where it is not our child, or can't be reaped yet.
+    pub(super) fn reap(&self, vmm: &Arc<PidFd>) -> Option<WaitIdStatus> {
+        self.shared.reap(vmm)
     }
 }
 
@@ -245,12 +266,22 @@ impl Shared {
             }
         };
         drop(table);
-        let how = reap(&vmm).map_or_else(|| "not our child".to_owned(), |status| told(&status));
+        let how = self.reap(&vmm).map_or_else(|| "nobody told us".to_owned(), |status| told(&status));
         let fields = [("vm_id", Value::Text(vm_id, 64)), ("how", Value::Text(&how, 64))];
         self.ground.log.own(Level::Info, "vm ended", &fields);
         self.ground.clear(&record);
         self.lock().vms.remove(vm_id);
         self.changed.notify_all();
+    }
+
+    fn reap(&self, vmm: &Arc<PidFd>) -> Option<WaitIdStatus> {
+        let status = wait_status(vmm);
+        let mut table = self.lock();
+        table.unreaped.retain(|other| matches!(wait_status(other), Ok(None)));
+        if matches!(status, Ok(None)) {
+            table.unreaped.push(Arc::clone(vmm));
+        }
+        status.ok().flatten()
     }
 
     /// Sees to it that the thread that waits for ends is there, and knows of every VM.
@@ -326,19 +357,10 @@ impl Ground {
     }
 }
 
-/// Ends a VMM for good: it is gone and reaped when this returns.
-pub(super) fn end(vmm: &PidFd) -> Result<(), Fail> {
-    let _ = vmm.send_signal(libc::SIGKILL);
-    if !vmm.wait_end(END_TIME) {
-        return Err(Fail::new("the VMM does not end").because(format!("pid {} lives after SIGKILL", vmm.pid())));
-    }
-    reap(vmm);
-    Ok(())
-}
-
-/// Takes an ended child off the process table. `None` where it is not our child, or was reaped before.
-pub(super) fn reap(vmm: &PidFd) -> Option<WaitIdStatus> {
-    waitid(WaitId::PidFd(vmm.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok().flatten()
+/// What a child's end was; it is reaped by that. `Ok(None)` where it can't be reaped yet, an error where it is not our
+/// child, or was reaped before.
+fn wait_status(vmm: &PidFd) -> rustix::io::Result<Option<WaitIdStatus>> {
+    waitid(WaitId::PidFd(vmm.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
 }
 
 /// How a process ended, in words.

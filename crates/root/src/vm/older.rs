@@ -34,11 +34,15 @@ pub(super) fn by_pid(host: &Host, pid: i32) -> Option<Older> {
     if Facts::of(&process).ok()?.uid != host.owner.uid {
         return None;
     }
+    // Before its memory is read, which the owner's processes can make slow: only a VMM's is.
+    if !runs_a_vmm(host, &process) {
+        return None;
+    }
     let mut line = Vec::new();
     let file = process.open_at("cmdline", OFlags::RDONLY, 0).ok()?;
     std::fs::File::from(file).take(MAX_COMMAND_LINE).read_to_end(&mut line).ok()?;
     let socket = socket_of(&line)?;
-    (runs_a_vmm(host, &process) && vmm.is_alive()).then_some(Older { vmm, socket })
+    vmm.is_alive().then_some(Older { vmm, socket })
 }
 
 /// Whether what it executes is the file that its path leads to, and that is a VMM's program of root's.

@@ -1,5 +1,6 @@
 //! Programs: which file may be run as a VMM, found and checked by descriptor, so that what was checked is what runs.
 
+use super::mounts::{Forgeable, Mounts};
 use crate::fail::Fail;
 use crate::host::Host;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -39,7 +40,7 @@ pub(crate) fn resolve(host: &Host, wanted: &Wanted) -> Result<String, Fail> {
 /// Looks for `name` in `dirs`; the first one that is there counts. `PATH` has no say: it is the starter's.
 fn find(dirs: &[String], name: &str, names: &[String]) -> Result<String, Fail> {
     for dir in dirs {
-        match Program::look(&format!("{dir}/{name}"), names) {
+        match Program::look(&format!("{dir}/{name}"), names, Chosen::ByRoot) {
             Ok(Some(program)) => return Ok(program.path),
             Ok(None) => {}
             Err(fail) => return Err(fail),
@@ -55,25 +56,29 @@ fn find(dirs: &[String], name: &str, names: &[String]) -> Result<String, Fail> {
 }
 
 impl Program {
-    /// Opens and checks the program at `path`, whose name must be one of `names`.
+    /// Opens and checks the program at `path`, which anybody may have chosen; its name must be one of `names`.
     pub(crate) fn open(path: &str, names: &[String]) -> Result<Program, Fail> {
         let missing = || Fail::new(format!("there is no program {}: install it, or name another", shown(path)));
-        Program::look(path, names)?.ok_or_else(missing)
+        Program::look(path, names, Chosen::ByAnybody)?.ok_or_else(missing)
     }
 
     /// The same; `None` where nothing is there.
-    fn look(path: &str, names: &[String]) -> Result<Option<Program>, Fail> {
+    fn look(path: &str, names: &[String], chosen: Chosen) -> Result<Option<Program>, Fail> {
         let refuse = |why: String| Fail::new(format!("program {} {why}", shown(path)));
         let name = path.rsplit('/').next().unwrap_or("");
         if !names.iter().any(|known| known == name) {
             return Err(refuse(format!("is not one of {}: the configuration can name more", names.join(", "))));
         }
-        let entry = match walk(path) {
+        let entry = match walk(path, chosen) {
             Ok(entry) => entry,
             Err(Stop::Missing) => return Ok(None),
             Err(Stop::Call(error)) => return Err(refuse("can't be reached".into()).because(error)),
             Err(Stop::NotRoots(dir)) => {
                 return Err(refuse(format!("lies below {}, which others than root can write", shown(&dir))));
+            }
+            Err(Stop::Forgeable(dir)) => {
+                let told = shown(&dir);
+                return Err(refuse(format!("lies on the nosuid mount at {told}, where root's files may be anybody's")));
             }
         };
         let facts = Facts::of(&entry).map_err(|error| refuse("can't be looked at".into()).because(error))?;
@@ -122,23 +127,39 @@ fn has_capabilities(file: &OwnedFd) -> Result<bool, CallError> {
     }
 }
 
+/// Who chose the directory that a program is looked for in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Chosen {
+    /// The configuration. One that others can write is in the way only where the program is there.
+    ByRoot,
+    /// A client, or whoever runs a process: nothing below a directory of somebody else's is looked at. It may be a file
+    /// system of his, whose answers are his.
+    ByAnybody,
+}
+
 /// Where the way to a program ended.
 enum Stop {
     Missing,
     NotRoots(String),
+    /// The mount there has no set-user-ID programs: who mounted it may have chosen whose the files on it are.
+    Forgeable(String),
     Call(CallError),
 }
 
 /// The entry at `path`, opened with `O_PATH` and not followed. Every directory on the way, those that links lead
 /// through too (`/bin`), belongs to root and can be written by nobody else: so nobody can race this walk.
-fn walk(path: &str) -> Result<OwnedFd, Stop> {
+///
+/// Whose a file is counts only where root alone could say so: not on a mount with `nosuid`, which users' own mounts have.
+fn walk(path: &str, chosen: Chosen) -> Result<OwnedFd, Stop> {
     const MOST_LINKS: usize = 8;
     let mut links = 0;
+    let mut mounts = Mounts::default();
     let mut todo: Vec<String> = parts(path);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::open("/", flags, Mode::empty()).map_err(|errno| Stop::Call(CallError::new("open(/)", errno)))?;
     let mut others: Option<String> = None;
+    mounts.trust(&root).map_err(Stop::Call)?;
     let mut above = vec![directory(root, "/", &mut others)?];
     while let Some(part) = todo.pop() {
         let here = above.last().ok_or(Stop::Missing)?;
@@ -149,6 +170,10 @@ fn walk(path: &str) -> Result<OwnedFd, Stop> {
             continue;
         }
         let entry = open_entry(here, &part)?;
+        match mounts.check(&entry).map_err(Stop::Call)? {
+            Forgeable::No => {}
+            Forgeable::Yes => return Err(Stop::Forgeable(part)),
+        }
         // What a link leads through is put before what is left, so this is the path's own last part.
         if todo.is_empty() {
             // Told only of what is there: where it is missing, another directory may have it.
@@ -166,6 +191,11 @@ fn walk(path: &str) -> Result<OwnedFd, Stop> {
             continue;
         }
         above.push(directory(entry, &part, &mut others)?);
+        if chosen == Chosen::ByAnybody
+            && let Some(dir) = others
+        {
+            return Err(Stop::NotRoots(dir));
+        }
     }
     Err(Stop::Missing)
 }

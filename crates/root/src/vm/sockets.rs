@@ -158,8 +158,13 @@ fn leads_into_a_chroot(dir: &Dir, name: &str) -> bool {
 pub(super) fn connect(dir: &Dir, name: &str, owner: &Identity) -> Result<OwnedFd, Errno> {
     let connected = owner.run_as(|| {
         let socket = dir.open_at(name, OFlags::PATH, 0).map_err(|error| error.errno())?;
-        if Facts::of(&socket).map_err(|error| error.errno())?.kind != FileType::Socket {
+        let facts = Facts::of(&socket).map_err(|error| error.errno())?;
+        if facts.kind != FileType::Socket {
             return Err(Errno::NOTSOCK);
+        }
+        // Who listens there sees root at the other end: so it must be the owner's own, and no second name of another's.
+        if facts.uid != owner.uid || facts.nlink != 1 {
+            return Err(Errno::ACCESS);
         }
         let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", socket.as_raw_fd()))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -1,0 +1,143 @@
+//! What a started program has, and how a start ends that goes wrong.
+
+use super::*;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::Path;
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn start(program: &str, argv: &[&str], output: &File) -> io::Result<Held> {
+    let program = File::open(program).expect("the program");
+    let null = File::open("/dev/null").expect("null");
+    let argv: Vec<CString> = argv.iter().map(|arg| CString::new(*arg).expect("no NUL")).collect();
+    hold(&Plan {
+        program: program.as_fd(),
+        is_script: false,
+        argv: &argv,
+        uid: 4242,
+        gid: 4243,
+        groups: &[4244],
+        input: null.as_fd(),
+        output: output.as_fd(),
+        passed: null.as_fd(),
+        open_files: 512,
+        oom_score_adj: c"200",
+    })
+}
+
+fn said(mut output: &File) -> String {
+    let mut text = String::new();
+    output.rewind().expect("rewind");
+    output.read_to_string(&mut text).expect("read");
+    text
+}
+
+fn wait(pidfd: &OwnedFd) -> Option<i32> {
+    let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).expect("wait");
+    status.and_then(|status| status.exit_status())
+}
+
+#[test]
+fn the_program_has_no_rights_and_nothing_of_ours() {
+    let _not_given = File::open("/dev/zero").expect("open");
+    let output = tempfile::tempfile().expect("a file");
+    let script = "cat /proc/self/status /proc/self/oom_score_adj; echo fds:; ls /proc/$$/fd; \
+                  echo env=$(cat /proc/$$/environ); umask; ulimit -c; ulimit -n; pwd; ps -o sid= -p $$ | tr -d ' '; echo $$";
+    let held = start("/bin/sh", &["sh", "-c", script], &output).expect("forked");
+    let pid = held.pid();
+    let pidfd = held.release(SOON).expect("started");
+    assert_eq!(wait(&pidfd), Some(0));
+    let text = said(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    for line in [
+        "Uid:\t4242\t4242\t4242\t4242",
+        "Gid:\t4243\t4243\t4243\t4243",
+        "CapInh:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "CapAmb:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "SigBlk:\t0000000000000000",
+        "SigIgn:\t0000000000000000",
+        "200",
+        "env=",
+        "0077",
+        "0",
+        "512",
+        "/",
+    ] {
+        assert!(lines.contains(&line), "no {line:?} in {text}");
+    }
+    assert!(lines.iter().any(|line| line.strip_prefix("Groups:\t").map(str::trim) == Some("4244")), "{text}");
+    assert!(text.contains("fds:\n0\n1\n2\n3\nenv="), "{text}");
+    // It leads its session.
+    assert_eq!(lines[lines.len() - 2..], [pid.to_string(), pid.to_string()]);
+}
+
+#[test]
+fn before_it_is_let_go_nothing_runs_and_dropped_it_is_gone() {
+    let output = tempfile::tempfile().expect("a file");
+    let held = start("/bin/echo", &["echo", "hello"], &output).expect("forked");
+    let process = format!("/proc/{}", held.pid());
+    assert!(Path::new(&process).exists());
+    drop(held);
+    assert!(!Path::new(&process).exists());
+    assert_eq!(said(&output), "");
+}
+
+#[test]
+fn one_child_does_not_keep_anothers_gate_open() {
+    let output = tempfile::tempfile().expect("a file");
+    let mut first = start("/bin/true", &["true"], &output).expect("forked");
+    let second = start("/bin/true", &["true"], &output).expect("forked");
+    first.gate = None;
+    let status = rustix::process::waitid(
+        WaitId::PidFd(first.pidfd.as_ref().expect("held").as_fd()),
+        WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+    );
+    assert_eq!(status.expect("wait").and_then(|status| status.exit_status()), Some(127));
+    drop(second);
+}
+
+#[test]
+fn what_can_not_be_executed_is_told_with_its_error() {
+    let output = tempfile::tempfile().expect("a file");
+    let failed = start("/etc/passwd", &["passwd"], &output).expect("forked").release(SOON).expect_err("no program");
+    assert_eq!((failed.call, failed.error.raw_os_error()), ("execveat", Some(libc::EACCES)));
+}
+
+#[test]
+fn who_stops_the_child_on_its_way_does_not_hold_us() {
+    let output = tempfile::tempfile().expect("a file");
+    let held = start("/bin/true", &["true"], &output).expect("forked");
+    let process = format!("/proc/{}", held.pid());
+    let pidfd = held.pidfd.as_ref().expect("held");
+    rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::STOP).expect("stopped");
+    let before = Instant::now();
+    let failed = held.release(Duration::from_millis(200)).expect_err("it is stopped");
+    assert_eq!((failed.call, failed.error.kind()), ("wait for the report", io::ErrorKind::TimedOut));
+    assert!(before.elapsed() < Duration::from_secs(5) && !Path::new(&process).exists());
+}
+
+#[test]
+fn the_program_does_not_possess_the_starters_keys() {
+    if !Path::new("/proc/keys").exists() {
+        return;
+    }
+    // This test's own thread joins a session keyring and puts a key there, as a login does.
+    // SAFETY: no memory is passed.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, 0) };
+    assert!(joined > 0, "{}", io::Error::last_os_error());
+    let (kind, name, value) = (c"user", c"banger-test-secret", c"secret");
+    // SAFETY: three texts of ours, and the length of the third.
+    let key = unsafe { libc::syscall(libc::SYS_add_key, kind.as_ptr(), name.as_ptr(), value.as_ptr(), 6, joined) };
+    assert!(key > 0, "{}", io::Error::last_os_error());
+    let ours = std::fs::read_to_string("/proc/keys").expect("keys");
+    assert!(ours.contains("banger-test-secret"), "{ours}");
+    let output = tempfile::tempfile().expect("a file");
+    let pidfd = start("/bin/cat", &["cat", "/proc/keys"], &output).expect("forked").release(SOON).expect("started");
+    assert_eq!(wait(&pidfd), Some(0));
+    assert!(!said(&output).contains("banger-test-secret"), "{}", said(&output));
+}
