@@ -42,7 +42,7 @@ impl Vsock {
         Self { dir, guest, opened, log, metrics, _socket: socket }
     }
 
-    fn with_guest() -> Self {
+    pub(super) fn with_guest() -> Self {
         let vsock = Self::start();
         let port = vsock.guest.try_clone().expect("a copy");
         std::thread::spawn(move || guest(port, None));
@@ -56,7 +56,7 @@ impl Vsock {
         socket
     }
 
-    fn open(&self, port: u32) -> UnixStream {
+    pub(super) fn open(&self, port: u32) -> UnixStream {
         let mut socket = self.connect(&format!("CONNECT {port}\n"));
         let line = read_line(&mut socket);
         let number = line.strip_prefix("OK ").and_then(|text| text.parse::<u32>().ok()).expect(&line);

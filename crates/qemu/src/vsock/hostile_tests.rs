@@ -171,3 +171,27 @@ fn a_new_greeting_needs_no_descriptor() {
     greeted(&mut port, false);
     rustix::process::setrlimit(resource, before).expect("the limit of before");
 }
+
+/// Each place can be taken, no more, and a place that is free again can be taken again.
+#[test]
+fn there_are_1023_places() {
+    let resource = rustix::process::Resource::Nofile;
+    let most = rustix::process::getrlimit(resource).maximum;
+    rustix::process::setrlimit(resource, rustix::process::Rlimit { current: most, maximum: most }).expect("a limit");
+    let vsock = Vsock::with_guest();
+    let mut calls: Vec<UnixStream> = (0..MAX_STREAMS).map(|_| vsock.open(ECHO)).collect();
+    let mut more = vsock.connect(&format!("CONNECT {ECHO}\n"));
+    assert!(matches!(more.read(&mut [0]), Ok(0) | Err(_)));
+    let last = calls.last_mut().expect("the last");
+    last.write_all(b"x").expect("written");
+    last.read_exact(&mut [0]).expect("echoed");
+    drop(calls);
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let mut call = vsock.connect(&format!("CONNECT {ECHO}\n"));
+        if call.read(&mut [0]).is_ok_and(|got| got == 1) {
+            return;
+        }
+        assert!(Instant::now() < end, "the places stay taken");
+    }
+}

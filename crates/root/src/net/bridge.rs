@@ -105,6 +105,7 @@ fn is_right(link: &Link, addresses: &[Address], bridge: &Bridge) -> bool {
     link.up
         && link.alias == alias(&bridge.addr)
         && link.ipv6_mode.is_none_or(|mode| mode == link::NO_IPV6)
+        && link.learns_from_its_own != Some(true)
         && SWITCHES.iter().all(|&Inet(number, value)| link.inet(number) == Some(value))
         && addresses.contains(&wanted(link.index, &bridge.addr))
 }
@@ -128,6 +129,7 @@ pub(crate) fn put_right<'a>(host: &'a Host, steps: &mut Steps<'a>, bridge: &Brid
     let net = &host.net;
     let ask = |conn: &mut Conn| look(conn, bridge);
     let (was, addresses) = match net.links.with(ask).map_err(refused)?? {
+        Found::Bridge(link, addresses) if is_right(&link, &addresses, bridge) => return Ok(()),
         Found::Bridge(link, addresses) => (link, addresses),
         Found::Nothing => {
             is_free(host, bridge, None)?;
@@ -135,9 +137,8 @@ pub(crate) fn put_right<'a>(host: &'a Host, steps: &mut Steps<'a>, bridge: &Brid
             (make(host, steps, bridge)?, Vec::new())
         }
     };
-    if is_right(&was, &addresses, bridge) {
-        return Ok(());
-    }
+    let ports = net.links.with(|conn| link::list(conn, Some(was.index))).map_err(refused)?;
+    let before = Before { index: was.index, ports: ports.iter().map(|port| port.index).collect() };
     // The old address is ours by the alias; others are somebody's, who put them there on purpose.
     let new = wanted(was.index, &bridge.addr);
     let old = given(&was).map(|(ip, prefix)| Address { index: was.index, ip, prefix }).filter(|old| *old != new);
@@ -145,12 +146,44 @@ pub(crate) fn put_right<'a>(host: &'a Host, steps: &mut Steps<'a>, bridge: &Brid
         is_free(host, bridge, Some(was.index))?;
     }
     if let Some(old) = old {
-        is_empty(host, bridge, &was, old)?;
+        is_empty(bridge, &ports, old)?;
     }
     let old = old.filter(|old| addresses.contains(old));
-    address(host, steps, new, old, addresses.contains(&new))?;
-    mark(host, steps, &was, bridge)?;
-    up(host, steps, &was)
+    address(host, steps, &before, new, old, addresses.contains(&new))?;
+    mark(host, steps, &before, &was, bridge)?;
+    up(host, steps, &before, &was)
+}
+
+/// A bridge and its ports before a change.
+#[derive(Clone)]
+struct Before {
+    index: u32,
+    ports: Vec<u32>,
+}
+
+impl Before {
+    /// Says how a step is taken back. Where another's tap came onto the bridge since, it is in use as it is, and stays.
+    fn undo<'a>(
+        &self,
+        host: &'a Host,
+        steps: &mut Steps<'a>,
+        what: &'static str,
+        back: impl FnOnce(&mut Conn) -> Result<(), Refused> + 'a,
+    ) {
+        let Before { index, ports } = self.clone();
+        steps.undo(what, move || {
+            let _alone = host.net.bridges.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let undone = host.net.links.with(|conn| {
+                let now = link::list(conn, Some(index))?;
+                if now.iter().any(|port| !ports.contains(&port.index)) { Ok(()) } else { back(conn) }
+            });
+            match undone {
+                // The bridge itself went.
+                Err(gone) if !gone.is(libc::ENODEV) => Err(refused(gone)),
+                _ => Ok(()),
+            }
+        });
+    }
 }
 
 fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, bridge: &Bridge) -> Result<Link, Fail> {
@@ -166,21 +199,15 @@ fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, bridge: &Bridge) -> Result<Li
     })?;
     let made = made.ok_or_else(|| Fail::new(format!("the bridge {name} went as soon as it was made: try again")))?;
     let index = made.index;
-    steps.undo("the new bridge", move || {
-        let _alone = host.net.bridges.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Another tap may be on it by now: then it is in use, and stays.
-        let gone = links.with(|conn| match link::list(conn, Some(index))?.is_empty() {
-            true => link::remove(conn, index),
-            false => Ok(()),
-        });
-        gone.map_err(refused)
-    });
+    let before = Before { index, ports: Vec::new() };
+    before.undo(host, steps, "the new bridge", move |conn| link::remove(conn, index));
     Ok(made)
 }
 
 fn address<'a>(
     host: &'a Host,
     steps: &mut Steps<'a>,
+    before: &Before,
     new: Address,
     old: Option<Address>,
     there: bool,
@@ -189,18 +216,11 @@ fn address<'a>(
         return Ok(());
     }
     let links = &host.net.links;
-    steps.undo("the bridge's address", move || {
-        let back = |conn: &mut Conn| {
-            if !there {
-                link::remove_address(conn, new)?;
-            }
-            old.map_or(Ok(()), |old| link::add_address(conn, old))
-        };
-        match links.with(back) {
-            // The bridge itself was undone.
-            Err(gone) if !gone.is(libc::ENODEV) => Err(refused(gone)),
-            _ => Ok(()),
+    before.undo(host, steps, "the bridge's address", move |conn| {
+        if !there {
+            link::remove_address(conn, new)?;
         }
+        old.map_or(Ok(()), |old| link::add_address(conn, old))
     });
     steps.act("bridge_address", || {
         let set = |conn: &mut Conn| {
@@ -217,30 +237,26 @@ fn address<'a>(
     }
 }
 
-fn mark<'a>(host: &'a Host, steps: &mut Steps<'a>, was: &Link, bridge: &Bridge) -> Result<(), Fail> {
+fn mark<'a>(host: &'a Host, steps: &mut Steps<'a>, before: &Before, was: &Link, bridge: &Bridge) -> Result<(), Fail> {
     let links = &host.net.links;
-    let before = was.clone();
-    steps.undo("the bridge's mark", move || {
-        let switches: Vec<Inet> = SWITCHES
-            .iter()
-            .filter_map(|&Inet(number, _)| before.inet(number).map(|value| Inet(number, value)))
-            .collect();
+    let old = was.clone();
+    before.undo(host, steps, "the bridge's mark", move |conn| {
         let change = link::Change {
-            alias: Some(&before.alias),
-            inet: &switches,
-            ipv6: before.ipv6_mode,
+            alias: Some(&old.alias),
+            inet: &old.switches(&SWITCHES),
+            ipv6: old.ipv6_mode,
+            learns_from_its_own: old.learns_from_its_own,
             ..link::Change::default()
         };
-        match links.with(|conn| link::change(conn, before.index, &change)) {
-            Err(gone) if !gone.is(libc::ENODEV) => Err(refused(gone)),
-            _ => Ok(()),
-        }
+        link::change(conn, old.index, &change)
     });
     steps.act("bridge_mark", || {
         let change = link::Change {
             alias: Some(&alias(&bridge.addr)),
             inet: &SWITCHES,
             ipv6: was.ipv6_mode.map(|_| link::NO_IPV6),
+            // A guest would name its neighbour as the sender, and get what is for that one.
+            learns_from_its_own: was.learns_from_its_own.map(|_| false),
             ..link::Change::default()
         };
         links
@@ -249,21 +265,20 @@ fn mark<'a>(host: &'a Host, steps: &mut Steps<'a>, was: &Link, bridge: &Bridge) 
     })
 }
 
-fn up<'a>(host: &'a Host, steps: &mut Steps<'a>, was: &Link) -> Result<(), Fail> {
-    let (links, index) = (&host.net.links, was.index);
+fn up<'a>(host: &'a Host, steps: &mut Steps<'a>, before: &Before, was: &Link) -> Result<(), Fail> {
     if was.up {
         return Ok(());
     }
-    let set = move |up| {
+    let index = was.index;
+    let set = move |conn: &mut Conn, up| {
         let change = link::Change { up: Some(up), ..link::Change::default() };
-        links.with(|conn| link::change(conn, index, &change))
+        link::change(conn, index, &change)
     };
-    steps.undo("the bridge's being up", move || match set(false) {
-        Err(gone) if !gone.is(libc::ENODEV) => Err(refused(gone)),
-        _ => Ok(()),
-    });
-    steps
-        .act("bridge_up", || set(true).map_err(|error| Fail::new("the bridge could not be switched on").because(error)))
+    before.undo(host, steps, "the bridge's being up", move |conn| set(conn, false));
+    steps.act("bridge_up", || {
+        let up = host.net.links.with(|conn| set(conn, true));
+        up.map_err(|error| Fail::new("the bridge could not be switched on").because(error))
+    })
 }
 
 /// Refuses a subnet that somebody has already.
@@ -278,8 +293,7 @@ fn is_free(host: &Host, bridge: &Bridge, mine: Option<u32>) -> Result<(), Fail> 
 }
 
 /// Refuses to change the address under the taps of a bridge.
-fn is_empty(host: &Host, bridge: &Bridge, was: &Link, old: Address) -> Result<(), Fail> {
-    let ports = host.net.links.with(|conn| link::list(conn, Some(was.index))).map_err(refused)?;
+fn is_empty(bridge: &Bridge, ports: &[Link], old: Address) -> Result<(), Fail> {
     match ports.first() {
         None => Ok(()),
         Some(port) => Err(Fail::new(format!(

@@ -38,6 +38,12 @@ pub(crate) fn forget(conn: &mut Conn, guest: Ipv4Addr) -> Result<(), Refused> {
     Ok(())
 }
 
+/// The same on a kernel that deletes by no filter.
+#[cfg(test)]
+pub(crate) fn forget_one_by_one(conn: &mut Conn, guest: Ipv4Addr) -> Result<(), Refused> {
+    ENDS.into_iter().try_for_each(|(end, bit)| one_by_one(conn, guest, end, bit))
+}
+
 fn filtered(ask: &mut Requests, kind: u16, flags: u16, guest: Ipv4Addr, end: u16, bit: u32) {
     ask.push(kind, flags, &HEADER)
         .nest(TUPLE_ORIG, |tuple| {

@@ -244,18 +244,27 @@ impl Firewall {
         Ok(Changed::Gone(before))
     }
 
-    /// Takes a change back. Tables that were made stay where somebody else's elements are in them by now.
+    /// Takes a change back. Tables that were made, and what they hold of bridges, stay where somebody else's tap is in
+    /// them by now: it stands on them.
     pub(crate) fn take_back(&mut self, changed: Changed) -> Result<(), Refused> {
-        let back = match changed {
+        let mut back = match changed {
             Changed::Nothing => return Ok(()),
             Changed::Elements(back) => back,
             Changed::Gone(present) => Change { tables: Tables::Made, present, absent: Vec::new() },
-            Changed::Made(mine) => {
-                let others = self.elements(Set::Ports)?.iter().any(|port| !mine.contains(port));
-                let tables = if others { Tables::AsTheyAre } else { Tables::Gone };
-                Change { tables, present: Vec::new(), absent: mine }
-            }
+            Changed::Made(mine) => Change { tables: Tables::Gone, present: Vec::new(), absent: mine },
         };
+        if self.elements(Set::Ports)?.iter().any(|port| !back.absent.contains(port)) {
+            if back.tables == Tables::Gone {
+                back.tables = Tables::AsTheyAre;
+            }
+            let pinned: Vec<_> = back.absent.iter().filter(|pin| pin.set == Set::Addresses).cloned().collect();
+            back.absent.retain(|element| match element.set {
+                Set::Bridges | Set::Together | Set::Macs => false,
+                // A guest's, or a bridge's own.
+                Set::Ips => pinned.iter().any(|pin| pin.key.get(16..) == Some(&element.key[..])),
+                _ => true,
+            });
+        }
         self.apply(&back).map(|_| ())
     }
 

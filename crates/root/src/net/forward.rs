@@ -29,12 +29,17 @@ impl Opened {
     }
 }
 
-/// The links on which forwarding is off and is needed for guests of that bridge.
-pub(crate) fn needed(net: &Net, on: &bridge::Ours) -> Result<Vec<Opened>, Fail> {
-    let uplinks = net.links.with(route::uplinks).map_err(refused)?;
-    let uplinks = uplinks.iter().filter(|link| bridge::Ours::prove((*link).clone()).is_none());
-    let off = std::iter::once(on.link()).chain(uplinks).filter(|link| link.inet(FORWARDING) == Some(0));
-    Ok(off.map(Opened::of).collect())
+/// The links that forwarding is needed on for guests of that bridge.
+pub(crate) fn ways(net: &Net, on: &bridge::Ours) -> Result<Vec<Link>, Fail> {
+    let mut links = net.links.with(route::uplinks).map_err(refused)?;
+    links.retain(|link| bridge::Ours::prove(link.clone()).is_none());
+    links.push(on.link().clone());
+    Ok(links)
+}
+
+/// Those of them on which it is off.
+pub(crate) fn needed(ways: &[Link]) -> Vec<Opened> {
+    ways.iter().filter(|link| link.inet(FORWARDING) == Some(0)).map(Opened::of).collect()
 }
 
 /// The record. No file is an empty one.
@@ -72,13 +77,17 @@ pub(crate) fn record(host: &Host, links: &[Opened]) -> Result<(), Fail> {
 }
 
 /// Which of these links still have forwarding on by us: it is the same link, and the whole host was not opened since.
-pub(crate) fn still_open(net: &Net, recorded: &[Opened]) -> Result<Vec<Opened>, Fail> {
+/// What is `known` of links already is not asked again.
+pub(crate) fn still_open(net: &Net, recorded: &[Opened], known: &[Link]) -> Result<Vec<Opened>, Fail> {
     if recorded.is_empty() || read("all")? {
         return Ok(Vec::new());
     }
     let mut open = Vec::new();
     for opened in recorded {
-        let link = net.links.with(|conn| link::by_index(conn, opened.index)).map_err(refused)?;
+        let link = match known.iter().find(|link| link.index == opened.index) {
+            Some(link) => Some(link.clone()),
+            None => net.links.with(|conn| link::by_index(conn, opened.index)).map_err(refused)?,
+        };
         let same = link.filter(|link| link.name == opened.name && link.inet(FORWARDING) == Some(1));
         open.extend(same.map(|_| opened.clone()));
     }

@@ -22,6 +22,9 @@ const IFLA_EXT_MASK: u16 = 29;
 const IFLA_CARRIER: u16 = 33;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
+const MULTI_BOOLOPT: u16 = 46;
+/// `BR_BOOLOPT_NO_LL_LEARN`, as a mask.
+const NO_LL_LEARN: u32 = 1;
 const SKIP_STATS: u32 = 1 << 3;
 
 const AF_INET: u8 = 2;
@@ -54,6 +57,8 @@ pub(crate) struct Link {
     pub(crate) inet: Vec<u32>,
     /// How the link makes itself IPv6 addresses (`IFLA_INET6_ADDR_GEN_MODE`); `None` where the kernel has no IPv6.
     pub(crate) ipv6_mode: Option<u8>,
+    /// Of a bridge: whether it learns senders from frames that are for itself; `None` where the kernel has no such switch.
+    pub(crate) learns_from_its_own: Option<bool>,
 }
 
 /// What a tun device says of itself.
@@ -76,6 +81,11 @@ impl Link {
         self.inet.get(usize::from(number).checked_sub(1)?).copied()
     }
 
+    /// What it has of these switches.
+    pub(crate) fn switches(&self, of: &[Inet]) -> Vec<Inet> {
+        of.iter().filter_map(|&Inet(number, _)| self.inet(number).map(|value| Inet(number, value))).collect()
+    }
+
     fn read(body: &[u8]) -> Option<Link> {
         let mut link = Link { index: u32_at(body, 4)?, up: u32_at(body, 8)? & UP != 0, ..Link::default() };
         for (kind, value) in attrs(body.get(16..)?) {
@@ -96,6 +106,10 @@ impl Link {
     fn read_info(&mut self, info: &[u8]) {
         self.kind = attr(info, INFO_KIND).map(text).unwrap_or_default();
         let data = attr(info, INFO_DATA).unwrap_or_default();
+        if self.kind == "bridge" {
+            self.learns_from_its_own =
+                attr(data, MULTI_BOOLOPT).and_then(|options| u32_at(options, 0)).map(|on| on & NO_LL_LEARN == 0);
+        }
         if self.kind == "tun" {
             self.tun = Some(Tun {
                 owner: attr(data, 1).and_then(|value| u32_at(value, 0)),
@@ -173,6 +187,8 @@ pub(crate) struct Change<'a> {
     pub(crate) inet: &'a [Inet],
     /// How it makes itself IPv6 addresses; left alone where the kernel has no IPv6.
     pub(crate) ipv6: Option<u8>,
+    /// Whether a bridge learns senders from frames that are for itself (LLDP and its like), which no rule sees.
+    pub(crate) learns_from_its_own: Option<bool>,
 }
 
 /// Changes a link, in one message.
@@ -190,6 +206,11 @@ pub(crate) fn change(conn: &mut Conn, index: u32, change: &Change<'_>) -> Result
     }
     if let Some(master) = change.master {
         attrs.u32(IFLA_MASTER, master);
+    }
+    if let Some(learns) = change.learns_from_its_own {
+        attrs.nest(IFLA_LINKINFO, |info| {
+            info.text(INFO_KIND, "bridge").nest(INFO_DATA, |data| no_learning(data, !learns));
+        });
     }
     if !change.inet.is_empty() || change.ipv6.is_some() {
         attrs.nest(IFLA_AF_SPEC, |families| {
@@ -210,6 +231,19 @@ pub(crate) fn change(conn: &mut Conn, index: u32, change: &Change<'_>) -> Result
         });
     }
     conn.all(&format!("RTM_NEWLINK index {index} {change:?}"), &mut ask)
+}
+
+/// Switches a port off, then takes it off its bridge, in one datagram.
+pub(crate) fn detach(conn: &mut Conn, index: u32) -> Result<(), Refused> {
+    let mut ask = Requests::default();
+    ask.push(NEWLINK, ACK, &header(index, 0, UP));
+    ask.push(NEWLINK, ACK, &header(index, 0, 0)).u32(IFLA_MASTER, 0);
+    conn.all(&format!("RTM_NEWLINK index {index} down, master 0"), &mut ask)
+}
+
+/// `struct br_boolopt_multi`: the values, and which of them are meant.
+fn no_learning(data: &mut super::message::Attrs<'_>, on: bool) {
+    data.bytes(MULTI_BOOLOPT, &[u32::from(on).to_ne_bytes(), NO_LL_LEARN.to_ne_bytes()].concat());
 }
 
 /// Makes a bridge, down, with that MAC: spanning tree off, no delay before a port forwards.

@@ -17,13 +17,13 @@ use wire::net::{Nat, Switch};
 /// Switches a guest's way out on or off.
 pub(crate) fn ensure(host: &Host, nat: &Nat) -> Result<(), Fail> {
     let _tap = host.net.locks.hold(format!("tap:{}", nat.tap));
-    let _bridges = host.net.bridges.read().unwrap_or_else(PoisonError::into_inner);
+    let bridges = host.net.bridges.read().unwrap_or_else(PoisonError::into_inner);
     let ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
     let gone = steps::run("ensure_nat", &host.faults, |steps| match nat.switch {
         Switch::On => on(host, steps, nat),
         Switch::Off => off(host, steps, nat),
     })?;
-    drop(ways);
+    drop((ways, bridges));
     // The kernel walks its whole table of connections: nobody else waits for that.
     steps::run("ensure_nat", &host.faults, |steps| connections(host, steps, &gone))
 }
@@ -40,19 +40,23 @@ fn find(net: &Net, nat: &Nat) -> Result<Option<(bridge::Ours, Vec<Address>)>, Re
     })
 }
 
-fn on<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Element>, Fail> {
+fn on<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4Addr>, Fail> {
     let net = &host.net;
     let found = find(net, nat).map_err(refused)?;
     let (on, addresses) = found.ok_or_else(|| {
         Fail::new(format!("there is no tap {} of banger's on a bridge: make it with priv.create_tap", nat.tap))
     })?;
     is_host(nat.guest.ip(), &addresses, on.link())?;
-    let needed = forward::needed(net, &on)?;
+    let ways = forward::ways(net, &on)?;
+    let needed = forward::needed(&ways);
     let recorded = forward::recorded(host)?;
-    let mut open = recorded.clone();
-    open.extend(needed.iter().filter(|link| !recorded.contains(link)).cloned());
-    let Plan { change, goes, seen } =
+    // A link that went, or a host that somebody opened whole since: not ours to close, nor to shield.
+    let mut open = forward::still_open(net, &recorded, &ways)?;
+    open.extend(needed.iter().cloned());
+    let Plan { mut change, goes, seen } =
         net.firewall(|fw| plan(host, fw, nat, &on, &addresses, &open)).map_err(refused)??;
+    let closed = recorded.iter().filter(|was| open.iter().all(|link| link.name != was.name));
+    change.absent.extend(closed.map(|link| Element::link(Set::Opened, &link.name)));
     if open != recorded {
         steps.act("record", || forward::record(host, &open))?;
         steps.undo("the record of forwarding", move || forward::record(host, &recorded));
@@ -67,24 +71,42 @@ fn on<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Elemen
         steps.undo("forwarding", move || forward::switch(&back, false));
         steps.act("forwarding", || forward::switch(&needed, true))?;
     }
-    Ok(goes)
+    Ok(goes.iter().filter_map(Element::address).collect())
 }
 
 /// Refuses an address that is no guest's on this bridge.
 fn is_host(guest: Ipv4Addr, addresses: &[Address], bridge: &Link) -> Result<(), Fail> {
-    let host_of = |address: &Address| {
-        let mask = u32::MAX.checked_shl(32 - u32::from(address.prefix)).unwrap_or(0);
-        let (own, guest) = (u32::from(address.ip), u32::from(guest));
-        (own ^ guest) & mask == 0 && guest & !mask != 0 && guest & !mask != !mask
-    };
     if addresses.iter().any(|address| address.ip == guest) {
         return Err(Fail::new(format!("{guest} is the address of the bridge {}: take another", bridge.name)));
     }
-    if addresses.iter().any(host_of) {
+    if addresses.iter().any(|address| host_of(guest, address)) {
         return Ok(());
     }
     let subnets: Vec<_> = addresses.iter().map(Address::to_string).collect();
     Err(Fail::new(format!("{guest} is no guest's address on the bridge {} ({})", bridge.name, subnets.join(", "))))
+}
+
+/// Whether it lies in that address's subnet, and is neither the network nor its broadcast.
+fn host_of(guest: Ipv4Addr, address: &Address) -> bool {
+    let mask = u32::MAX.checked_shl(32 - u32::from(address.prefix)).unwrap_or(0);
+    let (own, guest) = (u32::from(address.ip), u32::from(guest));
+    (own ^ guest) & mask == 0 && guest & !mask != 0 && guest & !mask != !mask
+}
+
+/// Whether it is an address for guests of a bridge of ours. Nobody's connections end because the owner names them.
+fn is_a_guests(net: &Net, guest: Ipv4Addr) -> Result<bool, Refused> {
+    net.links.with(|conn| {
+        let all = link::addresses(conn, None)?;
+        if all.iter().any(|address| address.ip == guest) {
+            return Ok(false);
+        }
+        for address in all.iter().filter(|address| host_of(guest, address)) {
+            if link::by_index(conn, address.index)?.and_then(bridge::Ours::prove).is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
 }
 
 /// How a way out is opened.
@@ -155,7 +177,7 @@ fn plan(
     Ok(Ok(Plan { change, goes, seen }))
 }
 
-fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Element>, Fail> {
+fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4Addr>, Fail> {
     let ip = nat.guest.ip();
     let found = find(&host.net, nat).map_err(refused)?;
     let ways = host.net.firewall(|fw| {
@@ -163,21 +185,26 @@ fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Eleme
         if let Some((on, _)) = found {
             let way = Element::at(Set::Guests, &on.link().name, ip);
             if fw.look(&[way.clone(), pin.clone()])?.there == [true, true] {
-                return Ok(vec![way]);
+                return Ok(Some(vec![way]));
             }
         }
         // The tap or its bridge went, or the guest is another tap's.
         let ways: Vec<_> = fw.elements(Set::Guests)?.into_iter().filter(|way| way.address() == Some(ip)).collect();
         if ways.is_empty() || fw.look(&[pin])?.there == [true] {
-            return Ok(ways);
+            return Ok(Some(ways));
         }
         // Another tap's guest keeps its way; an element that nothing is bound to is nobody's.
         let bound = fw.elements(Set::Addresses)?.iter().any(|pin| pin.address() == Some(ip));
-        Ok(if bound { Vec::new() } else { ways })
+        Ok(if bound { None } else { Some(ways) })
     });
     let ways = ways.map_err(refused)?;
-    shut(host, steps, &ways, Vec::new(), None)?;
-    Ok(ways)
+    shut(host, steps, ways.as_deref().unwrap_or_default(), Vec::new(), None)?;
+    // Also where no way is left: a helper may have died before the connections went.
+    let theirs = match &ways {
+        None => false,
+        Some(ways) => !ways.is_empty() || is_a_guests(&host.net, ip).map_err(refused)?,
+    };
+    Ok(if theirs { vec![ip] } else { Vec::new() })
 }
 
 /// Takes everything of a tap out of the tables; with the last tap the tables go.
@@ -198,7 +225,8 @@ pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str) -> Re
         shut(host, steps, &ways, mine, Some(tap))?;
         ways
     };
-    connections(host, steps, &ways)
+    let addresses: Vec<_> = ways.iter().filter_map(Element::address).collect();
+    connections(host, steps, &addresses)
 }
 
 /// Takes guests' ways and other elements out of the tables. With the last guest forwarding is put back: before the
@@ -224,7 +252,7 @@ fn shut<'a>(
     absent.extend(ways.iter().cloned());
     if is_last && !recorded.is_empty() {
         absent.extend(recorded.iter().map(|link| Element::link(Set::Opened, &link.name)));
-        let open = forward::still_open(net, &recorded)?;
+        let open = forward::still_open(net, &recorded, &[])?;
         let back = open.clone();
         steps.undo("forwarding", move || forward::switch(&back, true));
         steps.act("forwarding", || forward::switch(&open, false))?;
@@ -247,15 +275,14 @@ fn shut<'a>(
 }
 
 /// The connections of guests that lost their way.
-fn connections<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element]) -> Result<(), Fail> {
-    if ways.is_empty() {
+fn connections<'a>(host: &'a Host, steps: &mut Steps<'a>, guests: &[Ipv4Addr]) -> Result<(), Fail> {
+    if guests.is_empty() {
         return Ok(());
     }
     steps.act("connections", || {
-        let mut addresses = ways.iter().filter_map(Element::address);
         host.net
             .tracks
-            .with(|conn| addresses.try_for_each(|ip| conntrack::forget(conn, ip)))
+            .with(|conn| guests.iter().try_for_each(|ip| conntrack::forget(conn, *ip)))
             .map_err(|error| Fail::new("the guest's connections could not be ended: try again").because(error))
     })
 }

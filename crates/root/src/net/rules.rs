@@ -26,6 +26,10 @@ pub(crate) fn survey(net: &Net) -> Result<Vec<Element>, Refused> {
         let mut elements = Vec::new();
         for link in link::list(conn, None)? {
             if tap::is_ours(&link) {
+                // One that is half made is let in by whoever makes it.
+                if link.master == 0 && !link.tun.is_some_and(|tun| tun.persists) {
+                    continue;
+                }
                 elements.push(Element::link(Set::Ports, &link.name));
             } else if let Some(ours) = bridge::Ours::prove(link) {
                 elements.extend(of_bridge(ours.link(), &addresses));
@@ -74,7 +78,14 @@ pub(crate) fn guests(fw: &mut Firewall, pins: &[Element]) -> Result<Vec<Element>
 }
 
 /// Lets a tap's frames be looked at, from before it is on the bridge. A pinned address stays where it has a way out.
-pub(crate) fn admit<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str, on: &bridge::Ours) -> Result<(), Fail> {
+/// A tap that is no port yet is refused where there are `most` of them.
+pub(crate) fn admit<'a>(
+    host: &'a Host,
+    steps: &mut Steps<'a>,
+    tap: &str,
+    on: &bridge::Ours,
+    most: usize,
+) -> Result<(), Fail> {
     let net = &host.net;
     let addresses = net.links.with(|conn| link::addresses(conn, Some(on.link().index))).map_err(refused)?;
     let change = |fw: &mut Firewall| {
@@ -82,6 +93,10 @@ pub(crate) fn admit<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str, on: &b
         standing.push(Element::link(Set::Ports, tap));
         let seen =
             fw.look(&[&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)], &standing[..]].concat())?;
+        // Under the lock of the tables: many at once don't pass the limit together.
+        if seen.there.last() == Some(&false) && fw.count(&seen)?.ports >= most {
+            return Ok(Err(tap::full(most)));
+        }
         let mut present = if seen.stands() { Vec::new() } else { survey(net)? };
         present.extend(standing);
         let mut absent = if seen.there[0] { station(fw, tap)? } else { Vec::new() };
@@ -92,13 +107,30 @@ pub(crate) fn admit<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str, on: &b
             absent.extend(pins);
             absent.extend(ways);
         }
-        fw.apply_seen(&Change { tables: Tables::Made, present, absent }, Some(seen))
+        fw.apply_seen(&Change { tables: Tables::Made, present, absent }, Some(seen)).map(Ok)
     };
     let changed = steps.act("rules", || {
-        net.firewall(change).map_err(|error| Fail::new(format!("the rules for {tap} could not be made")).because(error))
+        net.firewall(change)
+            .map_err(|error| Fail::new(format!("the rules for {tap} could not be made")).because(error))?
     })?;
     steps.undo("the tap's rules", move || take_back(net, changed));
     Ok(())
+}
+
+/// Forgets what was learned of the tap's last guest: its MAC, and its address where it has no way out.
+pub(crate) fn fresh(net: &Net, tap: &str) -> Result<(), Refused> {
+    net.firewall(|fw| {
+        let seen = fw.look(&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)])?;
+        let mut absent = if seen.there[0] { station(fw, tap)? } else { Vec::new() };
+        let pins = if seen.there[1] { pins(fw, tap)? } else { Vec::new() };
+        if guests(fw, &pins)?.is_empty() {
+            absent.extend(pins);
+        }
+        if absent.is_empty() {
+            return Ok(());
+        }
+        fw.apply(&Change { absent, ..Change::default() }).map(|_| ())
+    })
 }
 
 /// Takes a change of the tables back.

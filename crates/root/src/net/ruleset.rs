@@ -50,6 +50,8 @@ const IS_IPV4: &[Expr] = &[Load(Meta::Nfproto, 1), Is(IPV4)];
 const IS_IP: &[Expr] = &[Load(Meta::Protocol, 1), Is(ETHER_IP)];
 const IS_ARP: &[Expr] = &[Payload(Base::Link, 12, 2, 1), Is(ETHER_ARP)];
 const DROP: &[Expr] = &[Count, Then(Drop)];
+/// A set that is full takes nothing more, and its rule ends there: the frame must not pass for that.
+const UNLEARNED: &str = "could not be learned: a set is full";
 
 /// `meta mark set meta mark & 0x00ffffff | 0x62000000 accept`: checked by us; the other bits of a mark stay.
 #[cfg(target_endian = "little")]
@@ -145,6 +147,21 @@ fn bridge() -> Vec<Chain> {
             "",
             vec![rule(&[&[IIFNAME, In(Set::Ports), Then(Jump("from_tap"))]], "")],
         ),
+        // 01:80:c2:00:00:00 to 0f are for the bridge itself: they pass the prerouting hook by, and the bridge would
+        // learn whatever sender they name.
+        chain(
+            "input",
+            Some(Hook { kind: "filter", number: 1, priority: FIRST }),
+            "",
+            vec![rule(
+                &[
+                    &[IIFNAME, In(Set::Ports), Payload(Base::Link, 0, 6, 1)],
+                    &[Bits(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0], &[0; 6]), Is(&[1, 0x80, 0xc2, 0, 0, 0])],
+                    DROP,
+                ],
+                "LLDP, pause, EAPOL: not a guest's",
+            )],
+        ),
         chain(
             "from_tap",
             None,
@@ -162,6 +179,7 @@ fn bridge() -> Vec<Chain> {
                     ],
                     "",
                 ),
+                rule(&[DROP], UNLEARNED),
             ],
         ),
         chain(
@@ -215,6 +233,7 @@ fn pinned(family: &[Expr], offset: u32) -> Vec<Rule> {
             ],
             "",
         ),
+        rule(&[DROP], UNLEARNED),
     ]);
     rules
 }

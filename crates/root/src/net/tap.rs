@@ -1,7 +1,7 @@
 //! A tap of ours: it stays only from its last step on, so that a helper that dies before leaves none.
 
 use super::bridge::{self, Ours};
-use super::link::{self, Change, Link, NO_IPV6};
+use super::link::{self, Change, Inet, Link, NO_IPV6};
 use super::{nat, refused, rules};
 use crate::fail::Fail;
 use crate::host::Host;
@@ -13,6 +13,10 @@ use wire::net::{Bridge, NewTap};
 
 /// Our mark: a tap's alias.
 const MARK: &str = "banger tap";
+
+/// A tap that is on no bridge any more (the bridge was deleted under it) speaks to the host itself: by these switches
+/// it gets no answer. No forwarding, rp_filter where no address is, arp_ignore of everything.
+const SWITCHES: [Inet; 3] = [Inet(1, 0), Inet(8, 1), Inet(19, 8)];
 
 /// Whether a link is a tap with our mark.
 pub(crate) fn is_ours(link: &Link) -> bool {
@@ -72,10 +76,12 @@ fn limit(host: &Host) -> Result<(), Fail> {
         let seen = fw.look(&[])?;
         fw.count(&seen)
     });
-    if count.map_err(refused)?.ports < most {
-        return Ok(());
-    }
-    Err(Fail::new(format!("there are {most} taps of banger's, the limit: delete one, or raise limits.taps")))
+    if count.map_err(refused)?.ports < most { Ok(()) } else { Err(full(most)) }
+}
+
+/// The limit is reached.
+pub(crate) fn full(most: usize) -> Fail {
+    Fail::new(format!("there are {most} taps of banger's, the limit: delete one, or raise limits.taps"))
 }
 
 fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, new: &NewTap, on: &Ours) -> Result<(), Fail> {
@@ -97,10 +103,11 @@ fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, new: &NewTap, on: &Ours) -> R
     })?;
     let change = |change: Change<'_>| host.net.links.with(|conn| link::change(conn, link.index, &change));
     steps.act("tap_mark", || {
-        change(Change { alias: Some(MARK), ipv6: link.ipv6_mode.map(|_| NO_IPV6), ..Change::default() })
+        let ipv6 = link.ipv6_mode.map(|_| NO_IPV6);
+        change(Change { alias: Some(MARK), inet: &SWITCHES, ipv6, ..Change::default() })
             .map_err(|error| Fail::new(failed("marked")).because(error))
     })?;
-    rules::admit(host, steps, name, on)?;
+    rules::admit(host, steps, name, on, host.settings.limits.taps)?;
     steps.act("port", || {
         change(Change { master: Some(on.link().index), up: Some(true), ..Change::default() })
             .map_err(|error| port_failed(error, name, on))
@@ -121,14 +128,16 @@ fn port_failed(error: super::netlink::Refused, tap: &str, on: &Ours) -> Fail {
 
 /// A tap that is there is kept, open or not: only what is wrong with it is changed.
 fn put_right<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link, on: &Ours) -> Result<(), Fail> {
-    rules::admit(host, steps, &there.name, on)?;
+    rules::admit(host, steps, &there.name, on, usize::MAX)?;
     let links = &host.net.links;
     let index = there.index;
-    if there.ipv6_mode.is_some_and(|mode| mode != NO_IPV6) {
-        let before = there.ipv6_mode;
-        let set = move |ipv6| links.with(|conn| link::change(conn, index, &Change { ipv6, ..Change::default() }));
-        steps.act("tap_mark", || set(Some(NO_IPV6)).map_err(refused))?;
-        steps.undo("the tap's IPv6", move || set(before).map_err(refused));
+    let set = move |inet: &[Inet], ipv6| {
+        links.with(|conn| link::change(conn, index, &Change { inet, ipv6, ..Change::default() })).map_err(refused)
+    };
+    let (ipv6, inet) = (there.ipv6_mode, there.switches(&SWITCHES));
+    if ipv6.is_some_and(|mode| mode != NO_IPV6) || inet != SWITCHES {
+        steps.act("tap_mark", || set(&SWITCHES, ipv6.map(|_| NO_IPV6)))?;
+        steps.undo("the tap's switches", move || set(&inet, ipv6));
     }
     if there.master != on.link().index || !there.up {
         onto(host, steps, there, on)?;
@@ -187,22 +196,26 @@ pub(crate) fn delete(host: &Host, name: &TapName) -> Result<(), Fail> {
     })
 }
 
-/// Off the bridge first: no frame passes once its rules are gone.
+/// Off the bridge first: no frame passes once its rules are gone. And down before that: a tap that is up and on no
+/// bridge hands its frames to the host itself.
 fn detach<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link) -> Result<(), Fail> {
     let links = &host.net.links;
-    let (index, master) = (there.index, there.master);
-    let set = move |master| {
-        let change = Change { master: Some(master), ..Change::default() };
+    let (index, master, was_up) = (there.index, there.master, there.up);
+    let back = move || {
+        let change = Change { master: Some(master), up: Some(was_up), ..Change::default() };
         links.with(|conn| link::change(conn, index, &change))
     };
-    steps.act("detach", || match set(0) {
+    // What failed half-way is put back too.
+    steps.undo("the tap's bridge", move || match back() {
+        Err(error) if !error.is(libc::ENODEV) => Err(refused(error)),
+        _ => Ok(()),
+    });
+    steps.act("detach", || match links.with(|conn| link::detach(conn, index)) {
         Err(error) if !error.is(libc::ENODEV) => {
             Err(Fail::new(format!("the tap {} could not be taken off its bridge", there.name)).because(error))
         }
         _ => Ok(()),
-    })?;
-    steps.undo("the tap's bridge", move || set(master).map_err(refused));
-    Ok(())
+    })
 }
 
 #[cfg(test)]
