@@ -122,3 +122,16 @@ isolated! { fn who_finds_the_bridge_full_takes_nothing_of_the_others_away() {
         assert!(world::ruleset().is_empty());
     }
 } }
+
+isolated! { fn a_way_out_is_closed_for_a_tap_that_lost_its_bridge() {
+    uplink();
+    let helper = Helper::start();
+    helper.ok("priv.create_tap", &tap("tap-fc-1"));
+    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
+    ip("link del br-fc");
+    let (_, message) = helper.err("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
+    assert!(message.contains("priv.create_tap"), "{message}");
+    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", false));
+    assert!(set("inet", "guests").is_empty() && set("inet", "opened").is_empty());
+    assert_eq!(sysctl("eth0", "forwarding"), "0");
+} }

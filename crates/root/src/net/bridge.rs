@@ -27,16 +27,21 @@ const SWITCHES: [Inet; 4] = [
 
 /// A bridge that is proven to be ours.
 #[derive(Clone, Debug)]
-pub(crate) struct Ours(Link);
+pub(crate) struct Ours(Link, Vec<Address>);
 
 impl Ours {
     pub(crate) fn link(&self) -> &Link {
         &self.0
     }
 
-    /// Reads the mark.
+    /// Its addresses, where they were read with it.
+    pub(crate) fn addresses(&self) -> &[Address] {
+        &self.1
+    }
+
+    /// Reads the mark; no addresses.
     pub(crate) fn prove(link: Link) -> Option<Ours> {
-        (is_marked(&link)).then_some(Ours(link))
+        (is_marked(&link)).then_some(Ours(link, Vec::new()))
     }
 }
 
@@ -119,7 +124,7 @@ pub(crate) fn if_right(net: &Net, bridge: &Bridge) -> Result<Option<Ours>, Fail>
                 return Ok(None);
             }
             let addresses = link::addresses(conn, Some(found.index))?;
-            Ok(is_right(&found, &addresses, bridge).then_some(Ours(found)))
+            Ok(is_right(&found, &addresses, bridge).then_some(Ours(found, addresses)))
         })
         .map_err(refused)
 }
@@ -128,16 +133,18 @@ pub(crate) fn if_right(net: &Net, bridge: &Bridge) -> Result<Option<Ours>, Fail>
 pub(crate) fn put_right<'a>(host: &'a Host, steps: &mut Steps<'a>, bridge: &Bridge) -> Result<(), Fail> {
     let net = &host.net;
     let ask = |conn: &mut Conn| look(conn, bridge);
-    let (was, addresses) = match net.links.with(ask).map_err(refused)?? {
+    let (was, addresses, ports) = match net.links.with(ask).map_err(refused)?? {
         Found::Bridge(link, addresses) if is_right(&link, &addresses, bridge) => return Ok(()),
-        Found::Bridge(link, addresses) => (link, addresses),
+        Found::Bridge(link, addresses) => {
+            let ports = net.links.with(|conn| link::list(conn, Some(link.index))).map_err(refused)?;
+            (link, addresses, ports)
+        }
         Found::Nothing => {
             is_free(host, bridge, None)?;
             limit(host)?;
-            (make(host, steps, bridge)?, Vec::new())
+            (make(host, steps, bridge)?, Vec::new(), Vec::new())
         }
     };
-    let ports = net.links.with(|conn| link::list(conn, Some(was.index))).map_err(refused)?;
     let before = Before { index: was.index, ports: ports.iter().map(|port| port.index).collect() };
     // The old address is ours by the alias; others are somebody's, who put them there on purpose.
     let new = wanted(was.index, &bridge.addr);

@@ -33,7 +33,9 @@ fn find(net: &Net, nat: &Nat) -> Result<Option<(bridge::Ours, Vec<Address>)>, Re
     net.links.with(|conn| {
         let tap = link::by_name(conn, nat.tap.as_str())?;
         let Some(tap) = tap.filter(|tap| tap::is_ours(tap) && tap.name == nat.tap.as_str()) else { return Ok(None) };
-        let Some(master) = link::by_index(conn, tap.master)?.filter(|_| tap.master != 0) else { return Ok(None) };
+        // The kernel refuses a question for number 0: a tap that is on no bridge.
+        let master = if tap.master == 0 { None } else { link::by_index(conn, tap.master)? };
+        let Some(master) = master else { return Ok(None) };
         let Some(ours) = bridge::Ours::prove(master) else { return Ok(None) };
         let addresses = link::addresses(conn, Some(ours.link().index))?;
         Ok(Some((ours, addresses)))
@@ -198,7 +200,7 @@ fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4A
         Ok(if bound { None } else { Some(ways) })
     });
     let ways = ways.map_err(refused)?;
-    shut(host, steps, ways.as_deref().unwrap_or_default(), Vec::new(), None)?;
+    shut(host, steps, ways.as_deref().unwrap_or_default(), Vec::new())?;
     // Also where no way is left: a helper may have died before the connections went.
     let theirs = match &ways {
         None => false,
@@ -214,15 +216,14 @@ pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str) -> Re
         let (mine, ways) = host
             .net
             .firewall(|fw| {
-                let mut mine = rules::station(fw, tap)?;
-                let pins = rules::pins(fw, tap)?;
+                let (mut mine, pins) = rules::learned(fw, tap)?;
                 let ways = rules::guests(fw, &pins)?;
                 mine.extend(pins);
                 mine.push(Element::link(Set::Ports, tap));
                 Ok((mine, ways))
             })
             .map_err(refused)?;
-        shut(host, steps, &ways, mine, Some(tap))?;
+        shut(host, steps, &ways, mine)?;
         ways
     };
     let addresses: Vec<_> = ways.iter().filter_map(Element::address).collect();
@@ -231,27 +232,23 @@ pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str) -> Re
 
 /// Takes guests' ways and other elements out of the tables. With the last guest forwarding is put back: before the
 /// rules that shield the opened links go.
-fn shut<'a>(
-    host: &'a Host,
-    steps: &mut Steps<'a>,
-    ways: &[Element],
-    mut absent: Vec<Element>,
-    tap: Option<&str>,
-) -> Result<(), Fail> {
+fn shut<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element], mut absent: Vec<Element>) -> Result<(), Fail> {
     let net = &host.net;
     let recorded = forward::recorded(host)?;
-    let (is_last, no_taps) = net
+    absent.extend(ways.iter().cloned());
+    let opened: Vec<_> = recorded.iter().map(|link| Element::link(Set::Opened, &link.name)).collect();
+    // One question for all that the change may be about.
+    let asked = [&absent[..], &opened].concat();
+    let (count, seen) = net
         .firewall(|fw| {
-            let port: Vec<_> = tap.iter().map(|tap| Element::link(Set::Ports, tap)).collect();
-            let seen = fw.look(&port)?;
-            let count = fw.count(&seen)?;
-            let going = seen.there.iter().filter(|there| **there).count();
-            Ok((count.guests == ways.len(), count.ports == going))
+            let seen = fw.look(&asked)?;
+            Ok((fw.count(&seen)?, seen))
         })
         .map_err(refused)?;
-    absent.extend(ways.iter().cloned());
+    let going = asked.iter().zip(&seen.there).filter(|(element, there)| element.set == Set::Ports && **there).count();
+    let (is_last, no_taps) = (count.guests == ways.len(), count.ports == going);
     if is_last && !recorded.is_empty() {
-        absent.extend(recorded.iter().map(|link| Element::link(Set::Opened, &link.name)));
+        absent.extend(opened);
         let open = forward::still_open(net, &recorded, &[])?;
         let back = open.clone();
         steps.undo("forwarding", move || forward::switch(&back, true));
@@ -260,7 +257,7 @@ fn shut<'a>(
     let change = Change { tables: if no_taps { Tables::Gone } else { Tables::AsTheyAre }, absent, ..Change::default() };
     if change.tables == Tables::Gone || !change.absent.is_empty() {
         let changed = steps.act("rules", || {
-            net.firewall(|fw| fw.apply(&change))
+            net.firewall(|fw| fw.apply_seen(&change, Some(seen)))
                 .map_err(|error| Fail::new("the rules could not be taken away").because(error))
         })?;
         if changed != Changed::Nothing {

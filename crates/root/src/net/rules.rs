@@ -41,11 +41,7 @@ pub(crate) fn survey(net: &Net) -> Result<Vec<Element>, Refused> {
 
 /// The tap's MAC as it was learned: forgotten when the tap gets a new guest.
 pub(crate) fn station(fw: &mut Firewall, tap: &str) -> Result<Vec<Element>, Refused> {
-    let has = Element::link(Set::HasMac, tap);
-    if fw.look(std::slice::from_ref(&has))?.there == [false] {
-        return Ok(Vec::new());
-    }
-    let mut elements = vec![has];
+    let mut elements = vec![Element::link(Set::HasMac, tap)];
     for station in fw.elements(Set::Stations)?.into_iter().filter(|station| station.link_name() == tap) {
         elements.push(Element::mac(station.station()));
         elements.push(station);
@@ -55,11 +51,7 @@ pub(crate) fn station(fw: &mut Firewall, tap: &str) -> Result<Vec<Element>, Refu
 
 /// The addresses that a tap is held to, with their place among those that are taken.
 pub(crate) fn pins(fw: &mut Firewall, tap: &str) -> Result<Vec<Element>, Refused> {
-    let has = Element::link(Set::HasIp, tap);
-    if fw.look(std::slice::from_ref(&has))?.there == [false] {
-        return Ok(Vec::new());
-    }
-    let mut elements = vec![has];
+    let mut elements = vec![Element::link(Set::HasIp, tap)];
     for pin in fw.elements(Set::Addresses)?.into_iter().filter(|pin| pin.link_name() == tap) {
         elements.extend(pin.address().map(Element::ip));
         elements.push(pin);
@@ -87,9 +79,8 @@ pub(crate) fn admit<'a>(
     most: usize,
 ) -> Result<(), Fail> {
     let net = &host.net;
-    let addresses = net.links.with(|conn| link::addresses(conn, Some(on.link().index))).map_err(refused)?;
     let change = |fw: &mut Firewall| {
-        let mut standing = of_bridge(on.link(), &addresses);
+        let mut standing = of_bridge(on.link(), on.addresses());
         standing.push(Element::link(Set::Ports, tap));
         let seen =
             fw.look(&[&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)], &standing[..]].concat())?;
@@ -117,12 +108,18 @@ pub(crate) fn admit<'a>(
     Ok(())
 }
 
+/// What a tap has in the sets that learn: asked first whether there is any, by one question. Its station, its pins.
+pub(crate) fn learned(fw: &mut Firewall, tap: &str) -> Result<(Vec<Element>, Vec<Element>), Refused> {
+    let seen = fw.look(&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)])?;
+    let stations = if seen.there[0] { station(fw, tap)? } else { Vec::new() };
+    let pins = if seen.there[1] { pins(fw, tap)? } else { Vec::new() };
+    Ok((stations, pins))
+}
+
 /// Forgets what was learned of the tap's last guest: its MAC, and its address where it has no way out.
 pub(crate) fn fresh(net: &Net, tap: &str) -> Result<(), Refused> {
     net.firewall(|fw| {
-        let seen = fw.look(&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)])?;
-        let mut absent = if seen.there[0] { station(fw, tap)? } else { Vec::new() };
-        let pins = if seen.there[1] { pins(fw, tap)? } else { Vec::new() };
+        let (mut absent, pins) = learned(fw, tap)?;
         if guests(fw, &pins)?.is_empty() {
             absent.extend(pins);
         }
