@@ -118,16 +118,21 @@ fn make_room(dir: &Dir, name: &str, address: &SocketAddrUnix, path: &str) -> Res
         }
         Ok(_) => {}
     }
-    let probe =
-        net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+    // A helper that was killed while it started a VMM may live on for an instant in that child, which has all of its
+    // descriptors until it has closed them.
+    for _ in 0..50 {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|errno| format!("socket(AF_UNIX): {errno}"))?;
-    match net::connect(&probe, address) {
-        // Bound once, by a process that is gone.
-        Err(Errno::CONNREFUSED) => dir.unlink(name).map(drop).map_err(|error| error.to_string()),
-        Err(Errno::NOENT) => Ok(()),
-        // Connected, its queue is full, or it is of another type.
-        _ => Err(format!("somebody listens on {path} already; stop that helper first")),
+        match net::connect(&probe, address) {
+            // Bound once, by a process that is gone.
+            Err(Errno::CONNREFUSED) => return dir.unlink(name).map(drop).map_err(|error| error.to_string()),
+            Err(Errno::NOENT) => return Ok(()),
+            // Connected, its queue is full, or it is of another type.
+            _ => std::thread::sleep(Duration::from_millis(10)),
+        }
     }
+    Err(format!("somebody listens on {path} already; stop that helper first"))
 }
 
 /// Waits until no other helper makes a socket in this directory, and keeps others from it until it is dropped. Another

@@ -101,7 +101,6 @@ pub(crate) fn delete_tap(host: &Host, tap: &TapName) -> Result<(), Fail> {
 
 /// A new VM comes onto the tap: what was learned of the one before is forgotten, or its frames would be dropped as a
 /// second station's. One question where nothing was learned.
-#[allow(dead_code, reason = "a launch calls it")]
 pub(crate) fn fresh_port(host: &Host, tap: &TapName) -> Result<(), Fail> {
     let _tap = host.net.locks.hold(format!("tap:{tap}"));
     rules::fresh(&host.net, tap.as_str()).map_err(refused)
@@ -113,13 +112,13 @@ pub(crate) fn ensure_nat(host: &Host, nat: &Nat) -> Result<(), Fail> {
 }
 
 /// systemd-resolved sends `~vm` to the server.
-pub(crate) fn sync_resolver_routing(_host: &Host, _route: &ResolverRoute) -> Result<(), Fail> {
-    resolver::nothing_to_do()
+pub(crate) fn sync_resolver_routing(host: &Host, route: &ResolverRoute) -> Result<(), Fail> {
+    resolver::sync(host, route)
 }
 
 /// It does not.
-pub(crate) fn clear_resolver_routing(_host: &Host, _bridge: &BridgeName) -> Result<(), Fail> {
-    resolver::nothing_to_do()
+pub(crate) fn clear_resolver_routing(host: &Host, bridge: &BridgeName) -> Result<(), Fail> {
+    resolver::clear(host, bridge)
 }
 
 /// Fills in `bridges`, `taps`, `guests`.

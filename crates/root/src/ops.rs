@@ -23,7 +23,9 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
         Request::ReadExt4File(_) => Err(missing(Method::ReadExt4File)),
         Request::WriteExt4Files(_) => Err(missing(Method::WriteExt4Files)),
         Request::ResolveFirecrackerBinary(wanted) => vm::resolve(host, wanted).map(Reply::Path),
-        Request::LaunchFirecracker(launch) => vm::launch(host, launch).map(Reply::Pid),
+        Request::LaunchFirecracker(launch) => {
+            vm::launch(host, launch, &|| net::fresh_port(host, &launch.tap)).map(Reply::Pid)
+        }
         Request::EnsureSocketAccess(access) => vm::ensure_socket_access(host, access).map(done),
         Request::FindFirecrackerPid(api_sock) => vm::find(host, api_sock).map(Reply::Pid),
         Request::KillProcess(pid) => vm::kill(host, *pid).map(done),

@@ -2,8 +2,8 @@
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs,
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capability_is_in_bounding_set,
+    remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
 };
 
 /// What the helper keeps.
@@ -23,6 +23,9 @@ const LAST: u32 = 63;
 
 /// Gives up the rest. To be called while there is one thread: each has its own rights.
 pub(crate) fn give_up() -> Result<(), String> {
+    // Under a starter's SECBIT_NO_SETUID_FIXUP a change of the file system's uid would leave the rights over files.
+    set_capabilities_secure_bits(CapabilitiesSecureBits::empty())
+        .map_err(|errno| format!("PR_SET_SECUREBITS to none (a starter locked them): {errno}"))?;
     for number in 0..=LAST {
         let Some(one) = CapabilitySet::from_bits(1 << number) else { continue };
         // A kernel that does not know a capability says so here.

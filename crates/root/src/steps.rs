@@ -74,11 +74,7 @@ pub(crate) fn run<'a, T>(
 
 impl<'a> Steps<'a> {
     /// Takes a step.
-    pub(crate) fn act<T>(
-        &mut self,
-        step: &'static str,
-        act: impl FnOnce() -> Result<T, Fail>,
-    ) -> Result<T, Fail> {
+    pub(crate) fn act<T>(&mut self, step: &'static str, act: impl FnOnce() -> Result<T, Fail>) -> Result<T, Fail> {
         let fault = self.faults.at(self.operation, step);
         if fault == Some(Kind::Fail) {
             return Err(Fail::new(format!("{}.{step} failed, as the configuration asks", self.operation)));

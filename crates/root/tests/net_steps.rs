@@ -99,7 +99,12 @@ fn no_step_is_forgotten() {
     let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/net");
     let mut written = BTreeSet::new();
     for entry in std::fs::read_dir(sources).unwrap() {
-        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let path = entry.unwrap().path();
+        // The resolver's steps, and the folder of its parts: tests/resolver.rs.
+        if path.file_stem().is_some_and(|name| name == "resolver") {
+            continue;
+        }
+        let text = std::fs::read_to_string(path).unwrap();
         for (at, _) in text.match_indices(".act(") {
             let rest = text[at + 5..].trim_start();
             written.insert(rest.trim_start_matches('"').split('"').next().unwrap().to_owned());

@@ -336,3 +336,25 @@ isolated! {
         }
     }
 }
+
+isolated! {
+    fn a_port_is_fresh_for_its_next_vm() {
+        vmm("good");
+        make_file("/mnt/s/kernels/vmlinux", b"\x7fELF and so on", OWNER, 0o644);
+        make_file("/mnt/s/images/1.ext4", &[0; 4096], OWNER, 0o600);
+        let helper = Helper::start();
+        let tap = json!({"bridge_name": "br-fc", "bridge_ip": "172.16.0.1", "cidr": "24", "tap_name": "tap-fc-1"});
+        helper.ok("priv.create_tap", &tap);
+        // What the bridge learns from a guest's first frame.
+        let mac = "02:00:00:00:00:09";
+        for (set, element) in [("stations", format!("tap-fc-1 . {mac}")), ("has_mac", "tap-fc-1".into()), ("macs", mac.into())] {
+            output("nft", &["add", "element", "bridge", "banger", set, "{", &element, "}"]);
+        }
+        launch(&helper, 1);
+        for set in ["stations", "has_mac", "macs"] {
+            let now = output("nft", &["list", "set", "bridge", "banger", set]);
+            let learned = if set == "has_mac" { "tap-fc-1" } else { mac };
+            assert!(!now.contains(learned), "{now}");
+        }
+    }
+}

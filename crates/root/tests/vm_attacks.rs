@@ -84,24 +84,29 @@ isolated! {
     fn the_child_can_not_be_stopped_for_good_before_it_is_a_vmm() {
         vmm("good");
         ground(1);
-        let helper = Start::new().config("[limits]\nlaunch_seconds = 1\n").start();
-        // From its change of user to its execution the child is the owner's to signal; its number is easily guessed.
-        let stopper = r#"use POSIX; my $p = fork; if (!$p) { POSIX::_exit(0) } waitpid $p, 0; print "ready\n";
-            while (1) { kill('STOP', $p + $_) && ($p += $_) for 1 .. 6 }"#;
-        for _ in 0..3 {
-            // Connected before: the thread that does so is for a moment the owner's as well.
-            let mut stream = connect(OWNER);
-            stream.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
-            let mut attack = Attack::start(stopper, &[]);
-            let request = json!({"method": LAUNCH, "params": request(1)}).to_string();
-            std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
-            let reply = reply(stream);
-            attack.end();
-            if let Some(pid) = reply["result"]["pid"].as_i64() {
-                helper.ok("priv.kill_process", &json!({"pid": pid}));
-            }
-        }
-        assert_nothing_left("stopped on their way");
+        let helper = Start::new().config("[limits]\nlaunch_seconds = 2\n").start();
+        // From its change of user to its execution the child is the owner's to signal, and its number is easily
+        // guessed. The tracer makes that moment long; capset is the child's first call in it.
+        let slow = ["-f", "-q", "-e", "trace=capset", "-e", "inject=capset:delay_enter=1000000", "-o", "/mnt/strace"];
+        let mut strace = Command::new("strace");
+        strace.args(slow).args(["-p", &helper.pid().to_string()]).stdin(Stdio::null());
+        let mut strace = Attack(strace.spawn().expect("strace"));
+        eventually("the tracer", || status(helper.pid(), "TracerPid") != "0");
+        // Connected before: the thread that does so is for a moment the owner's as well.
+        let mut stream = connect(OWNER);
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let stopper = "use POSIX; my $p = fork; if (!$p) { POSIX::_exit(0) } waitpid $p, 0; print \"ready\\n\";
+            while (1) { kill('STOP', $p + $_) && exit for 1 .. 50 }";
+        let mut attack = Attack::start(stopper, &[]);
+        let request = json!({"method": LAUNCH, "params": request(1)}).to_string();
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        let reply = reply(stream);
+        attack.end();
+        strace.end();
+        assert!(reply["error"]["message"].as_str().unwrap_or_default().contains("can't be executed"), "{reply}");
+        assert!(log_text().contains("wait for the report"), "{}", log_text());
+        assert_nothing_left("stopped on its way");
+        launch(&helper, 1);
     }
 }
 

@@ -12,8 +12,8 @@ use std::os::unix::net::UnixListener;
 use vm_support::*;
 
 /// Every step of a launch, in its order.
-const STEPS: [&str; 10] =
-    ["log", "metrics", "socket_room", "vsock_room", "fork", "record", "start", "answer", "access", "commit"];
+const STEPS: [&str; 11] =
+    ["log", "metrics", "socket_room", "vsock_room", "fork", "record", "port", "start", "answer", "access", "commit"];
 
 fn fault(step: &str, kind: &str) -> Start {
     Start::new().config(&format!("fault = \"launch_firecracker.{step}:{kind}\"\n"))

@@ -161,7 +161,15 @@ pub fn hold(plan: &Plan<'_>) -> io::Result<Held> {
         None => become_it(plan, &mut fds, &argv),
     };
     drop(signals);
-    Ok(Held { pid, pidfd: Some(pidfd), gate: Some(gate_in), report: report_out })
+    drop((gate_out, report_in));
+    let held = Held { pid, pidfd: Some(pidfd), gate: Some(gate_in), report: report_out };
+    // Until it has closed what it inherited it holds all of our descriptors: a listening socket that outlives us would
+    // look like a helper that lives.
+    let mut word = [0u8; 1];
+    match rustix::io::retry_on_intr(|| rustix::io::read(&held.report, &mut word))? {
+        1 if word == [AT_THE_GATE] => Ok(held),
+        _ => Err(io::Error::other("the child can't take its descriptors")),
+    }
 }
 
 /// A fork with a pidfd. `None` is the child.
@@ -212,6 +220,9 @@ impl Drop for BlockedSignals {
     }
 }
 
+/// What the child says first. No step has this number.
+static AT_THE_GATE: u8 = u8::MAX;
+
 /// What the child does, by name and in order; a report is an index into this list and an errno.
 const STEPS: [&str; 17] = [
     "descriptors",
@@ -237,6 +248,7 @@ const STEPS: [&str; 17] = [
 fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_char]) -> ! {
     let taken = take_places(fds);
     if taken.is_ok() {
+        let _ = call(libc::SYS_write, [REPORT as usize, (&raw const AT_THE_GATE) as usize, 1, 0, 0]);
         wait_at_gate();
     }
     let steps: [&dyn Fn() -> Step; 17] = [

@@ -36,7 +36,10 @@ const LAST_WORDS: usize = 2048;
 const LAST_LINES: usize = 4;
 
 /// Launches a VM; it runs when this returns.
-pub(crate) fn launch(host: &Host, asked: &Launch) -> Result<Pid, Fail> {
+///
+/// `fresh_port` is called when the tap is this VM's alone and nothing has used it yet: what the network learned of the
+/// VM before on that tap is to be forgotten.
+pub(crate) fn launch(host: &Host, asked: &Launch, fresh_port: &dyn Fn() -> Result<(), Fail>) -> Result<Pid, Fail> {
     let checked = checks::all(host, asked)?;
     if let Some(jailer) = &asked.jailer {
         return Err(no_jailer(host, jailer));
@@ -48,7 +51,7 @@ pub(crate) fn launch(host: &Host, asked: &Launch) -> Result<Pid, Fail> {
     sockets::is_free(&checked.socket_dir, &asked.socket, &host.owner, "socket_path")?;
     sockets::is_free(&checked.vsock_dir, &asked.vsock, &host.owner, "vsock_path")?;
     tap::check(&asked.tap, host.owner.uid)?;
-    let new = New { host, asked, checked: &checked, record };
+    let new = New { host, asked, checked: &checked, record, fresh_port };
     // The claim outlives the undo of a failure.
     let (record, vmm) = steps::run(NAME, &host.faults, |steps| new.run(steps, config))?;
     let pid = Pid(vmm.pid());
@@ -69,6 +72,7 @@ struct New<'a> {
     asked: &'a Launch,
     checked: &'a Checked,
     record: Record,
+    fresh_port: &'a dyn Fn() -> Result<(), Fail>,
 }
 
 impl<'a> New<'a> {
@@ -91,6 +95,7 @@ impl<'a> New<'a> {
             move || Record::remove(&vm_id, host.records.dir())
         });
         steps.act("record", || self.record.write(host.records.dir()))?;
+        steps.act("port", self.fresh_port)?;
 
         let awaited = Awaited {
             dir: socket_dir,
