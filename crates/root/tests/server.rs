@@ -377,9 +377,12 @@ isolated! {
     fn an_idle_helper_is_small() {
         let helper = Helper::start();
         serves();
-        assert!(helper.status_kib("VmRSS") < 6 << 10, "{} KiB", helper.status_kib("VmRSS"));
-        let threads = std::fs::read_dir(format!("/proc/{}/task", helper.pid())).unwrap().count();
-        assert!(threads <= 4, "{threads}");
+        // How many pages of the program's file are mapped is the page cache's to say, and a debug build has many.
+        let private = helper.status_kib("RssAnon");
+        assert!(private < 2 << 10, "{private} KiB");
+        // One more for each call that found none at the door goes again when it was idle for some seconds.
+        let threads = || std::fs::read_dir(format!("/proc/{}/task", helper.pid())).unwrap().count();
+        eventually_within(std::time::Duration::from_secs(60), "an idle helper to have few threads", || threads() <= 3);
     }
 }
 

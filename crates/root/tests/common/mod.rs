@@ -406,10 +406,15 @@ pub(crate) fn log_lines() -> Vec<Value> {
 }
 
 /// Waits until `holds`, up to ten seconds.
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+pub(crate) fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_within(Duration::from_secs(10), what, holds);
+}
+
+/// The same with another patience.
+pub(crate) fn eventually_within(patience: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + patience;
     while !holds() {
-        assert!(Instant::now() < end, "not within ten seconds: {what}\n{}", log_end());
+        assert!(Instant::now() < end, "not within {patience:?}: {what}\n{}", log_end());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
