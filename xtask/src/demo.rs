@@ -63,7 +63,7 @@ fn with_helper(owner: &Owner, wishes: &Wishes) -> Result<()> {
 fn with_network<F: Connect>(caller: &Caller<F>, owner: &Owner, wishes: &Wishes) -> Result<()> {
     let choice = vmm::choose();
     let program = caller.resolve(choice.name)?;
-    tell("vmm", &format!("{program}: {}", choice.why));
+    tell("vmm", &format!("{}: {}", choice.name, choice.why));
     tell_times("network", &caller.network_up()?);
     match wishes.bench {
         None => story(caller, &program, &wishes.kernel_args)?,

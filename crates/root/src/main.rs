@@ -86,6 +86,7 @@ fn run(flags: Flags) -> Result<(), String> {
 
     host.vms.watch();
     let server = Server::new(host, listener)?;
+    net::watch(&server.host);
     server.open()?;
     tell_started(server, &install.version, &install.commit);
     tell(server, &started, "READY=1");

@@ -3,11 +3,14 @@
 //! The kernel is the record of what exists: every method reads it again before it changes a thing. Locks are taken in
 //! the order tap, bridges, ways, firewall; none is held while the kernel ends a link but the tap's own.
 
+mod beside;
 mod bridge;
+mod compare;
 mod conntrack;
 mod expr;
 mod firewall;
 mod forward;
+mod guests;
 mod link;
 mod list;
 mod message;
@@ -21,6 +24,7 @@ mod sets;
 mod tap;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use crate::fail::Fail;
 use crate::host::Host;
@@ -31,7 +35,7 @@ use netlink::{Pool, Refused};
 use std::sync::{Mutex, PoisonError, RwLock};
 use sys::netlink::Family;
 use wire::name::link::{BridgeName, TapName};
-use wire::net::{Bridge, Nat, NewTap, ResolverRoute};
+use wire::net::{Bridge, Nat, NewTap, ResolverRoute, Switch};
 
 /// What the network methods keep between calls: sockets and locks.
 #[derive(Debug)]
@@ -49,6 +53,10 @@ pub(crate) struct Net {
     bridges: RwLock<()>,
     /// Held while guests' ways and forwarding change together.
     ways: Mutex<()>,
+    /// What is known of other firewalls.
+    beside: beside::Beside,
+    /// Who listens to what others change.
+    watch: watch::Watch,
 }
 
 impl Net {
@@ -61,7 +69,14 @@ impl Net {
             locks: Locks::default(),
             bridges: RwLock::default(),
             ways: Mutex::default(),
+            beside: beside::Beside::default(),
+            watch: watch::Watch::default(),
         })
+    }
+
+    /// The number of the socket that our changes of rules come by.
+    fn own_port(&self) -> Option<u32> {
+        self.firewall.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Firewall::port)
     }
 
     fn firewall<T>(&self, talk: impl FnOnce(&mut Firewall) -> Result<T, Refused>) -> Result<T, Refused> {
@@ -78,11 +93,17 @@ fn refused(error: Refused) -> Fail {
     Fail::new("the kernel refused a network call; the helper's log says which").because(error)
 }
 
+/// The helper starts: from now on others' changes can be watched, and are where something of ours is there.
+pub(crate) fn watch(host: &'static Host) {
+    watch::arm(host);
+}
+
 /// The bridge exists, up, with its address.
 pub(crate) fn ensure_bridge(host: &Host, bridge: &Bridge) -> Result<(), Fail> {
     if bridge::if_right(&host.net, bridge)?.is_some() {
         return Ok(());
     }
+    host.net.watch.begin();
     steps::run("ensure_bridge", &host.faults, |steps| {
         let _alone = host.net.bridges.write().unwrap_or_else(PoisonError::into_inner);
         bridge::put_right(host, steps, bridge)
@@ -91,6 +112,7 @@ pub(crate) fn ensure_bridge(host: &Host, bridge: &Bridge) -> Result<(), Fail> {
 
 /// The tap exists, the owner's, up, on its bridge.
 pub(crate) fn create_tap(host: &Host, new: &NewTap) -> Result<(), Fail> {
+    host.net.watch.begin();
     tap::create(host, new)
 }
 
@@ -108,6 +130,9 @@ pub(crate) fn fresh_port(host: &Host, tap: &TapName) -> Result<(), Fail> {
 
 /// The guest has a way out, or none.
 pub(crate) fn ensure_nat(host: &Host, nat: &Nat) -> Result<(), Fail> {
+    if nat.switch == Switch::On {
+        host.net.watch.begin();
+    }
     nat::ensure(host, nat)
 }
 

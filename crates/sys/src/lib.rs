@@ -7,6 +7,7 @@ pub mod entropy;
 pub mod guest;
 pub mod kvm;
 pub mod netlink;
+pub mod netlink_events;
 pub mod pidfd;
 pub mod sandbox;
 pub mod sigwait;

@@ -47,6 +47,15 @@ impl Socket {
         Ok(socket)
     }
 
+    /// The number by which the kernel names this socket to others.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn port(&self) -> io::Result<u32> {
+        let address = rustix::net::getsockname(&self.0)?;
+        Ok(rustix::net::netlink::SocketAddrNetlink::try_from(address)?.pid())
+    }
+
     fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
         let length = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
         // SAFETY: the value is an int that outlives the call, and its length is given.

@@ -40,6 +40,10 @@ pub struct Resources {
     pub guests: Vec<GuestFound>,
     /// VMs that were launched here and still run.
     pub vms: Vec<VmFound>,
+    /// Rules of ours in others' tables, which accept our mark there.
+    pub rules_elsewhere: Vec<RuleElsewhere>,
+    /// What of another firewall's drops guests' packets, and is not ours to change.
+    pub blocked_by: Vec<BlockedBy>,
 }
 
 /// A bridge of ours.
@@ -83,6 +87,38 @@ pub struct GuestFound {
     pub bridge: String,
     /// The tap that the address is bound to; empty where it is bound to none.
     pub tap: String,
+}
+
+/// A rule of ours in another's table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RuleElsewhere {
+    /// The table's family.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// The rule's handle.
+    pub handle: u64,
+}
+
+/// What drops guests' packets in a table that is not ours to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BlockedBy {
+    /// The table's family.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// The rule's handle; 0 for the chain's policy.
+    pub handle: u64,
+    /// What it does, and what to do.
+    pub why: String,
 }
 
 /// A VM that runs.

@@ -23,7 +23,11 @@ pub(crate) fn choose() -> Choice {
         },
         (installed, Err(e)) => {
             let firecracker = if installed.is_some() { "firecracker is here" } else { "no firecracker here either" };
-            Choice { name: "banger-qemu", why: format!("KVM runs no guests ({e}), {firecracker}: QEMU's emulation") }
+            let kvm = match e.kind() {
+                std::io::ErrorKind::NotFound => "there is no /dev/kvm".into(),
+                _ => format!("KVM runs no guests ({e})"),
+            };
+            Choice { name: "banger-qemu", why: format!("{kvm}, {firecracker}: QEMU's emulation") }
         }
     }
 }

@@ -44,9 +44,10 @@ pub(crate) fn run(init: &Init) -> Result<(), Problem> {
     let found = directories.map(|path| plan(path, &owner, previous).map(|todo| (path, todo)));
     let [state, runtime] = found;
     let todo = [state?, runtime?];
+    let right = before.is_some_and(|before| before.describes(&owner));
     let metadata = metadata(&owner);
     if init.dry_run {
-        return output::data(&dry(&todo, &owner, init, &metadata));
+        return output::data(&dry(&todo, &owner, init, (!right).then_some(metadata.as_str())));
     }
     if !rustix::process::geteuid().is_root() {
         return Err(Problem::new("needs_root", "only root can write the install metadata")
@@ -55,7 +56,7 @@ pub(crate) fn run(init: &Init) -> Result<(), Problem> {
     for (path, todo) in &todo {
         act(path, *todo, &owner)?;
     }
-    if before.is_some_and(|before| before.describes(&owner)) {
+    if right {
         output::ours(&format!("kept     {}\n", show(&init.install_meta)));
     } else {
         place::write(&init.install_meta, metadata.as_bytes())?;
@@ -111,8 +112,8 @@ fn act(path: &Path, todo: Todo, owner: &Account) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What a run without `--dry-run` would do, line by line.
-fn dry(todo: &[(&PathBuf, Todo)], owner: &Account, init: &Init, metadata: &str) -> String {
+/// What a run without `--dry-run` would do, line by line; without `metadata` those that are there stay.
+fn dry(todo: &[(&PathBuf, Todo)], owner: &Account, init: &Init, metadata: Option<&str>) -> String {
     let mut out = String::new();
     for (path, todo) in todo {
         let what = match todo {
@@ -123,7 +124,11 @@ fn dry(todo: &[(&PathBuf, Todo)], owner: &Account, init: &Init, metadata: &str) 
         };
         out.push_str(&format!("directory {}: {what}\n", show(path)));
     }
-    out.push_str(&format!("file {}: 0:0 0644\n{metadata}", show(&init.install_meta)));
+    let file = show(&init.install_meta);
+    out.push_str(&match metadata {
+        Some(text) => format!("file {file}: 0:0 0644\n{text}"),
+        None => format!("file {file}: kept as it is\n"),
+    });
     out
 }
 

@@ -46,6 +46,13 @@ fn rows(found: &Resources) -> Vec<Row> {
     for guest in &found.guests {
         add("guest", &guest.address, &guest.bridge, "way out", guest.tap.clone());
     }
+    for rule in &found.rules_elsewhere {
+        let chain = format!("{} {}", rule.table, rule.chain);
+        add("rule", &chain, &rule.family, "added", format!("handle {}, accepts what banger has marked", rule.handle));
+    }
+    for by in &found.blocked_by {
+        add("foreign", &format!("{} {}", by.table, by.chain), &by.family, "drops", by.why.clone());
+    }
     for vm in &found.vms {
         let detail = format!("pid {}, cid {}, {}, {}", vm.pid, vm.cid, vm.program, vm.socket);
         add("vm", &vm.vm_id, &vm.tap, "runs", detail);

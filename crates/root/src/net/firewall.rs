@@ -11,7 +11,7 @@ use sys::netlink::Family;
 
 const GETTABLE: u16 = 1;
 const DELTABLE: u16 = 2;
-const NEWSETELEM: u16 = 12;
+pub(crate) const NEWSETELEM: u16 = 12;
 const GETSETELEM: u16 = 13;
 const DELSETELEM: u16 = 14;
 const GETGEN: u16 = 16;
@@ -84,6 +84,16 @@ impl Seen {
         self.tables == [true, true]
     }
 
+    /// The generation of the rules then.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Which of the tables were there.
+    pub(crate) fn tables(&self) -> [bool; 2] {
+        self.tables
+    }
+
     /// The same of these elements, where all of them were asked for.
     fn narrow(&self, asked: &[Element]) -> Option<Seen> {
         let at = |element| self.asked.iter().position(|other| other == element).map(|nth| self.there[nth]);
@@ -96,6 +106,16 @@ impl Firewall {
     /// Opens the socket.
     pub(crate) fn open() -> Result<Firewall, Refused> {
         Ok(Firewall { conn: Conn::open(Family::Netfilter)?, counted: None })
+    }
+
+    /// The number of the socket.
+    pub(crate) fn port(&self) -> Option<u32> {
+        self.conn.port()
+    }
+
+    /// A list, whole.
+    pub(crate) fn dump(&mut self, call: &str, ask: &mut Requests) -> Result<Vec<Vec<u8>>, Refused> {
+        self.conn.one(call, ask)
     }
 
     /// How many guests and taps the tables hold at the moment that was `seen`.
@@ -278,7 +298,7 @@ impl Firewall {
     }
 
     /// One transaction, refused by the kernel where the generation is another by now.
-    fn commit(&mut self, generation: u32, fill: impl FnOnce(&mut Requests)) -> Result<(), Refused> {
+    pub(crate) fn commit(&mut self, generation: u32, fill: impl FnOnce(&mut Requests)) -> Result<(), Refused> {
         const NFTABLES: u8 = 10;
         let mut batch = Requests::default();
         // The subsystem's number stands in `res_id`, in the network's order.
@@ -290,13 +310,15 @@ impl Firewall {
     }
 }
 
-fn write_element(batch: &mut Requests, kind: u16, element: &Element) {
+/// Appends an element's coming or going.
+pub(crate) fn write_element(batch: &mut Requests, kind: u16, element: &Element) {
     let create = if kind == NEWSETELEM { CREATE } else { 0 };
     let mut attrs = batch.push(nft(kind), create, &header(element.set.table().family()));
     attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
 }
 
-fn write_drop(batch: &mut Requests, tables: [bool; 2]) {
+/// Appends the end of the tables that are there.
+pub(crate) fn write_drop(batch: &mut Requests, tables: [bool; 2]) {
     for (table, there) in [Table::Inet, Table::Bridge].into_iter().zip(tables) {
         if there {
             batch.push(nft(DELTABLE), 0, &header(table.family())).text(1, TABLE);

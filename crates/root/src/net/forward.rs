@@ -112,7 +112,8 @@ pub(crate) fn switch(links: &[Opened], on: bool) -> Result<(), Fail> {
     Ok(())
 }
 
-fn read(name: &str) -> Result<bool, Fail> {
+/// Whether a link forwards; `all` for the host.
+pub(crate) fn read(name: &str) -> Result<bool, Fail> {
     let path = format!("/proc/sys/net/ipv4/conf/{name}/forwarding");
     let mut text = String::new();
     rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())

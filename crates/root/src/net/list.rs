@@ -35,6 +35,7 @@ pub(crate) fn list(host: &Host, found: &mut Resources) -> Result<(), Fail> {
         })
         .collect();
     found.guests = guests(host)?;
+    (found.rules_elsewhere, found.blocked_by) = super::beside::list(net).map_err(refused)?;
     found.bridges.sort_by(|a, b| a.name.cmp(&b.name));
     found.taps.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(())

@@ -2,10 +2,11 @@
 
 use super::firewall::{Change, Changed, Firewall, Seen, Tables};
 use super::forward::{self, Opened};
+use super::guests::{self, Guest};
 use super::link::{self, Address, Link};
 use super::netlink::Refused;
 use super::sets::{Element, Set};
-use super::{Net, bridge, conntrack, refused, rules, tap};
+use super::{Net, beside, bridge, conntrack, refused, rules, tap};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::steps::{self, Steps};
@@ -23,6 +24,9 @@ pub(crate) fn ensure(host: &Host, nat: &Nat) -> Result<(), Fail> {
         Switch::On => on(host, steps, nat),
         Switch::Off => off(host, steps, nat),
     })?;
+    if nat.switch == Switch::On {
+        beside::open(host);
+    }
     drop((ways, bridges));
     // The kernel walks its whole table of connections: nobody else waits for that.
     steps::run("ensure_nat", &host.faults, |steps| connections(host, steps, &gone))
@@ -73,7 +77,24 @@ fn on<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4Ad
         steps.undo("forwarding", move || forward::switch(&back, false));
         steps.act("forwarding", || forward::switch(&needed, true))?;
     }
+    strike(host, steps, &goes)?;
+    let guest = Guest { address: nat.guest.ip(), bridge: on.link().name.clone(), tap: nat.tap.as_str().to_owned() };
+    let before = guests::read(host, guest.address)?;
+    if before.as_ref() != Some(&guest) {
+        steps.act("guest_record", || guests::write(host, &guest))?;
+    }
     Ok(goes.iter().filter_map(Element::address).collect())
+}
+
+/// Strikes guests out of the record: before their ways go, or they would come back with the next repair.
+fn strike<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element]) -> Result<(), Fail> {
+    for address in ways.iter().filter_map(Element::address) {
+        if let Some(guest) = guests::read(host, address)? {
+            steps.undo("the record of a guest", move || guests::write(host, &guest));
+            steps.act("guest_record", || guests::strike(host, address))?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses an address that is no guest's on this bridge.
@@ -200,6 +221,9 @@ fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4A
         Ok(if bound { None } else { Some(ways) })
     });
     let ways = ways.map_err(refused)?;
+    if let Some(known) = guests::read(host, ip)?.filter(|known| known.tap == nat.tap.as_str()) {
+        strike(host, steps, &known.elements()[..1])?;
+    }
     shut(host, steps, ways.as_deref().unwrap_or_default(), Vec::new())?;
     // Also where no way is left: a helper may have died before the connections went.
     let theirs = match &ways {
@@ -246,7 +270,14 @@ fn shut<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element], mut absent:
         })
         .map_err(refused)?;
     let going = asked.iter().zip(&seen.there).filter(|(element, there)| element.set == Set::Ports && **there).count();
-    let (is_last, no_taps) = (count.guests == ways.len(), count.ports == going);
+    let (is_last, no_taps, stands) = (count.guests == ways.len(), count.ports == going, seen.stands());
+    strike(host, steps, ways)?;
+    if !stands {
+        // Somebody took the tables away a moment ago: who goes now does not come back with them.
+        for guest in guests::all(host)?.iter().filter(|guest| absent.contains(&Element::link(Set::Ports, &guest.tap))) {
+            strike(host, steps, &guest.elements()[..1])?;
+        }
+    }
     if is_last && !recorded.is_empty() {
         absent.extend(opened);
         let open = forward::still_open(net, &recorded, &[])?;
@@ -267,6 +298,13 @@ fn shut<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element], mut absent:
     if is_last && !recorded.is_empty() {
         steps.act("record", || forward::record(host, &[]))?;
         steps.undo("the record of forwarding", move || forward::record(host, &recorded));
+    }
+    if is_last && stands {
+        beside::close(host);
+        steps.undo("the rule in another's table", move || {
+            beside::open(host);
+            Ok(())
+        });
     }
     Ok(())
 }

@@ -84,6 +84,11 @@ impl Conn {
         Err(lost(call, &"the list changed each time that it was read"))
     }
 
+    /// The socket's number, by which the kernel tells others whose change it was.
+    pub(crate) fn port(&self) -> Option<u32> {
+        self.socket.port().ok()
+    }
+
     /// Makes the buffer larger, up to what a socket holds.
     fn grow(&mut self) -> bool {
         let larger = self.buffer.len() * 2;
