@@ -110,7 +110,7 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     let mut args = Vec::new();
     let mut add = |words: &[&str]| args.extend(words.iter().map(|word| (*word).to_owned()));
     let mib = machine.memory_mib;
-    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     // The RAM can be given out as a file from the first instruction on: a VM that runs can be saved.
     add(&["-object", &format!("memory-backend-memfd,id=ram,size={mib}M,share=on")]);

@@ -18,7 +18,7 @@ use crate::launch::{self, Event};
 use crate::log::Log;
 use crate::machine::{self, Accelerator, DiskArgs, Machine, NicArgs};
 use crate::metrics::Metrics;
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 use crate::socket::OwnSocket;
 use crate::vsock::Relay;
 
@@ -139,7 +139,11 @@ impl Vmm {
             .map_err(|error| failed(format!("{}: {error}", program.display())))?;
         drop((theirs, relay_theirs));
         let (qmp, config) = match self.greet(parts, ours, relay_ours) {
-            Ok(qmp) if qemu.is_running() => (qmp, parts.describe()),
+            // It stands still until here, so that a guest that ends at once ends as one that ran.
+            Ok(mut qmp) if qemu.is_running() => match qmp.run(&serde_json::json!({"execute": "cont"})) {
+                Ok(_) | Err(QmpError::Gone) => (qmp, parts.describe()),
+                Err(error) => return Err(failed(format!("{error}: {}", qemu.end()))),
+            },
             Ok(_) => return Err(failed(qemu.end())),
             Err(error) => return Err(failed(format!("{error}: {}", qemu.end()))),
         };
