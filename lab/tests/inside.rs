@@ -123,8 +123,22 @@ state() { systemctl show --value -p "$1" bangerd-root.service; }
         assert!(listed.contains(r#""name":"br-fc""#), "{listed}");
     }
 
+    /// What [`install_helper`] put there; taken away when this is dropped, for the next test in the same machine.
+    struct Installed;
+
+    impl Drop for Installed {
+        fn drop(&mut self) {
+            let away = "systemctl stop bangerd-root.socket bangerd-root.service; ip link del br-fc
+                        rm -rf /etc/systemd/system/bangerd-root.* /usr/local/bin/bangerd-root /etc/banger
+                        rm -rf /run/banger /run/banger-root /var/lib/banger /var/lib/banger-root
+                        systemctl daemon-reload; systemctl reset-failed; userdel -r owner";
+            let _ = std::process::Command::new("bash").args(["-c", away]).output();
+        }
+    }
+
     #[test]
     fn the_helper_runs_under_systemd() {
+        let _installed = Installed;
         install_helper();
         assert_eq!(shell("systemd-analyze verify bangerd-root.service bangerd-root.socket 2>&1"), "");
 

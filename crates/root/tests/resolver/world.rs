@@ -226,7 +226,8 @@ pub fn install_unit() -> Unit {
 impl Drop for Unit {
     fn drop(&mut self) {
         let away = "systemctl stop bangerd-root.socket bangerd-root.service
-                    rm -rf /run/systemd/system/bangerd-root.* /usr/local/bin/bangerd-root /etc/banger /var/lib/banger
+                    rm -rf /run/systemd/system/bangerd-root.* /usr/local/bin/bangerd-root /etc/banger
+                    rm -rf /run/banger /run/banger-root /var/lib/banger /var/lib/banger-root
                     systemctl daemon-reload; systemctl reset-failed; userdel -r named";
         let _ = Command::new("bash").args(["-c", away]).output();
     }
