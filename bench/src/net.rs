@@ -40,18 +40,17 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
     .map(|(what, against)| (what, against, Pair::default()))
     .into();
     by_programs_table()?;
-    // The tables are there from here on: another guest keeps them.
-    let other = NewTap {
-        bridge: Bridge { name: BridgeName::new("br-fc-keep")?, addr: BridgeAddr::new("172.17.9.1", "24")? },
-        tap: TapName::new("tap-fc-keep")?,
-    };
+    // Bridge and tables are there from here on: another guest keeps them.
+    let other = NewTap { bridge: bridge.clone(), tap: TapName::new("tap-fc-keep")? };
     client.create_tap(&other)?;
-    client.ensure_nat(&Nat { guest: GuestAddr::new("172.17.9.2")?, tap: other.tap.clone(), switch: Switch::On })?;
+    client.ensure_nat(&Nat { guest: GuestAddr::new("172.16.0.9")?, tap: other.tap.clone(), switch: Switch::On })?;
+    bridge_new("br-by-ip", "172.18.0.1/24")?;
+    let fresh = Bridge { name: BridgeName::new("br-fc-new")?, addr: BridgeAddr::new("172.17.9.1", "24")? };
     for round in 0..rounds * 10 {
         let mut row = rows.iter_mut().map(|(_, _, pair)| pair);
         let mut next = || row.next().context("a row");
         let new = NewTap { bridge: bridge.clone(), tap: tap.clone() };
-        both(next()?, || Ok(client.ensure_bridge(&bridge)?), bridge_new)?;
+        both(next()?, || Ok(client.ensure_bridge(&fresh)?), || bridge_new("br-new", "172.21.0.1/24"))?;
         both(next()?, || Ok(client.ensure_bridge(&bridge)?), bridge_there)?;
         both(next()?, || Ok(client.create_tap(&new)?), tap_new)?;
         both(next()?, || Ok(client.create_tap(&new)?), tap_new)?;
@@ -61,8 +60,8 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
         let off = nat(Switch::Off)?;
         both(next()?, || Ok(client.ensure_nat(&off)?), nat_off)?;
         both(next()?, || Ok(client.delete_tap(&tap)?), || run("ip link del tap-by-ip"))?;
-        run("ip link del br-fc")?;
-        run("ip link del br-by-ip")?;
+        run("ip link del br-fc-new")?;
+        run("ip link del br-new")?;
         if round == 0 {
             // The first of each warms caches and is not counted.
             rows.iter_mut().for_each(|(_, _, pair)| *pair = Pair::default());
@@ -81,11 +80,11 @@ fn both(pair: &mut Pair, ours: impl FnOnce() -> Result<()>, theirs: impl FnOnce(
     pair.theirs.take(theirs)
 }
 
-fn bridge_new() -> Result<()> {
-    try_run("ip link show br-by-ip")?;
-    run("ip link add br-by-ip type bridge")?;
-    run("ip addr add 172.18.0.1/24 dev br-by-ip")?;
-    run("ip link set br-by-ip up")
+fn bridge_new(name: &str, address: &str) -> Result<()> {
+    try_run(&format!("ip link show {name}"))?;
+    run(&format!("ip link add {name} type bridge"))?;
+    run(&format!("ip addr add {address} dev {name}"))?;
+    run(&format!("ip link set {name} up"))
 }
 
 fn bridge_there() -> Result<()> {
