@@ -107,8 +107,9 @@ pub fn vm_runs(helper: &Helper) -> OwnedFd {
     let tap = json!({"bridge_name": "br-fc", "bridge_ip": "172.16.9.1", "cidr": "24", "tap_name": "tap-fc-1"});
     helper.ok("priv.create_tap", &tap);
     let open = sys::tapfd::attach("tap-fc-1").expect("the tap");
+    // At last a pause: nothing tells when resolved has heard of the carrier, which the kernel tells it as it tells us.
     let up = "for n in {1..100}; do [ \"$(cat /sys/class/net/br-fc/carrier)\" = 1 ] && break; sleep 0.05; done
-              for n in {1..100}; do resolvectl status br-fc >/dev/null && break; sleep 0.05; done; sleep 0.3";
+              for n in {1..100}; do resolvectl status br-fc >/dev/null && break; sleep 0.05; done; sleep 1.5";
     shell(up);
     open
 }
