@@ -44,6 +44,8 @@ pub(crate) struct Server {
     /// Requests that wait for a worker.
     pub(crate) queue: Mutex<VecDeque<Job>>,
     pub(crate) at_door: AtomicUsize,
+    /// Threads that may hold a connection which has no place yet.
+    accepting: AtomicUsize,
     pub(crate) stopping: AtomicBool,
 }
 
@@ -60,6 +62,7 @@ impl Server {
             waiting: Mutex::default(),
             queue: Mutex::default(),
             at_door: AtomicUsize::new(0),
+            accepting: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             host,
             listener,
@@ -101,8 +104,9 @@ impl Server {
             for conn in self.take_waiting(|conn| matches!(conn.state, State::Reading(..))) {
                 self.refuse_stopping(conn);
             }
-            // Read, worked on, queued, answered, or in a thread's hands between these: each holds its place.
-            if self.connections.taken() == 0 {
+            // Read, worked on, queued, answered, or in a thread's hands between these: each holds its place. One that
+            // is being accepted has none yet, so this is asked first.
+            if self.accepting.load(Ordering::SeqCst) == 0 && self.connections.taken() == 0 {
                 return true;
             }
             if Instant::now() > end {
@@ -157,6 +161,7 @@ impl Server {
     }
 
     fn accept_one(&'static self) {
+        self.accepting.fetch_add(1, Ordering::SeqCst);
         let accepted = self.accept();
         match &accepted {
             Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
@@ -178,6 +183,7 @@ impl Server {
         if let Ok(stream) = accepted {
             self.welcome(stream);
         }
+        self.accepting.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Who is it? Before a byte of his is read.
