@@ -6,6 +6,7 @@ pub mod dir;
 pub mod entropy;
 pub mod guest;
 pub mod kvm;
+pub mod mount;
 pub mod netlink;
 pub mod netlink_events;
 pub mod pidfd;
