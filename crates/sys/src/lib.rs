@@ -4,6 +4,8 @@ pub mod child;
 pub mod creds;
 pub mod dir;
 pub mod entropy;
+pub mod exec;
+pub mod fork;
 pub mod guest;
 pub mod kvm;
 pub mod mount;

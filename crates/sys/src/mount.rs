@@ -3,7 +3,7 @@
 
 use crate::dir::CallError;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -49,8 +49,20 @@ impl Tree {
     /// # Errors
     /// `open_tree(2)`; `EINVAL` where the mount is another namespace's.
     pub fn copy(file: impl AsFd) -> Result<Tree, CallError> {
+        Tree::clone_with(file, OpenTreeFlags::empty())
+    }
+
+    /// The same, with the mounts below it.
+    ///
+    /// # Errors
+    /// As [`Tree::copy`].
+    pub fn copy_whole(dir: impl AsFd) -> Result<Tree, CallError> {
+        Tree::clone_with(dir, OpenTreeFlags::AT_RECURSIVE)
+    }
+
+    fn clone_with(file: impl AsFd, more: OpenTreeFlags) -> Result<Tree, CallError> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let fd = open_tree(file, "", flags).map_err(|errno| CallError::new("open_tree(<fd>, clone)", errno))?;
+        let fd = open_tree(file, "", flags | more).map_err(|errno| CallError::new("open_tree(<fd>, clone)", errno))?;
         Ok(Tree { fd })
     }
 
@@ -147,10 +159,21 @@ pub fn enter(root: &Tree) -> Result<(), CallError> {
 /// # Errors
 /// The call as it was made; a symlink in any part is `ELOOP`.
 pub fn place(path: &str) -> Result<OwnedFd, CallError> {
-    use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+    open_with(path, OFlags::PATH)
+}
+
+/// Opens it to be read, without waiting for anything; a namespace's file, for one.
+///
+/// # Errors
+/// As [`place`].
+pub fn open_read(path: &str) -> Result<OwnedFd, CallError> {
+    open_with(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
+}
+
+fn open_with(path: &str, flags: OFlags) -> Result<OwnedFd, CallError> {
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
-        .map_err(|errno| CallError::new(format!("openat2({path:?}, O_PATH, no symlinks)"), errno))
+    openat2(CWD, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        .map_err(|errno| CallError::new(format!("openat2({path:?}, {flags:?}, no symlinks)"), errno))
 }
 
 #[cfg(test)]
