@@ -129,16 +129,16 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
         opened => opened,
     };
     let records = Place::new(records.map_err(|error| error.to_string())?);
-    let runtime = Place::new(runtime);
+    let (state, runtime) = (Place::new(state), Place::new(runtime));
     let told = |fail: fail::Fail| [vec![fail.message], fail.causes].concat().join(": ");
     let log = || Log::new(settings.log_level, settings.limits.log_lines_per_second);
     Ok(Host {
         log: log(),
         faults: steps::Faults::parse(&settings.fault).map_err(|mistake| format!("fault: {mistake}"))?,
         net: net::Net::open().map_err(told)?,
-        vms: vm::Vms::adopt(&records, &runtime, &owner, log()).map_err(told)?,
+        vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log()).map_err(told)?,
         records,
-        state: Place::new(state),
+        state,
         runtime,
         settings,
         owner,

@@ -16,6 +16,8 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN // a socket, a tap's file, the 
     .union(CapabilitySet::SETPCAP) // a VMM's bounding set is emptied
     .union(CapabilitySet::NET_ADMIN) // links, addresses, taps, rules
     .union(CapabilitySet::SYS_ADMIN) // mount namespaces, cgroups
+    .union(CapabilitySet::SYS_CHROOT) // a jailer's, and to have a mount namespace of one's own
+    .union(CapabilitySet::MKNOD) // a jail's devices
     .union(CapabilitySet::SYS_PTRACE); // which program the owner's process runs: /proc/PID/exe
 
 /// The highest number that a capability can have.

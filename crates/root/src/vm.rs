@@ -1,9 +1,12 @@
 //! Launching VMs, and their processes, sockets and programs.
 
 mod answer;
+mod cgroup;
 mod checks;
 mod chroot;
 mod config;
+mod contents;
+mod jail;
 mod launch;
 mod live;
 mod mounts;
@@ -12,7 +15,9 @@ mod process;
 mod program;
 mod record;
 mod sockets;
+mod stage;
 mod tap;
+mod tree;
 
 use crate::fail::Fail;
 use crate::host::Host;
@@ -30,12 +35,24 @@ pub(crate) use process::{find, kill, running, signal};
 impl Vms {
     /// Takes over what an earlier helper launched, by its records, and clears away what of it has ended. `log` is for
     /// what happens to VMs without a request.
-    pub(crate) fn adopt(records: &Place, runtime: &Place, owner: &Identity, log: Log) -> Result<Vms, Fail> {
+    pub(crate) fn adopt(
+        records: &Place,
+        state: &Place,
+        runtime: &Place,
+        owner: &Identity,
+        log: Log,
+    ) -> Result<Vms, Fail> {
         let again = |place: &Place| {
             let opened = place.dir().dir(".");
             opened.map_err(|error| Fail::new("a directory of the helper's can't be opened again").because(error))
         };
-        Vms::take_over(live::Ground { records: again(records)?, runtime: again(runtime)?, owner: owner.clone(), log })
+        Vms::take_over(live::Ground {
+            records: again(records)?,
+            state: again(state)?,
+            runtime: again(runtime)?,
+            owner: owner.clone(),
+            log,
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! Starting a program as another user, for good: it outlives us, has no rights, and begins only when it is let go.
+//! Starting a program as another user, for good: it outlives us, has no rights, and begins only when it is let go. Or a
+//! jailer, who gives up the rights himself.
 //!
 //! The child is forked, takes its new descriptors and waits. Until [`Held::release`] it has executed nothing, and it
 //! ends by itself when its starter goes, however that goes. So its process id can be written down before it runs.
@@ -19,7 +20,7 @@ const REPORT: RawFd = 6;
 /// Above all of these: nothing is overwritten while the descriptors are put in their places.
 const ASIDE: RawFd = 16;
 
-/// A program, and all that it is given. Its environment is empty, its directory `/`, its umask 077; it leads a session
+/// A program, and all that it is given. Its environment is empty, its directory `/`, its umask 077 (a jailer's 022); it leads a session
 /// of its own and a session keyring of its own, no signal is blocked, ignored or handled in it, and it leaves no core.
 pub struct Plan<'a> {
     /// The file that is executed, whatever its name leads to by then.
@@ -28,12 +29,8 @@ pub struct Plan<'a> {
     pub is_script: bool,
     /// Its arguments, its name first.
     pub argv: &'a [CString],
-    /// Its user.
-    pub uid: u32,
-    /// Its group.
-    pub gid: u32,
-    /// Its supplementary groups, all of them.
-    pub groups: &'a [u32],
+    /// Whose it is. `None`: it keeps this process's user and rights, and gives them up itself; a jailer.
+    pub user: Option<User<'a>>,
     /// Its descriptor 0.
     pub input: BorrowedFd<'a>,
     /// Its descriptors 1 and 2.
@@ -44,6 +41,16 @@ pub struct Plan<'a> {
     pub open_files: u64,
     /// What its `oom_score_adj` is set to.
     pub oom_score_adj: &'a CStr,
+}
+
+/// A user, who is to have no rights but his own.
+pub struct User<'a> {
+    /// His uid.
+    pub uid: u32,
+    /// His group.
+    pub gid: u32,
+    /// His supplementary groups, all of them.
+    pub groups: &'a [u32],
 }
 
 /// Why a child did not come to execute its program: the call that failed, and its error.
@@ -251,6 +258,7 @@ fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_ch
         let _ = call(libc::SYS_write, [REPORT as usize, (&raw const AT_THE_GATE) as usize, 1, 0, 0]);
         wait_at_gate();
     }
+    let user = plan.user.as_ref();
     let steps: [&dyn Fn() -> Step; 17] = [
         &|| taken,
         &|| call(libc::SYS_setsid, [0; 5]),
@@ -259,25 +267,32 @@ fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_ch
         &|| limit(libc::RLIMIT_CORE as i32, 0),
         &|| limit(libc::RLIMIT_NOFILE as i32, plan.open_files),
         &|| call(libc::SYS_chdir, [c"/".as_ptr() as usize, 0, 0, 0, 0]),
-        &drop_bounding_set,
+        &|| of(user, |_| drop_bounding_set()),
         &|| prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as usize),
-        &|| call(libc::SYS_setgroups, [plan.groups.len(), plan.groups.as_ptr() as usize, 0, 0, 0]),
+        &|| of(user, |user| call(libc::SYS_setgroups, [user.groups.len(), user.groups.as_ptr() as usize, 0, 0, 0])),
         // The bare calls: the C library's tell all threads, and this process has none of those that it knows of.
-        &|| call(libc::SYS_setresgid, [plan.gid as usize, plan.gid as usize, plan.gid as usize, 0, 0]),
-        &|| call(libc::SYS_setresuid, [plan.uid as usize, plan.uid as usize, plan.uid as usize, 0, 0]),
+        &|| of(user, |user| call(libc::SYS_setresgid, [user.gid as usize, user.gid as usize, user.gid as usize, 0, 0])),
+        &|| of(user, |user| call(libc::SYS_setresuid, [user.uid as usize, user.uid as usize, user.uid as usize, 0, 0])),
         &own_keyring,
-        &no_capabilities,
-        &|| prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
+        &|| of(user, |_| no_capabilities()),
+        &|| of(user, |_| prctl(libc::PR_SET_NO_NEW_PRIVS, 1)),
         &unblock_signals,
         &|| execute(plan.is_script, argv),
     ];
-    let _ = call(libc::SYS_umask, [0o077, 0, 0, 0, 0]);
+    // A jailer's copies of what root may show are for others to read.
+    let umask = if user.is_some() { 0o077 } else { 0o022 };
+    let _ = call(libc::SYS_umask, [umask, 0, 0, 0, 0]);
     for (index, step) in steps.iter().enumerate() {
         if let Err(error) = step() {
             report(index, error);
         }
     }
     exit()
+}
+
+/// What is done for a user, and not for who keeps his rights.
+fn of(user: Option<&User<'_>>, step: impl FnOnce(&User<'_>) -> Step) -> Step {
+    user.map_or(Ok(()), step)
 }
 
 /// Done, or an errno.

@@ -35,6 +35,8 @@ pub(super) enum NotRunning {
 pub(super) struct Awaited<'a> {
     pub(super) dir: &'a Dir,
     pub(super) name: &'a str,
+    /// Whether `dir` is a jail's root.
+    pub(super) is_jailed: bool,
     pub(super) owner: &'a Identity,
     pub(super) until: Instant,
     /// Tells of new names in `dir`. Made before the VMM runs; without it the directory is looked at again and again.
@@ -83,6 +85,8 @@ impl Awaited<'_> {
                     };
                 }
                 Err(Errno::NOENT) => self.news_or_pause(vmm, WHAT)?,
+                // A jailer's directory is root's until it becomes the VMM.
+                Err(Errno::ACCESS) if self.is_jailed => self.news_or_pause(vmm, WHAT)?,
                 Err(Errno::CONNREFUSED | Errno::AGAIN) => self.pause(vmm, SHORT, WHAT)?,
                 Err(errno) => return Err(NotRunning::Said(format!("its API socket can't be used ({errno})"))),
             }

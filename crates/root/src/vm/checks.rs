@@ -4,6 +4,7 @@
 //! What is opened here is closed again before the VMM runs, and the VMM opens the paths itself. It does so as the owner:
 //! whoever exchanges a file in between gets at nothing that was not his already.
 
+use super::jail;
 use super::program::Program;
 use super::record;
 use super::sockets;
@@ -16,7 +17,7 @@ use wire::code::shown;
 use wire::image::Image;
 use wire::path::HostPath;
 use wire::units::Mebibytes;
-use wire::vm::{Drive, Launch};
+use wire::vm::{Drive, Jailer, Launch};
 
 /// The least that can hold anything: a sector.
 const MIN_DRIVE: u64 = 512;
@@ -24,9 +25,22 @@ const MIN_DRIVE: u64 = 512;
 /// What a launch's checks found.
 pub(super) struct Checked {
     pub(super) program: Program,
+    /// The jailer's, where a jail is asked for.
+    pub(super) jailer: Option<Program>,
+    pub(super) kernel: File,
+    pub(super) initrd: Option<File>,
     pub(super) drives: Vec<record::Drive>,
+    /// The drives' files, in their order.
+    pub(super) opened: Vec<Opened>,
     pub(super) socket_dir: Dir,
     pub(super) vsock_dir: Dir,
+}
+
+/// What is behind a drive, open.
+pub(super) struct Opened {
+    pub(super) file: File,
+    /// Its number, where it is a block device.
+    pub(super) device: Option<u64>,
 }
 
 /// Checks a launch in the existing helper's order; what that one doesn't check comes last.
@@ -35,20 +49,19 @@ pub(super) fn all(host: &Host, asked: &Launch) -> Result<Checked, Fail> {
     let vsock_dir = sockets::directory(host, &asked.vsock, "vsock_path")?;
     output(host, &asked.log, "log_path")?;
     output(host, &asked.metrics, "metrics_path")?;
-    kernel(host, &asked.kernel)?;
-    if let Some(initrd) = &asked.initrd {
-        let file = host.state.open_file(initrd, Purpose::Read, &host.owner)?;
-        not_empty(&file, initrd, "initrd_path")?;
-    }
+    let kernel = kernel(host, &asked.kernel)?;
+    let initrd = asked.initrd.as_ref().map(|path| initrd(host, path)).transpose()?;
     let program = Program::open(asked.program.as_str(), &host.settings.vmm_names)?;
     let drives = asked.drives.iter().map(|each| drive(host, each)).collect::<Result<Vec<_>, Fail>>()?;
+    let (drives, opened): (Vec<_>, Vec<_>) = drives.into_iter().unzip();
     for (nth, drive) in drives.iter().enumerate() {
         if drives[..nth].iter().any(|other| drive.clashes(other)) {
             return Err(Fail::new("drives: the same file is behind two of them, and one is writable"));
         }
     }
+    let jailer = asked.jailer.as_ref().map(|jailer| jailer_program(host, jailer)).transpose()?;
     memory(asked.memory)?;
-    Ok(Checked { program, drives, socket_dir, vsock_dir })
+    Ok(Checked { program, jailer, kernel, initrd, drives, opened, socket_dir, vsock_dir })
 }
 
 /// A file that the VMM appends to: where it is there, the owner may write it; where not, it is made later.
@@ -76,7 +89,7 @@ fn open(host: &Host, path: &HostPath, purpose: Purpose, field: &str) -> Result<F
 }
 
 /// A kernel, by its first bytes: an ELF file, or a bzImage (`HdrS` in the header of the x86 boot protocol).
-fn kernel(host: &Host, path: &HostPath) -> Result<(), Fail> {
+fn kernel(host: &Host, path: &HostPath) -> Result<File, Fail> {
     const FIELD: &str = "kernel_image_path";
     const HEADER_AT: usize = 0x202;
     let file = open(host, path, Purpose::Read, FIELD)?;
@@ -85,7 +98,7 @@ fn kernel(host: &Host, path: &HostPath) -> Result<(), Fail> {
         .map_err(|errno| Fail::new(format!("{FIELD}: can't be read")).because(format!("pread: {errno}")))?;
     let start = &start[..length];
     if start.starts_with(b"\x7fELF") || start.get(HEADER_AT..) == Some(b"HdrS") {
-        return Ok(());
+        return Ok(file);
     }
     let told = shown(path.as_str());
     Err(Fail::new(format!("{FIELD}: {told} is no kernel: it begins neither as an ELF file nor as a bzImage")))
@@ -99,7 +112,20 @@ fn not_empty(file: &File, path: &HostPath, field: &str) -> Result<Facts, Fail> {
     Ok(facts)
 }
 
-fn drive(host: &Host, drive: &Drive) -> Result<record::Drive, Fail> {
+fn initrd(host: &Host, path: &HostPath) -> Result<File, Fail> {
+    let file = host.state.open_file(path, Purpose::Read, &host.owner)?;
+    not_empty(&file, path, "initrd_path").map(|_| file)
+}
+
+/// The jailer's program, and whether the jail can be where it is asked for.
+fn jailer_program(host: &Host, jailer: &Jailer) -> Result<Program, Fail> {
+    let named = |fail| with_field(fail, "jailer");
+    let program = Program::open(jailer.program.as_str(), &host.settings.jailer_names).map_err(named)?;
+    jail::check(host, jailer).map_err(named)?;
+    Ok(program)
+}
+
+fn drive(host: &Host, drive: &Drive) -> Result<(record::Drive, Opened), Fail> {
     const FIELD: &str = "drives";
     let path = match &drive.image {
         Image::File(path) => path,
@@ -114,7 +140,8 @@ fn drive(host: &Host, drive: &Drive) -> Result<record::Drive, Fail> {
     if facts.size < MIN_DRIVE {
         return Err(Fail::new(format!("{FIELD}: {} is smaller than a sector", shown(path.as_str()))));
     }
-    Ok(record::Drive { dev: facts.dev, ino: facts.ino, read_only: drive.read_only })
+    let record = record::Drive { dev: facts.dev, ino: facts.ino, read_only: drive.read_only };
+    Ok((record, Opened { file, device: None }))
 }
 
 fn memory(asked: Mebibytes) -> Result<(), Fail> {

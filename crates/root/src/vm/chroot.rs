@@ -1,8 +1,12 @@
-//! Taking a jailed VM's chroot away. This version launches nothing in a jail, so there is none that it could know.
+//! Taking a jailed VM's chroot away, where its VM has ended: one of ours, or an older banger's with links and mounts of
+//! the machine's in it. Its shape is all that says so; what the owner puts there is his.
 
+use super::record::Record;
+use super::tree;
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::places::Why;
+use sys::dir::{CallError, Facts};
 use wire::Code;
 use wire::path::{ChrootPath, Root};
 
@@ -12,7 +16,8 @@ pub(crate) fn cleanup(host: &Host, chroot: &ChrootPath) -> Result<(), Fail> {
         Root::State => &host.state,
         Root::Runtime => &host.runtime,
     };
-    let gone = |error: &sys::dir::CallError| error.is_missing();
+    let gone = |error: &CallError| error.is_missing();
+    host.vms.settle(chroot.vm_id.as_str());
     let vm_dir = match place.open_dir(&chroot.vm_dir, &host.owner) {
         Ok(dir) => dir,
         Err(unopened) if unopened.is_missing() => return Ok(()),
@@ -30,8 +35,23 @@ pub(crate) fn cleanup(host: &Host, chroot: &ChrootPath) -> Result<(), Fail> {
             _ => {}
         }
     }
-    if host.vms.any(|record| record.vm_id == chroot.vm_id.as_str()) {
+    let failed = |error: CallError| Fail::new("chroot_root: it can't be removed whole").because(error);
+    let facts = Facts::of(&vm_dir).map_err(failed)?;
+    // By its inode too: the owner can give the directory of another VM this name.
+    let is_it = |record: &Record| {
+        let its_own = record.jail.as_ref().is_some_and(|jail| (jail.dev, jail.ino) == (facts.dev, facts.ino));
+        its_own || record.vm_id == chroot.vm_id.as_str()
+    };
+    if host.vms.any(is_it) {
         return Err(Fail::new(format!("chroot_root: VM {} runs: end it first", chroot.vm_id)));
     }
-    Err(Fail::new("chroot_root: this version of bangerd-root removes no chroots yet; nothing was changed"))
+    if chroot.root_only {
+        return tree::remove(&vm_dir, "root").map_err(failed);
+    }
+    let parent = place.open_parent(&chroot.vm_dir, &host.owner).map_err(Fail::from)?;
+    match parent.facts(chroot.vm_id.as_str()) {
+        Ok(now) if now.is_same_file(&facts) => tree::remove(&parent, chroot.vm_id.as_str()).map_err(failed),
+        Err(error) if gone(&error) => Ok(()),
+        _ => Err(Fail::new("chroot_root: something else has its name by now; nothing was changed")),
+    }
 }

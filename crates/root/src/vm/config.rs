@@ -20,6 +20,27 @@ pub(crate) fn of(asked: &Launch) -> Result<VmConfig, Fail> {
     describe(asked).map_err(|invalid| Fail::new(format!("the VM can't be described to a VMM: {invalid}")))
 }
 
+/// The same for a VM in a jail: the paths in it are the jail's, and its output is its log.
+pub(crate) fn jailed(asked: &Launch) -> Result<VmConfig, Fail> {
+    let mut config = of(asked)?;
+    let inside = move || {
+        config.logger = None;
+        config.metrics = None;
+        if let Some(source) = &mut config.boot_source {
+            source.kernel_image_path = HostPath::new("/vmlinux")?;
+            source.initrd_path = asked.initrd.as_ref().map(|_| HostPath::new("/initrd")).transpose()?;
+        }
+        for (drive, asked) in config.drives.iter_mut().zip(&asked.drives) {
+            drive.path_on_host = Some(HostPath::new(format!("/{}", asked.id))?);
+        }
+        if let Some(vsock) = &mut config.vsock {
+            vsock.uds_path = HostPath::new(format!("/{}", super::jail::VSOCK))?;
+        }
+        Ok::<_, Invalid>(config)
+    };
+    inside().map_err(|invalid| Fail::new(format!("the VM can't be described to a VMM: {invalid}")))
+}
+
 fn describe(asked: &Launch) -> Result<VmConfig, Invalid> {
     let drives = asked.drives.iter().map(|drive| {
         Ok(Drive {

@@ -3,11 +3,14 @@
 
 use super::answer::{Awaited, NotRunning, news_of};
 use super::checks::{self, Checked};
+use super::jail::Jail;
 use super::live;
 use super::record::{Phase, Process, Record, Socket};
-use super::{config, sockets, tap};
+use super::stage::{self, Stage};
+use super::{cgroup, config, contents, jail, sockets, tap};
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::log::{Level, Value};
 use crate::places::Purpose;
 use crate::steps::{self, Steps};
 use rustix::fs::{Mode, OFlags};
@@ -21,10 +24,11 @@ use std::sync::Arc;
 use std::time::Instant;
 use sys::dir::{CallError, Facts};
 use sys::pidfd::PidFd;
-use sys::spawn::{self, Held, Plan};
+use sys::spawn::{self, Held, Plan, User};
 use wire::code::shown;
+use wire::firecracker::VmConfig;
 use wire::path::HostPath;
-use wire::vm::{Launch, Pid};
+use wire::vm::{Jailer, Launch, Pid};
 
 const NAME: &str = "launch_firecracker";
 /// What a VMM's descriptors are bounded by: each drive, tap and connection takes some.
@@ -41,10 +45,7 @@ const LAST_LINES: usize = 4;
 /// VM before on that tap is to be forgotten.
 pub(crate) fn launch(host: &Host, asked: &Launch, fresh_port: &dyn Fn() -> Result<(), Fail>) -> Result<Pid, Fail> {
     let checked = checks::all(host, asked)?;
-    if let Some(jailer) = &asked.jailer {
-        return Err(no_jailer(host, jailer));
-    }
-    let config = config::sealed(&config::of(asked)?)?;
+    let config = if asked.jailer.is_some() { config::jailed(asked)? } else { config::of(asked)? };
     let record = Record::new(asked, &checked.program, checked.drives.clone());
     let claim = host.vms.claim(&record, host.settings.limits.vms)?;
     // Behind the claim no other launch can come to use these. The owner can still take them away: the VMM will say so.
@@ -59,13 +60,6 @@ pub(crate) fn launch(host: &Host, asked: &Launch, fresh_port: &dyn Fn() -> Resul
     Ok(pid)
 }
 
-fn no_jailer(host: &Host, jailer: &wire::vm::Jailer) -> Fail {
-    if (jailer.uid, jailer.gid) != (host.owner.uid.into(), host.owner.gid.into()) {
-        return Fail::new("jailer: uid and gid must be the registered owner's");
-    }
-    Fail::new("jailer: this version of bangerd-root launches no VM in a jail yet; leave jailer out")
-}
-
 /// A VM that is being launched.
 struct New<'a> {
     host: &'a Host,
@@ -76,46 +70,170 @@ struct New<'a> {
 }
 
 impl<'a> New<'a> {
-    fn run(mut self, steps: &mut Steps<'a>, config: OwnedFd) -> Result<(Record, Arc<PidFd>), Fail> {
+    fn run(mut self, steps: &mut Steps<'a>, config: VmConfig) -> Result<(Record, Arc<PidFd>), Fail> {
         let (host, asked) = (self.host, self.asked);
         let log = self.output(steps, "log", "log_path", &asked.log)?;
         let said_before = Facts::of(&log).map_or(0, |facts| facts.size);
-        self.output(steps, "metrics", "metrics_path", &asked.metrics)?;
+        if asked.jailer.is_none() {
+            self.output(steps, "metrics", "metrics_path", &asked.metrics)?;
+        }
         let (socket_dir, vsock_dir) = (&self.checked.socket_dir, &self.checked.vsock_dir);
         steps.act("socket_room", || sockets::make_room(socket_dir, &asked.socket, &host.owner, "socket_path"))?;
         steps.act("vsock_room", || sockets::make_room(vsock_dir, &asked.vsock, &host.owner, "vsock_path"))?;
 
+        let jail = asked.jailer.as_ref().map(|jailer| self.jail(steps, jailer)).transpose()?;
         // Until it is let go the child ends with whoever holds it, so it needs no undo.
-        let held = steps.act("fork", || self.fork(&log, &config))?;
-        drop(config);
+        let held = match &jail {
+            None => {
+                let config = config::sealed(&config)?;
+                steps.act("fork", || self.fork(&log, &config))?
+            }
+            Some(jail) => {
+                let stage = steps.act("stage", || self.stage(jail, &config))?;
+                steps.act("fork", || self.fork_jailer(&log, stage))?
+            }
+        };
         self.record.process = Process::of(held.pid())
             .map_err(|error| Fail::new("the VMM's process can't be looked at").because(error))?;
-        steps.undo("record", {
-            let vm_id = self.record.vm_id.clone();
-            move || Record::remove(&vm_id, host.records.dir())
-        });
+        if jail.is_none() {
+            self.undo_record(steps);
+        }
         steps.act("record", || self.record.write(host.records.dir()))?;
+        self.group(steps)?;
         steps.act("port", self.fresh_port)?;
 
+        // Where its sockets appear.
+        let (api, vsock) = match &jail {
+            None => ((socket_dir, asked.socket.file_name()), (vsock_dir, asked.vsock.file_name())),
+            Some(jail) => ((&jail.root, jail::API_SOCKET), (&jail.root, jail::VSOCK)),
+        };
         let awaited = Awaited {
-            dir: socket_dir,
-            name: asked.socket.file_name(),
+            dir: api.0,
+            name: api.1,
+            is_jailed: jail.is_some(),
             owner: &host.owner,
             until: Instant::now() + host.settings.limits.launch_time(),
-            news: news_of(socket_dir),
+            news: news_of(api.0),
         };
         let vmm = self.start(steps, held)?;
         let why = |not_running| self.not_running(&not_running, &vmm, said_before);
         steps.act("answer", || awaited.run(&vmm).map_err(why))?;
         let (socket, vsock) = steps.act("access", || {
-            let socket = sockets::close_to_others(socket_dir, asked.socket.file_name(), host)?;
-            Ok((socket, sockets::close_to_others(vsock_dir, asked.vsock.file_name(), host)?))
+            Ok((sockets::close_to_others(api.0, api.1, host)?, sockets::close_to_others(vsock.0, vsock.1, host)?))
         })?;
         self.record.socket.made = Some(socket);
         self.record.vsock.made = Some(vsock);
         self.record.phase = Phase::Running;
         steps.act("commit", || self.record.write(host.records.dir()))?;
         Ok((self.record, vmm))
+    }
+
+    fn undo_record(&self, steps: &mut Steps<'a>) {
+        let (host, vm_id) = (self.host, self.record.vm_id.clone());
+        steps.undo("record", move || Record::remove(&vm_id, host.records.dir()));
+    }
+
+    /// Moves the child, which waits, into a control group of its own. A machine that gives none has VMs without.
+    fn group(&self, steps: &mut Steps<'a>) -> Result<(), Fail> {
+        let name = cgroup::name(&self.record);
+        let bounds = cgroup::Bounds { mib: self.asked.memory.0, vcpus: self.asked.vcpus.into() };
+        steps.undo("control group", {
+            let name = name.clone();
+            move || cgroup::remove(&name)
+        });
+        steps.act("control_group", || {
+            if let Err(fail) = cgroup::enter(&name, self.record.process.pid, bounds) {
+                let fields =
+                    [("vm_id", Value::Text(&self.record.vm_id, 64)), ("cause", Value::List(&fail.causes, 1024))];
+                self.host.log.own(Level::Warn, "vm has no control group", &fields);
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes the jail's directory, and the links to the sockets that will be in it. The record is written first: what a
+    /// helper that is killed here leaves is found by it.
+    fn jail(&mut self, steps: &mut Steps<'a>, jailer: &'a Jailer) -> Result<Jail, Fail> {
+        let (host, asked) = (self.host, self.asked);
+        self.undo_record(steps);
+        let mark = jail::Mark { path: jail::path(jailer, &asked.vm_id), dev: 0, ino: 0 };
+        self.record.jail = Some(mark.clone());
+        steps.act("intent", || self.record.write(host.records.dir()))?;
+        let jail = steps.act("jail", || Jail::make(host, jailer, &asked.vm_id))?;
+        steps.undo("jail", {
+            let mark = jail.mark.clone();
+            move || mark.remove(host.state.dir(), host.runtime.dir())
+        });
+        self.record.jail = Some(jail.mark.clone());
+        let links = [
+            (&self.checked.socket_dir, &asked.socket, jail::API_SOCKET, "socket_path"),
+            (&self.checked.vsock_dir, &asked.vsock, jail::VSOCK, "vsock_path"),
+        ];
+        for (_, path, name, _) in links {
+            let target = mark.socket(name);
+            steps.undo("link", move || {
+                sockets::remove_link(host.runtime.dir(), &host.owner, path.as_str(), &target)
+            });
+        }
+        steps.act("links", || {
+            links.into_iter().try_for_each(|(dir, path, name, field)| {
+                sockets::link(dir, path.file_name(), &mark.socket(name), &host.owner, field)
+            })
+        })?;
+        Ok(jail)
+    }
+
+    fn stage(&self, jail: &Jail, config: &VmConfig) -> Result<Stage, Fail> {
+        let failed = |error: CallError| Fail::new("the VM's jail can't be furnished").because(error);
+        let text = serde_json::to_vec(config)
+            .map_err(|error| Fail::new("the VM's configuration can't be written").because(error))?;
+        let pieces = contents::pieces(self.asked, self.checked)?;
+        let run_dir = contents::run_dir(&self.host.settings.run_dir)?;
+        let (vm_id, gid) = (self.asked.vm_id.as_str(), self.host.owner.gid);
+        Stage::prepare(&run_dir, vm_id, gid, jail, &self.checked.program.file, pieces, text).map_err(failed)
+    }
+
+    fn fork_jailer(&self, log: &File, stage: Stage) -> Result<Held, Fail> {
+        let failed = |cause: String| Fail::new("the jailer can't be started").because(cause);
+        let Some(jailer) = &self.checked.jailer else { return Err(failed("there is none".into())) };
+        let run_dir = &self.host.settings.run_dir;
+        let (uid, gid) = (self.host.owner.uid.to_string(), self.host.owner.gid.to_string());
+        let (base, program) = (stage::base(run_dir), stage::program(run_dir));
+        let (files, config) = (format!("no-file={}", open_files()), format!("/{}", stage::CONFIG));
+        let socket = format!("/{}", jail::API_SOCKET);
+        let argv = [
+            jailer.path.as_str(),
+            "--id",
+            self.asked.vm_id.as_str(),
+            "--exec-file",
+            &program,
+            "--uid",
+            &uid,
+            "--gid",
+            &gid,
+            "--chroot-base-dir",
+            &base,
+            "--resource-limit",
+            &files,
+            "--",
+            "--api-sock",
+            &socket,
+            "--config-file",
+            &config,
+        ];
+        let argv = arguments(&argv).map_err(failed)?;
+        let null = null().map_err(failed)?;
+        stage.hold(&Plan {
+            program: jailer.as_fd(),
+            is_script: jailer.is_script,
+            argv: &argv,
+            user: None,
+            input: null.as_fd(),
+            output: log.as_fd(),
+            passed: null.as_fd(),
+            open_files: open_files(),
+            oom_score_adj: OOM_SCORE_ADJ,
+        })
     }
 
     /// Opens a file that the VMM appends to, made where it is missing. One that we made and nobody wrote goes again.
@@ -136,7 +254,6 @@ impl<'a> New<'a> {
 
     fn fork(&self, log: &File, config: &OwnedFd) -> Result<Held, Fail> {
         let failed = |cause: String| Fail::new("the VMM can't be started").because(cause);
-        let arg = |text: &str| CString::new(text).map_err(|error| failed(error.to_string()));
         let config_path = format!("/proc/self/fd/{}", spawn::PASSED);
         let argv = [
             self.checked.program.path.as_str(),
@@ -147,17 +264,14 @@ impl<'a> New<'a> {
             "--config-file",
             config_path.as_str(),
         ];
-        let argv = argv.into_iter().map(arg).collect::<Result<Vec<CString>, Fail>>()?;
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| failed(CallError::new("open(/dev/null)", errno).to_string()))?;
+        let argv = arguments(&argv).map_err(failed)?;
+        let null = null().map_err(failed)?;
         let groups: Vec<u32> = kvm_group().into_iter().collect();
         let plan = Plan {
             program: self.checked.program.as_fd(),
             is_script: self.checked.program.is_script,
             argv: &argv,
-            uid: self.host.owner.uid,
-            gid: self.host.owner.gid,
-            groups: &groups,
+            user: Some(User { uid: self.host.owner.uid, gid: self.host.owner.gid, groups: &groups }),
             input: null.as_fd(),
             output: log.as_fd(),
             passed: config.as_fd(),
@@ -170,10 +284,12 @@ impl<'a> New<'a> {
     /// Lets the VMM go. From here on it has to be ended, and what it made removed, where the launch fails.
     fn start(&self, steps: &mut Steps<'a>, held: Held) -> Result<Arc<PidFd>, Fail> {
         let host = self.host;
-        let sockets = [&self.asked.socket, &self.asked.vsock].map(|path| Socket::new(path.as_str()));
-        steps.undo("sockets", move || {
-            sockets.iter().try_for_each(|socket| sockets::remove(host.runtime.dir(), &host.owner, socket))
-        });
+        if self.asked.jailer.is_none() {
+            let sockets = [&self.asked.socket, &self.asked.vsock].map(|path| Socket::new(path.as_str()));
+            steps.undo("sockets", move || {
+                sockets.iter().try_for_each(|socket| sockets::remove(host.runtime.dir(), &host.owner, socket))
+            });
+        }
         let started: Rc<RefCell<Option<Arc<PidFd>>>> = Rc::default();
         steps.undo("VMM", {
             let started = Rc::clone(&started);
@@ -208,7 +324,7 @@ impl<'a> New<'a> {
             Some(words) => message.push_str(&format!("; its last words: {words}")),
             None => message.push_str("; it said nothing"),
         }
-        if !tap::can_be_opened(&self.host.owner) {
+        if self.asked.jailer.is_none() && !tap::can_be_opened(&self.host.owner) {
             message.push_str(
                 "; the owner may not open /dev/net/tun, without which no VMM of his has a network: chmod 666 it",
             );
@@ -242,6 +358,15 @@ fn remove_if_empty(host: &Host, path: &HostPath) -> Result<(), Fail> {
     let dir = host.state.open_parent(path, &host.owner)?;
     let removed = host.owner.run_as(|| dir.unlink(path.file_name())).map_err(|error| failed(&error))?;
     removed.map(|_| ()).map_err(|error| failed(&error))
+}
+
+fn arguments(words: &[&str]) -> Result<Vec<CString>, String> {
+    words.iter().map(|word| CString::new(*word).map_err(|error| error.to_string())).collect()
+}
+
+fn null() -> Result<OwnedFd, String> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| CallError::new("open(/dev/null)", errno).to_string())
 }
 
 /// As many as we may hold ourselves, where that is less.

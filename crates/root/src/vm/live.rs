@@ -5,7 +5,7 @@
 //! it himself: nobody has to wait for that thread.
 
 use super::record::{Phase, Record};
-use super::sockets;
+use super::{cgroup, jail, sockets};
 use crate::fail::Fail;
 use crate::log::{Level, Log, Value};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -30,6 +30,7 @@ pub(crate) struct Vms {
 /// What is needed to clear a VM away.
 pub(super) struct Ground {
     pub(super) records: Dir,
+    pub(super) state: Dir,
     pub(super) runtime: Dir,
     pub(super) owner: Identity,
     pub(super) log: Log,
@@ -339,12 +340,25 @@ impl Shared {
 }
 
 impl Ground {
-    /// Removes what an ended VM left: its sockets, then its record, so that a helper killed in between comes back to it.
+    /// Removes what an ended VM left: its control group, sockets, jail, then its record, so that a helper killed in
+    /// between comes back to it.
     pub(super) fn clear(&self, record: &Record) {
-        for socket in [&record.socket, &record.vsock] {
-            if let Err(fail) = sockets::remove(&self.runtime, &self.owner, socket) {
+        if let Err(fail) = cgroup::remove(&cgroup::name(record)) {
+            self.report("vm control group stays", &record.vm_id, &fail);
+        }
+        for (socket, name) in [(&record.socket, jail::API_SOCKET), (&record.vsock, jail::VSOCK)] {
+            let removed = match &record.jail {
+                None => sockets::remove(&self.runtime, &self.owner, socket),
+                Some(jail) => sockets::remove_link(&self.runtime, &self.owner, &socket.path, &jail.socket(name)),
+            };
+            if let Err(fail) = removed {
                 self.report("vm socket stays", &record.vm_id, &fail);
             }
+        }
+        if let Some(jail) = &record.jail
+            && let Err(fail) = jail.remove(&self.state, &self.runtime)
+        {
+            self.report("vm jail stays", &record.vm_id, &fail);
         }
         if let Err(fail) = Record::remove(&record.vm_id, &self.records) {
             self.report("vm record stays", &record.vm_id, &fail);

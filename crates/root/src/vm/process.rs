@@ -1,5 +1,6 @@
 //! VMs as processes: found by socket, signalled by the descriptor that was opened at their launch.
 
+use super::jail;
 use super::live::Found;
 use super::older::{self, Older};
 use super::record::Record;
@@ -40,7 +41,7 @@ impl Vm {
 }
 
 fn has_socket(record: &Record, api_sock: &str) -> bool {
-    record.socket.path == api_sock
+    record.socket.path == api_sock || record.jail.as_ref().is_some_and(|jail| jail.socket(jail::API_SOCKET) == api_sock)
 }
 
 fn by_pid(host: &Host, pid: Pid) -> Option<Vm> {

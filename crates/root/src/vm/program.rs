@@ -13,7 +13,7 @@ use wire::vm::Wanted;
 /// A program of root's that was checked. It is executed by its descriptor.
 #[derive(Debug)]
 pub(crate) struct Program {
-    file: OwnedFd,
+    pub(super) file: OwnedFd,
     /// Which file it is.
     pub(crate) facts: Facts,
     /// Where it was.

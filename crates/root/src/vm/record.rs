@@ -3,6 +3,7 @@
 //! Records lie where only root reads and writes. One is written before its VMM runs, and believed only where the
 //! kernel agrees: the same boot, a live process of that number, started at that moment.
 
+use super::jail;
 use crate::fail::Fail;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub(crate) struct Record {
     pub(crate) cid: u32,
     /// Its drives.
     pub(crate) drives: Vec<Drive>,
+    /// Its jail, where it has one.
+    #[serde(default)]
+    pub(crate) jail: Option<jail::Mark>,
 }
 
 /// How far a launch has come.
@@ -121,6 +125,7 @@ impl Record {
             tap: asked.tap.to_string(),
             cid: asked.cid,
             drives,
+            jail: None,
         }
     }
 
@@ -203,6 +208,7 @@ mod tests {
             tap: format!("tap-fc-{n}"),
             cid: n,
             drives: vec![Drive { dev: 1, ino: u64::from(n), read_only: false }],
+            jail: None,
         }
     }
 

@@ -175,24 +175,54 @@ pub(super) fn connect(dir: &Dir, name: &str, owner: &Identity) -> Result<OwnedFd
     connected.unwrap_or(Err(Errno::PERM))
 }
 
+/// Makes `name` a link to a socket in a jail, with the owner's rights.
+pub(super) fn link(dir: &Dir, name: &str, target: &str, owner: &Identity, field: &str) -> Result<(), Fail> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Fail::new(format!("{field}: {} can't be made a link to the socket in the jail", shown(name))).because(error)
+    };
+    let made = owner.run_as(|| dir.symlink(target, name));
+    made.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+}
+
+/// Removes a link to a socket in an ended VM's jail, where it still is that one, with the owner's rights.
+pub(super) fn remove_link(runtime: &Dir, owner: &Identity, path: &str, target: &str) -> Result<(), Fail> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Fail::new(format!("link {} can't be removed", shown(path))).because(error)
+    };
+    let Some((parent, name)) = below(runtime, path) else { return Ok(()) };
+    let removed = owner.run_as(|| {
+        let dir = runtime.dir(parent)?;
+        let leads = rustix::fs::readlinkat(&dir, name, Vec::new());
+        if leads.is_ok_and(|leads| leads.to_bytes() == target.as_bytes()) { dir.unlink(name) } else { Ok(false) }
+    });
+    gone(removed.map_err(|error| failed(&error))?).map_err(|error| failed(&error))
+}
+
+/// The directory below the runtime directory and the name of a path in it.
+fn below<'a>(runtime: &Dir, path: &'a str) -> Option<(&'a str, &'a str)> {
+    let below = path.strip_prefix(runtime.path().trim_end_matches("/."))?.strip_prefix('/')?;
+    Some(below.rsplit_once('/').unwrap_or((".", below)))
+}
+
+/// A link or a mount in the way is the owner's doing: then nothing of ours is there.
+fn gone(removed: Result<bool, CallError>) -> Result<(), CallError> {
+    match removed {
+        Err(error) if error.is_missing() || error.is_symlink() || error.is_crossing() => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
 /// Removes an ended VM's socket, where it still is that one, with the owner's rights.
 pub(super) fn remove(runtime: &Dir, owner: &Identity, socket: &record::Socket) -> Result<(), Fail> {
     let failed = |error: &dyn std::fmt::Display| {
         Fail::new(format!("socket {} can't be removed", shown(&socket.path))).because(error)
     };
-    let below = socket.path.strip_prefix(runtime.path().trim_end_matches("/.")).and_then(|rest| rest.strip_prefix('/'));
-    let Some(below) = below else { return Ok(()) };
-    let (parent, name) = below.rsplit_once('/').unwrap_or((".", below));
+    let Some((parent, name)) = below(runtime, &socket.path) else { return Ok(()) };
     let removed = owner.run_as(|| {
         let dir = runtime.dir(parent)?;
         let facts = dir.entry(name)?;
         let is_it = socket.made.is_none_or(|made| made == (facts.dev, facts.ino));
         if facts.kind == FileType::Socket && is_it { dir.unlink(name) } else { Ok(false) }
     });
-    match removed.map_err(|error| failed(&error))? {
-        Ok(_) => Ok(()),
-        // A link or a mount in the way is the owner's doing: then nothing of ours is there.
-        Err(error) if error.is_missing() || error.is_symlink() || error.is_crossing() => Ok(()),
-        Err(error) => Err(failed(&error)),
-    }
+    gone(removed.map_err(|error| failed(&error))?).map_err(|error| failed(&error))
 }
