@@ -1,8 +1,9 @@
 //! Files and directories that root alone can have written.
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::FileType;
 use sys::dir::{Dir, Facts};
+use sys::mount;
 
 /// The VMM's program, opened once.
 #[derive(Debug)]
@@ -16,10 +17,10 @@ pub(crate) struct Program {
 impl Program {
     /// Opens it, where it is a program of root's that nobody else can change and that gives nobody more rights.
     pub(crate) fn open(path: &str) -> Result<Program, String> {
-        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let file = dir(if above.is_empty() { "/" } else { above })?
-            .open_at(name, OFlags::RDONLY, 0)
-            .map_err(|error| format!("--exec-file: {error}"))?;
+        let above = path.rsplit_once('/').map_or("", |(above, _)| above);
+        dir(if above.is_empty() { "/" } else { above })?;
+        // By its whole path, whose parts root alone can change: a starter may have mounted it there.
+        let file = mount::open_read(path).map_err(|error| format!("--exec-file: {error}"))?;
         let facts = Facts::of(&file).map_err(|error| format!("--exec-file: {error}"))?;
         let why = if facts.kind != FileType::RegularFile {
             "is no regular file"

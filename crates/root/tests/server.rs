@@ -297,8 +297,9 @@ isolated! {
         assert_eq!(line("Umask:"), "0077");
         assert_eq!(line("NoNewPrivs:"), "1");
         assert_eq!(line("Groups:"), "");
-        // CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, SETPCAP, NET_ADMIN, SYS_PTRACE, SYS_ADMIN.
-        let kept: u64 = [0, 1, 3, 5, 6, 7, 8, 12, 19, 21].iter().map(|bit| 1_u64 << bit).sum();
+        // CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, SETPCAP, NET_ADMIN, SYS_CHROOT, SYS_PTRACE, SYS_ADMIN,
+        // MKNOD.
+        let kept: u64 = [0, 1, 3, 5, 6, 7, 8, 12, 18, 19, 21, 27].iter().map(|bit| 1_u64 << bit).sum();
         for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
             let has = u64::from_str_radix(&line(set), 16).unwrap();
             assert_eq!(has & !kept, 0, "{set} {has:x}");

@@ -162,7 +162,10 @@ pub(super) fn remove(name: &str) -> Result<(), Fail> {
                 Err(error) if error.is_missing() => break,
                 Err(error) => return Err(failed(error)),
             }
-            #[allow(clippy::disallowed_methods, reason = "the kernel tells nobody that a group of the first version is empty")]
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "the kernel tells nobody that a group of the first version is empty"
+            )]
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }

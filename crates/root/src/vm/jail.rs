@@ -45,7 +45,11 @@ impl Mark {
     /// Whether that directory is it. One whose launch was cut off before its inode was written down is known by its
     /// owner: nobody but root can have made a directory of root's.
     fn is(&self, facts: &Facts) -> bool {
-        if self.ino == 0 { facts.uid == 0 && facts.mode == 0o711 } else { (facts.dev, facts.ino) == (self.dev, self.ino) }
+        if self.ino == 0 {
+            facts.uid == 0 && facts.mode == 0o711
+        } else {
+            (facts.dev, facts.ino) == (self.dev, self.ino)
+        }
     }
 
     /// Takes the jail away, where it still is that one. Success where it is gone.
@@ -117,8 +121,7 @@ impl Jail {
     /// missing. An empty directory that is in the way goes; any other is refused.
     pub(super) fn make(host: &Host, jailer: &Jailer, vm_id: &VmId) -> Result<Jail, Fail> {
         let path = path(jailer, vm_id);
-        let failed =
-            |error: CallError| Fail::new(format!("jailer: {} can't be made", shown(&path))).because(error);
+        let failed = |error: CallError| Fail::new(format!("jailer: {} can't be made", shown(&path))).because(error);
         let base = base(place(host, &jailer.chroot_base), &jailer.chroot_base, &host.owner)?;
         let above = enter_or_make(&base, PROGRAM, 0o711).map_err(failed)?;
         let name = vm_id.as_str();

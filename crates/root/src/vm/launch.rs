@@ -171,9 +171,7 @@ impl<'a> New<'a> {
         ];
         for (_, path, name, _) in links {
             let target = mark.socket(name);
-            steps.undo("link", move || {
-                sockets::remove_link(host.runtime.dir(), &host.owner, path.as_str(), &target)
-            });
+            steps.undo("link", move || sockets::remove_link(host.runtime.dir(), &host.owner, path.as_str(), &target));
         }
         steps.act("links", || {
             links.into_iter().try_for_each(|(dir, path, name, field)| {

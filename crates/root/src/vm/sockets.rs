@@ -186,9 +186,8 @@ pub(super) fn link(dir: &Dir, name: &str, target: &str, owner: &Identity, field:
 
 /// Removes a link to a socket in an ended VM's jail, where it still is that one, with the owner's rights.
 pub(super) fn remove_link(runtime: &Dir, owner: &Identity, path: &str, target: &str) -> Result<(), Fail> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Fail::new(format!("link {} can't be removed", shown(path))).because(error)
-    };
+    let failed =
+        |error: &dyn std::fmt::Display| Fail::new(format!("link {} can't be removed", shown(path))).because(error);
     let Some((parent, name)) = below(runtime, path) else { return Ok(()) };
     let removed = owner.run_as(|| {
         let dir = runtime.dir(parent)?;

@@ -130,10 +130,11 @@ impl Stage {
     pub(super) fn hold(self, plan: &Plan<'_>) -> Result<Held, Fail> {
         // A thread of its own, because a namespace is entered for good. The child has it, and keeps it alive.
         let held = std::thread::scope(|scope| {
-            let entered = std::thread::Builder::new().name("stage".into()).stack_size(128 << 10).spawn_scoped(scope, || {
-                mount::own_namespace().and_then(|()| self.build()).map_err(|error| error.to_string())?;
-                spawn::hold(plan).map_err(|error| format!("clone3: {error}"))
-            });
+            let entered =
+                std::thread::Builder::new().name("stage".into()).stack_size(128 << 10).spawn_scoped(scope, || {
+                    mount::own_namespace().and_then(|()| self.build()).map_err(|error| error.to_string())?;
+                    spawn::hold(plan).map_err(|error| format!("clone3: {error}"))
+                });
             match entered.map(std::thread::ScopedJoinHandle::join) {
                 Ok(Ok(held)) => held,
                 Ok(Err(_)) => Err("the thread panicked".to_owned()),

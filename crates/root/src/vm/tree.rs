@@ -87,7 +87,10 @@ impl Moved<'_> {
         if Instant::now() < self.until {
             return Ok(());
         }
-        Err(CallError::new(format!("unlinkat(<{}>): somebody fills it again and again", self.top.path()), Errno::NOTEMPTY))
+        Err(CallError::new(
+            format!("unlinkat(<{}>): somebody fills it again and again", self.top.path()),
+            Errno::NOTEMPTY,
+        ))
     }
 
     /// Takes everything out of `dir`: files and empty directories go, others are moved up.
