@@ -100,6 +100,11 @@ impl<'a> Jail<'a> {
             chownat(&devices, name, Some(self.uid()), Some(self.gid()), AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| format!("fchownat(dev/{name}): {errno}"))?;
         }
+        // For everybody, as it is everywhere. The umask has a say in the node's first mode.
+        mknodat(&devices, "null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))
+            .map_err(|errno| format!("mknodat(dev/null): {errno}"))?;
+        rustix::fs::chmodat(&devices, "null", Mode::from_raw_mode(0o666), AtFlags::empty())
+            .map_err(|errno| format!("fchmodat(dev/null): {errno}"))?;
         devices.put_on(&place.open_at(".", OFlags::PATH, 0).map_err(told)?).map_err(told)
     }
 

@@ -5,6 +5,7 @@ use super::checks::Checked;
 use super::stage::Piece;
 use crate::fail::Fail;
 use std::os::fd::{AsFd, OwnedFd};
+use sys::creds::Identity;
 use sys::dir::{CallError, Dir};
 use sys::mount;
 use wire::vm::Launch;
@@ -19,8 +20,11 @@ const QEMU: [&str; 4] =
 /// The program that needs them.
 const QEMUS_FRONT_END: &str = "banger-qemu";
 
+/// Where QEMU's front-end makes the file that is the guest's memory, where it has no `/proc` to name a descriptor by.
+const MEMORY: &str = "tmp";
+
 /// All of it, copied from the mounts that it is on.
-pub(super) fn pieces(asked: &Launch, checked: &Checked) -> Result<Vec<Piece>, Fail> {
+pub(super) fn pieces(asked: &Launch, checked: &Checked, owner: &Identity) -> Result<Vec<Piece>, Fail> {
     let failed = |error: CallError| Fail::new("the VM's jail can't be furnished").because(error);
     let mut pieces = vec![Piece::file("vmlinux", &checked.kernel, true).map_err(failed)?];
     if let Some(initrd) = &checked.initrd {
@@ -43,6 +47,9 @@ pub(super) fn pieces(asked: &Launch, checked: &Checked) -> Result<Vec<Piece>, Fa
             for path in QEMU {
                 pieces.extend(of_the_machine(&root, path).map_err(failed)?);
             }
+            // What else lies there takes no place of the guest's.
+            let bytes = (asked.memory.0 + 16) << 20;
+            pieces.push(Piece::memory(MEMORY, bytes, owner.uid, owner.gid).map_err(failed)?);
         }
     }
     Ok(pieces)

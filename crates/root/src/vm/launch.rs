@@ -185,7 +185,7 @@ impl<'a> New<'a> {
         let failed = |error: CallError| Fail::new("the VM's jail can't be furnished").because(error);
         let text = serde_json::to_vec(config)
             .map_err(|error| Fail::new("the VM's configuration can't be written").because(error))?;
-        let pieces = contents::pieces(self.asked, self.checked)?;
+        let pieces = contents::pieces(self.asked, self.checked, &self.host.owner)?;
         let run_dir = contents::run_dir(&self.host.settings.run_dir)?;
         let (vm_id, gid) = (self.asked.vm_id.as_str(), self.host.owner.gid);
         Stage::prepare(&run_dir, vm_id, gid, jail, &self.checked.program.file, pieces, text).map_err(failed)

@@ -56,6 +56,14 @@ impl Piece {
         Ok(Piece { at: at.to_owned(), what: What::Copy { tree, is_dir } })
     }
 
+    /// An empty directory in memory that is the VMM's user's.
+    pub(super) fn memory(at: &str, bytes: u64, uid: u32, gid: u32) -> Result<Piece, CallError> {
+        let tree = Tree::in_memory(bytes, 0o700, Forbids { programs: true, devices: true, writes: false })?;
+        chownat(&tree, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)
+            .map_err(|errno| CallError::new("fchownat(<tmpfs>)", errno))?;
+        Ok(Piece { at: at.to_owned(), what: What::Copy { tree, is_dir: true } })
+    }
+
     /// A symlink.
     pub(super) fn link(at: &str, target: &str) -> Piece {
         Piece { at: at.to_owned(), what: What::Link { target: target.to_owned() } }
