@@ -135,7 +135,7 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
     Ok(Host {
         log: log(),
         faults: steps::Faults::parse(&settings.fault).map_err(|mistake| format!("fault: {mistake}"))?,
-        net: net::Net::open().map_err(told)?,
+        net: net::Net::open(settings.own_tables).map_err(told)?,
         vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log()).map_err(told)?,
         records,
         state,

@@ -25,6 +25,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod watch;
+mod whose;
 
 use crate::fail::Fail;
 use crate::host::Host;
@@ -47,6 +48,8 @@ pub(crate) struct Net {
     /// The tables: one socket, because a table can belong to the socket that made it.
     /// Opened with the first need: a kernel without netfilter has other methods.
     firewall: Mutex<Option<Firewall>>,
+    /// Whether they are to be the helper's alone.
+    owned: bool,
     /// Who works on which tap.
     locks: Locks,
     /// Held for writing while a bridge is made or changed, for reading while one must stay as it is.
@@ -60,12 +63,13 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// Opens what the methods need.
-    pub(crate) fn open() -> Result<Net, Fail> {
+    /// Opens what the methods need. `owned`: our tables are to be the helper's alone.
+    pub(crate) fn open(owned: bool) -> Result<Net, Fail> {
         Ok(Net {
             links: Pool::new(Family::Route),
             tracks: Pool::new(Family::Netfilter),
             firewall: Mutex::default(),
+            owned,
             locks: Locks::default(),
             bridges: RwLock::default(),
             ways: Mutex::default(),
@@ -74,16 +78,11 @@ impl Net {
         })
     }
 
-    /// The number of the socket that our changes of rules come by.
-    fn own_port(&self) -> Option<u32> {
-        self.firewall.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Firewall::port)
-    }
-
     fn firewall<T>(&self, talk: impl FnOnce(&mut Firewall) -> Result<T, Refused>) -> Result<T, Refused> {
         let mut held = self.firewall.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *held {
             Some(firewall) => talk(firewall),
-            empty => talk(empty.insert(Firewall::open()?)),
+            empty => talk(empty.insert(Firewall::open(self.owned)?)),
         }
     }
 }
@@ -113,7 +112,7 @@ pub(crate) fn ensure_bridge(host: &Host, bridge: &Bridge) -> Result<(), Fail> {
 /// The tap exists, the owner's, up, on its bridge.
 pub(crate) fn create_tap(host: &Host, new: &NewTap) -> Result<(), Fail> {
     host.net.watch.begin();
-    tap::create(host, new)
+    tap::create(host, new).map_err(|fail| whose::explain(&host.net, fail))
 }
 
 /// The tap is gone.
@@ -133,7 +132,7 @@ pub(crate) fn ensure_nat(host: &Host, nat: &Nat) -> Result<(), Fail> {
     if nat.switch == Switch::On {
         host.net.watch.begin();
     }
-    nat::ensure(host, nat)
+    nat::ensure(host, nat).map_err(|fail| whose::explain(&host.net, fail))
 }
 
 /// systemd-resolved sends `~vm` to the server.

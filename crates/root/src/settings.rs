@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) vmm_names: Vec<String>,
     /// What a jailer's program may be called.
     pub(crate) jailer_names: Vec<String>,
+    /// Our tables are the helper's alone, where the kernel has that.
+    pub(crate) own_tables: bool,
     /// Lines below it are not logged.
     pub(crate) log_level: Level,
     /// A fault that a test asks for, as `steps` reads it.
@@ -152,6 +154,8 @@ struct File {
     vmm_names: Vec<String>,
     /// More names that a jailer's program may have.
     jailer_names: Vec<String>,
+    /// Our tables are the helper's alone, where the kernel has that.
+    own_tables: Option<bool>,
     log_level: Option<String>,
     fault: String,
     limits: Limits,
@@ -211,6 +215,7 @@ impl Settings {
             program_dirs: program_dirs.collect::<Result<_, _>>()?,
             vmm_names: names(&in_file("vmm_names"), &["firecracker", "banger-qemu"], file.vmm_names)?,
             jailer_names: names(&in_file("jailer_names"), &["jailer", "banger-jailer"], file.jailer_names)?,
+            own_tables: file.own_tables.unwrap_or(true),
             log_level: flags.log_level.or(level.transpose()?).unwrap_or(Level::Info),
             fault: file.fault,
             limits: file.limits,
@@ -274,6 +279,7 @@ mod tests {
         let settings = Settings::of("", File::default(), Flags::default()).unwrap();
         assert_eq!((shipped.run_dir, shipped.lib_dir), (Some(settings.run_dir), Some(settings.lib_dir)));
         assert_eq!(shipped.program_dirs, Some(settings.program_dirs));
+        assert_eq!(shipped.own_tables, Some(settings.own_tables));
         assert_eq!(shipped.log_level.as_deref().and_then(Level::parse), Some(settings.log_level));
         assert!(shipped.vmm_names.is_empty() && shipped.jailer_names.is_empty() && shipped.fault.is_empty());
     }

@@ -260,7 +260,7 @@ isolated! { fn without_an_uplink_it_succeeds_in_its_own_part() {
 
 isolated! { fn tables_that_somebody_flushed_are_made_again_with_all_that_is_ours() {
     uplink();
-    let helper = Helper::start();
+    let helper = Start::new().config("own_tables = false\n").start();
     for name in ["tap-fc-1", "tap-fc-2"] {
         helper.ok("priv.create_tap", &tap(name));
     }

@@ -164,7 +164,8 @@ isolated! { fn no_frame_teaches_the_bridge_anothers_mac() {
 
 isolated! { fn a_full_set_lets_nothing_through() {
     uplink();
-    let helper = Helper::start();
+    // A test fills the sets.
+    let helper = common::Start::new().config("own_tables = false\n").start();
     for name in ["tap-fc-1", "tap-fc-2"] {
         helper.ok("priv.create_tap", &tap(name));
     }

@@ -31,21 +31,22 @@ impl Events {
     /// Receives one datagram of the kernel's; `None` where there is none now.
     ///
     /// # Errors
-    /// ENOBUFS where messages were lost, because too many came.
+    /// Each says that something was lost: ENOBUFS where too many came, `FileTooLarge` where one did not fit into
+    /// `buffer`.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
-            let received =
-                rustix::io::retry_on_intr(|| rustix::net::recvfrom(&self.0, &mut *buffer, RecvFlags::empty()));
-            let (length, _, from) = match received {
+            let received = rustix::io::retry_on_intr(|| rustix::net::recvfrom(&self.0, &mut *buffer, RecvFlags::TRUNC));
+            let (_, length, from) = match received {
                 Ok(received) => received,
                 Err(rustix::io::Errno::AGAIN) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             };
             let from = from.and_then(|from| SocketAddrNetlink::try_from(from).ok());
             // Another process may send what it likes.
-            if from.is_some_and(|from| from.pid() == 0) {
-                return Ok(Some(length));
+            if from.is_none_or(|from| from.pid() != 0) {
+                continue;
             }
+            return if length > buffer.len() { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(Some(length)) };
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Whether our tables are still as we wrote them, and writing them anew: what is left when somebody else flushed a
 //! chain looks like a table that works.
 
-use super::firewall::{Firewall, NEWSETELEM, write_drop, write_element};
+use super::firewall::{Firewall, Seen};
 use super::message::{self, DUMP, Requests, answers, attr, attrs};
 use super::netlink::Refused;
 use super::ruleset::{self, header, nft};
@@ -20,13 +20,22 @@ const RULE: &[u16] = &[2, 4];
 const SET: &[u16] = &[2, 4, 5];
 
 impl Firewall {
-    /// Whether every chain, rule and set of both tables stands as we write it, and no other.
+    /// Whether every chain, rule and set of each table stands as we write it, and no other.
     pub(crate) fn stands_as_written(&mut self) -> Result<[bool; 2], Refused> {
+        let seen = self.look(&[])?;
+        self.compare(&seen)
+    }
+
+    /// The same of what was `seen`: a table that is not there is not asked for.
+    fn compare(&mut self, seen: &Seen) -> Result<[bool; 2], Refused> {
+        let mut stand = seen.tables();
+        if stand == [false, false] {
+            return Ok(stand);
+        }
         let mut written = Requests::default();
-        ruleset::write(&mut written);
+        ruleset::write(&mut written, 0);
         let bytes = written.numbered(0).to_vec();
-        let mut stand = [true; 2];
-        for (stands, table) in stand.iter_mut().zip([Table::Inet, Table::Bridge]) {
+        for (stands, table) in stand.iter_mut().zip(Table::BOTH).filter(|(stands, _)| **stands) {
             for (new, get, parts) in [(NEWCHAIN, GETCHAIN, CHAIN), (NEWRULE, GETRULE, RULE), (NEWSET, GETSET, SET)] {
                 let ours: Vec<_> = answers(&bytes)
                     .filter(|message| message.kind == nft(new) && message.body.first() == Some(&table.family()))
@@ -53,31 +62,36 @@ impl Firewall {
         Ok(bodies.into_iter().filter_map(own).collect())
     }
 
-    /// Writes both tables anew with these elements, in one transaction. What was learned of taps stays where its table
+    /// Makes both tables stand as we write them, this socket's alone where that can be, and gives whether they did. Else
+    /// they are written anew with these elements, in one transaction; what was learned of taps stays where its table
     /// was whole.
-    pub(crate) fn restore(&mut self, elements: &[Element]) -> Result<(), Refused> {
+    pub(crate) fn restore(&mut self, elements: &[Element]) -> Result<bool, Refused> {
         let mut tries = 0;
         loop {
-            let seen = self.look(&[])?;
-            let mut all = elements.to_vec();
-            if self.stands_as_written()?[1] {
-                for set in Set::ALL.into_iter().filter(|set| set.learns() > 0) {
-                    all.extend(self.elements(set)?);
-                }
-            }
-            let mut once: Vec<&Element> = Vec::with_capacity(all.len());
-            let mut known = std::collections::HashSet::new();
-            once.extend(all.iter().filter(|element| known.insert((element.set as u8, &element.key))));
-            let done = self.commit(seen.generation(), |batch| {
-                write_drop(batch, seen.tables());
-                ruleset::write(batch);
-                once.iter().for_each(|element| write_element(batch, NEWSETELEM, element));
-            });
-            match done {
+            match self.restore_once(elements) {
+                // Another changed rules between our look and our change.
                 Err(refused) if refused.is(libc::ERESTART) && tries < 20 => tries += 1,
                 other => return other,
             }
         }
+    }
+
+    fn restore_once(&mut self, elements: &[Element]) -> Result<bool, Refused> {
+        let seen = self.look(&[])?;
+        let whole = self.compare(&seen)?;
+        if whole == [true, true] && self.claim()? {
+            return Ok(true);
+        }
+        let mut all = elements.to_vec();
+        if whole[1] {
+            for set in Set::ALL.into_iter().filter(|set| set.learns() > 0) {
+                all.extend(self.elements(set)?);
+            }
+        }
+        let mut known = std::collections::HashSet::new();
+        all.retain(|element| known.insert((element.set as u8, element.key.clone())));
+        self.write_tables(&seen, all.iter())?;
+        Ok(false)
     }
 }
 

@@ -7,6 +7,7 @@ use super::message::{CREATE, DUMP, Requests, attr, attrs};
 use super::netlink::{Conn, QUESTION, Refused};
 use super::ruleset::{self, header, nft, write_key};
 use super::sets::{Element, Set, TABLE, Table};
+use super::whose::{self, Whose};
 use sys::netlink::Family;
 
 const GETTABLE: u16 = 1;
@@ -57,6 +58,10 @@ pub(crate) enum Changed {
 #[derive(Debug)]
 pub(crate) struct Firewall {
     conn: Conn,
+    /// Whether our tables are to be this socket's alone.
+    pub(crate) owned: bool,
+    /// Whether this kernel has tables that belong to a socket and outlive it; `None` until it was asked.
+    pub(crate) persists: Option<bool>,
     /// How many guests and taps there were at a generation: so nobody reads a thousand elements to count them.
     counted: Option<(u32, Count)>,
 }
@@ -72,16 +77,16 @@ pub(crate) struct Count {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     generation: u32,
-    tables: [bool; 2],
+    tables: [Whose; 2],
     asked: Vec<Element>,
     /// Whether each element is there, in the order of the question.
     pub(crate) there: Vec<bool>,
 }
 
 impl Seen {
-    /// Whether both tables are there.
+    /// Whether both tables are there and ours.
     pub(crate) fn stands(&self) -> bool {
-        self.tables == [true, true]
+        self.tables() == [true, true]
     }
 
     /// The generation of the rules then.
@@ -89,8 +94,13 @@ impl Seen {
         self.generation
     }
 
-    /// Which of the tables were there.
+    /// Which of our tables were there.
     pub(crate) fn tables(&self) -> [bool; 2] {
+        self.tables.map(Whose::is_ours)
+    }
+
+    /// Whose they were.
+    pub(crate) fn whose(&self) -> [Whose; 2] {
         self.tables
     }
 
@@ -104,8 +114,8 @@ impl Seen {
 
 impl Firewall {
     /// Opens the socket.
-    pub(crate) fn open() -> Result<Firewall, Refused> {
-        Ok(Firewall { conn: Conn::open(Family::Netfilter)?, counted: None })
+    pub(crate) fn open(owned: bool) -> Result<Firewall, Refused> {
+        Ok(Firewall { conn: Conn::open(Family::Netfilter)?, owned, persists: None, counted: None })
     }
 
     /// The number of the socket.
@@ -135,7 +145,7 @@ impl Firewall {
     pub(crate) fn look(&mut self, asked: &[Element]) -> Result<Seen, Refused> {
         let mut ask = Requests::default();
         ask.push(nft(GETGEN), QUESTION, &header(0));
-        for table in [Table::Inet, Table::Bridge] {
+        for table in Table::BOTH {
             ask.push(nft(GETTABLE), QUESTION, &header(table.family())).text(1, TABLE);
         }
         for element in asked {
@@ -146,21 +156,20 @@ impl Firewall {
         let mut said = self.conn.ask(call, &mut ask)?.into_iter().map(|said| said.good(call));
         let generation = said.next().transpose()?.unwrap_or_default();
         let generation = generation.first().and_then(|body| attr(body.get(4..)?, 1)).and_then(|id| id.try_into().ok());
-        let mut there = Vec::with_capacity(2 + asked.len());
-        for answer in said {
+        let mut tables = [Whose::Nobodys; 2];
+        for (whose, answer) in tables.iter_mut().zip(said.by_ref()) {
+            *whose = Whose::told(answer)?;
+        }
+        let mut there = Vec::with_capacity(asked.len());
+        for (element, answer) in asked.iter().zip(said) {
             there.push(match answer {
-                Ok(_) => true,
+                Ok(_) => tables[usize::from(element.set.table() == Table::Bridge)].is_ours(),
                 Err(refused) if refused.is(libc::ENOENT) => false,
                 Err(refused) => return Err(refused),
             });
         }
-        let elements = there.split_off(2);
-        Ok(Seen {
-            generation: generation.map_or(0, u32::from_be_bytes),
-            tables: [there[0], there[1]],
-            asked: asked.to_vec(),
-            there: elements,
-        })
+        let generation = generation.map_or(0, u32::from_be_bytes);
+        Ok(Seen { generation, tables, asked: asked.to_vec(), there })
     }
 
     /// All elements of a set; none where its table is missing.
@@ -210,7 +219,7 @@ impl Firewall {
         };
         match change.tables {
             Tables::Gone => self.drop_tables(&seen),
-            Tables::Made if seen.tables != [true, true] => self.make_tables(&seen, &change.present),
+            Tables::Made if !seen.stands() => self.make_tables(&seen, &change.present),
             _ => self.change_elements(&seen, change, &asked),
         }
     }
@@ -219,7 +228,7 @@ impl Firewall {
         let (mut add, mut remove) = (Vec::new(), Vec::new());
         for (nth, element) in asked.iter().enumerate() {
             let wanted = nth < change.present.len();
-            let stands = seen.tables[usize::from(element.set.table() == Table::Bridge)];
+            let stands = seen.tables()[usize::from(element.set.table() == Table::Bridge)];
             if wanted && !seen.there[nth] && stands && !add.contains(element) {
                 add.push(element.clone());
             } else if !wanted && seen.there[nth] && !remove.contains(element) {
@@ -233,7 +242,9 @@ impl Firewall {
                     guests: (count.guests + of(&add, Set::Guests)).saturating_sub(of(&remove, Set::Guests)),
                     ports: (count.ports + of(&add, Set::Ports)).saturating_sub(of(&remove, Set::Ports)),
                 });
+            let owned = self.owned;
             self.commit(seen.generation, |batch| {
+                whose::claim_too(batch, seen, owned);
                 remove.iter().for_each(|element| write_element(batch, DELSETELEM, element));
                 add.iter().for_each(|element| write_element(batch, NEWSETELEM, element));
             })?;
@@ -247,20 +258,34 @@ impl Firewall {
     }
 
     fn make_tables(&mut self, seen: &Seen, present: &[Element]) -> Result<Changed, Refused> {
-        self.commit(seen.generation, |batch| {
-            write_drop(batch, seen.tables);
-            ruleset::write(batch);
-            present.iter().for_each(|element| write_element(batch, NEWSETELEM, element));
-        })?;
+        self.write_tables(seen, present.iter())?;
         Ok(Changed::Made(present.to_vec()))
     }
 
+    /// Writes both tables anew, with these elements and no others, in one transaction.
+    pub(crate) fn write_tables<'a>(
+        &mut self,
+        seen: &Seen,
+        elements: impl Iterator<Item = &'a Element>,
+    ) -> Result<(), Refused> {
+        let is_anothers = |(whose, _): &(Whose, Table)| *whose == Whose::Anothers;
+        if let Some((_, table)) = seen.tables.into_iter().zip(Table::BOTH).find(is_anothers) {
+            return Err(whose::anothers(table));
+        }
+        let flags = self.flags()?;
+        self.commit(seen.generation, |batch| {
+            write_drop(batch, seen.tables());
+            ruleset::write(batch, flags);
+            elements.for_each(|element| write_element(batch, NEWSETELEM, element));
+        })
+    }
+
     fn drop_tables(&mut self, seen: &Seen) -> Result<Changed, Refused> {
-        if seen.tables == [false, false] {
+        if seen.tables() == [false, false] {
             return Ok(Changed::Nothing);
         }
         let before = self.all()?;
-        self.commit(seen.generation, |batch| write_drop(batch, seen.tables))?;
+        self.commit(seen.generation, |batch| write_drop(batch, seen.tables()))?;
         Ok(Changed::Gone(before))
     }
 
@@ -319,7 +344,7 @@ pub(crate) fn write_element(batch: &mut Requests, kind: u16, element: &Element) 
 
 /// Appends the end of the tables that are there.
 pub(crate) fn write_drop(batch: &mut Requests, tables: [bool; 2]) {
-    for (table, there) in [Table::Inet, Table::Bridge].into_iter().zip(tables) {
+    for (table, there) in Table::BOTH.into_iter().zip(tables) {
         if there {
             batch.push(nft(DELTABLE), 0, &header(table.family())).text(1, TABLE);
         }

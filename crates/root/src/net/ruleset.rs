@@ -255,15 +255,15 @@ pub(crate) fn header(family: u8) -> [u8; 4] {
     [family, 0, 0, 0]
 }
 
-/// Appends the messages that make both tables, with all that stands still.
-pub(crate) fn write(batch: &mut Requests) {
+/// Appends the messages that make both tables with these flags, and all in them that stands still.
+pub(crate) fn write(batch: &mut Requests, flags: u32) {
     for (table, comment) in
         [(Table::Inet, "banger: the guests' way out"), (Table::Bridge, "banger: no guest is another")]
     {
         batch
             .push(nft(NEWTABLE), CREATE, &header(table.family()))
             .text(1, TABLE)
-            .be32(2, 0)
+            .be32(2, flags)
             .bytes(6, &note(0, comment));
     }
     for set in Set::ALL {

@@ -65,7 +65,7 @@ fn a_port_is_fresh_for_its_next_guest() {
     if !isolated("a_port_is_fresh_for_its_next_guest") {
         return;
     }
-    let net = Net::open().unwrap();
+    let net = Net::open(true).unwrap();
     rules::fresh(&net, "tap-fc-1").unwrap();
     let [learned, given, other] = ["tap-fc-1", "tap-fc-2", "tap-fc-3"];
     let mut present = Vec::new();

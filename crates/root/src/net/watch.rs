@@ -1,21 +1,22 @@
 //! Watches what others do to rules and routes, and puts ours back: one thread, which sleeps until the kernel says that
 //! something changed. There is none while nothing is ours.
 //!
-//! Each commit of nftables ends in a message with the socket and the name of who did it. A foreign one is answered
-//! after 5 ms of quiet, and within 50 ms.
+//! Each commit of nftables ends in a message with the socket and the name of who did it. What a foreign one took of our
+//! tables is put back at once; what stands in others' tables and the links' forwarding after 5 ms of quiet, at the
+//! latest 45 ms after the first message. Where messages were lost, everything is looked at.
 
+mod heard;
 mod repair;
+mod told;
 
-use super::message::{attr, text, u16_at, u32_at};
-use super::ruleset::nft;
 use crate::host::Host;
 use crate::log::{Level, Value};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use heard::{Heard, Sources};
+use repair::Look;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use sys::netlink::Family;
-use sys::netlink_events::Events;
+use told::Told;
 
 /// Others finish what they are at: a restart of Docker's is 41 commits.
 const QUIET: Duration = Duration::from_millis(5);
@@ -25,6 +26,8 @@ const LONGEST: Duration = Duration::from_millis(45);
 const REPAIRS: usize = 20;
 /// How long a fight is left alone.
 const PAUSE: Duration = Duration::from_secs(10);
+/// So often what failed is tried again without anything having happened: after 1 s, 2 s, 4 s …
+const TRIES: u32 = 6;
 
 /// The watcher, as the methods see it.
 #[derive(Debug, Default)]
@@ -54,9 +57,12 @@ impl Watch {
         if self.runs.swap(true, Ordering::AcqRel) {
             return;
         }
-        // Opened here: what happens from now on is heard.
+        // Opened here: what happens from now on is heard. The tables' socket before it: the first one of a process has
+        // its pid for a number, by which nft names an owner.
+        let own = host.net.firewall(|fw| Ok(fw.port())).ok().flatten();
         let started = Sources::open().and_then(|sources| {
-            std::thread::Builder::new().name("watch".into()).stack_size(256 << 10).spawn(move || watch(host, &sources))
+            let watcher = Watcher::new(host, sources, own);
+            std::thread::Builder::new().name("watch".into()).stack_size(256 << 10).spawn(move || watcher.watch())
         });
         if let Err(error) = started {
             self.runs.store(false, Ordering::Release);
@@ -75,138 +81,126 @@ pub(crate) fn arm(host: &'static Host) {
     let _ = host.net.watch.host.set(Box::leak(Box::new(Shared(host))));
     if repair::anything(host) {
         host.net.watch.begin();
-        repair::adopt(host);
+        if let Some(fail) = repair::adopt(host) {
+            Told::default().failed(host, &fail);
+        }
     }
 }
 
-/// What is listened to.
-struct Sources {
-    rules: Events,
-    routes: Events,
+/// The thread.
+struct Watcher {
+    host: &'static Host,
+    sources: Sources,
+    heard: Heard,
+    fight: Fight,
+    told: Told,
+    /// Rules are not looked at before.
+    not_before: Option<Instant>,
+    /// How often it failed, one time after the other.
+    failed: u32,
 }
 
-impl Sources {
-    fn open() -> std::io::Result<Sources> {
-        // NFNLGRP_NFTABLES; RTNLGRP_LINK, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF.
-        Ok(Sources {
-            rules: Events::open(Family::Netfilter, &[7])?,
-            routes: Events::open(Family::Route, &[1, 7, 8, 24])?,
-        })
+impl Watcher {
+    fn new(host: &'static Host, sources: Sources, own: Option<u32>) -> Watcher {
+        Watcher {
+            host,
+            sources,
+            heard: Heard::new(own),
+            fight: Fight::default(),
+            told: Told::default(),
+            not_before: None,
+            failed: 0,
+        }
     }
 
-    /// Waits for a message; `false` where the time was over.
-    fn wait(&self, time: Option<Duration>) -> bool {
-        let time =
-            time.map(|time| Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() });
-        let mut fds = [PollFd::new(&self.rules, PollFlags::IN), PollFd::new(&self.routes, PollFlags::IN)];
-        // A signal that comes between is as good as a message.
-        poll(&mut fds, time.as_ref()).unwrap_or(1) > 0
+    fn watch(mut self) {
+        loop {
+            self.turn();
+        }
     }
-}
 
-/// What was heard.
-#[derive(Debug, Default)]
-struct Heard {
-    rules: bool,
-    routes: bool,
-    /// Who changed rules last.
-    by: String,
-}
-
-fn watch(host: &'static Host, sources: &Sources) {
-    let mut buffer = vec![0; 64 << 10];
-    let mut fight = Fight::default();
-    loop {
-        sources.wait(None);
+    /// Waits for something to happen, and answers it.
+    fn turn(&mut self) {
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        let put_off = self.heard.rules.then(|| self.not_before.map_or(Duration::ZERO, left));
+        self.sources.wait(put_off);
         let since = Instant::now();
-        let mut heard = Heard::default();
-        hear(host, sources, &mut buffer, &mut heard);
-        if !(heard.rules || heard.routes) {
-            continue;
+        self.hear(since);
+        while since.elapsed() < LONGEST && self.sources.wait(Some(QUIET)) {
+            self.hear(since);
         }
-        while since.elapsed() < LONGEST && sources.wait(Some(QUIET)) {
-            hear(host, sources, &mut buffer, &mut heard);
+        let look = match (self.heard.rules && self.may(), self.heard.routes) {
+            (true, _) => Look::All,
+            (false, true) => Look::Links,
+            (false, false) => return,
+        };
+        self.heard.routes = false;
+        self.put_back(look, since);
+    }
+
+    /// Reads what came. Our own tables wait for nobody's quiet: meanwhile guests are unprotected.
+    fn hear(&mut self, since: Instant) {
+        self.sources.hear(&mut self.heard);
+        if self.heard.rules {
+            self.host.net.beside.forget();
         }
-        if heard.rules {
-            host.net.beside.forget();
-        }
-        let repaired = repair::repair(host, heard.rules);
-        if !repaired.is_empty() {
-            let fields = [
-                ("by", Value::Text(&heard.by, 64)),
-                ("what", Value::List(&repaired, 256)),
-                ("after_us", Value::Number(since.elapsed().as_micros() as u64)),
-            ];
-            host.log.own(Level::Info, "put back what another changed", &fields);
-            fight.one_more(host, &heard.by);
+        if self.heard.tables && self.may() {
+            self.put_back(Look::Tables, since);
         }
     }
-}
 
-fn hear(host: &Host, sources: &Sources, buffer: &mut [u8], heard: &mut Heard) {
-    loop {
-        match sources.rules.receive(buffer) {
-            Ok(Some(length)) => {
-                let own = host.net.own_port();
-                for (kind, port, body) in messages(&buffer[..length]) {
-                    if kind == nft(NEWGEN) && Some(port) != own {
-                        heard.rules = true;
-                        heard.by = body.get(4..).and_then(|body| attr(body, 3)).map(text).unwrap_or_default();
-                    }
-                }
+    /// Whether rules may be looked at now.
+    fn may(&mut self) -> bool {
+        if self.not_before.is_some_and(|at| Instant::now() < at) {
+            return false;
+        }
+        self.not_before = None;
+        true
+    }
+
+    fn put_back(&mut self, look: Look, since: Instant) {
+        let (repaired, failed) = repair::repair(self.host, look);
+        match look {
+            Look::Links => {}
+            Look::Tables => self.heard.tables = false,
+            Look::All => (self.heard.tables, self.heard.rules) = (false, false),
+        }
+        if let Some(fail) = &failed {
+            self.told.failed(self.host, fail);
+            self.failed += 1;
+            if self.failed <= TRIES {
+                self.heard.rules = true;
+                self.not_before = Some(Instant::now() + Duration::from_secs(1 << (self.failed - 1)));
             }
-            Ok(None) => break,
-            // ENOBUFS: something was lost, so something changed.
-            Err(_) => heard.rules = true,
+        } else if look == Look::All {
+            self.failed = 0;
+        }
+        if repaired.is_empty() {
+            return;
+        }
+        self.told.repaired(self.host, &self.heard.by, &repaired, since.elapsed());
+        if self.fight.one_more(Instant::now()) {
+            self.told.fights(self.host, &self.heard.by);
+            self.heard.rules = true;
+            self.not_before = Some(Instant::now() + PAUSE);
         }
     }
-    loop {
-        match sources.routes.receive(buffer) {
-            Ok(Some(_)) => heard.routes = true,
-            Ok(None) => return,
-            Err(_) => heard.routes = true,
-        }
-    }
-}
-
-const NEWGEN: u16 = 15;
-
-/// The messages of a datagram: type, who caused it, body.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u32_at(bytes, 0)? as usize;
-        let message = bytes.get(..length).filter(|message| message.len() >= 16)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16_at(message, 4)?, u32_at(message, 12)?, &message[16..]))
-    })
 }
 
 /// How often there was something to put back of late.
 #[derive(Debug, Default)]
-struct Fight {
-    times: Vec<Instant>,
-    named: Vec<String>,
-}
+struct Fight(Vec<Instant>);
 
 impl Fight {
     /// Counts a repair; one too many, and the other has it his way for a while.
-    fn one_more(&mut self, host: &Host, by: &str) {
-        self.times.retain(|time| time.elapsed() < Duration::from_secs(1));
-        self.times.push(Instant::now());
-        if self.times.len() <= REPAIRS {
-            return;
+    fn one_more(&mut self, now: Instant) -> bool {
+        self.0.retain(|time| now.duration_since(*time) < Duration::from_secs(1));
+        self.0.push(now);
+        let fights = self.0.len() > REPAIRS;
+        if fights {
+            self.0.clear();
         }
-        if !self.named.iter().any(|name| name == by) && self.named.len() < 64 {
-            self.named.push(by.to_owned());
-            let fields = [("by", Value::Text(by, 64))];
-            host.log.own(
-                Level::Warn,
-                "another program takes banger's rules away again and again: left alone for 10 s at a time",
-                &fields,
-            );
-        }
-        std::thread::sleep(PAUSE);
-        self.times.clear();
+        fights
     }
 }
 
@@ -215,16 +209,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_commit_says_whose_it_is() {
-        let mut bytes = vec![];
-        bytes.extend(20u32.to_ne_bytes());
-        bytes.extend(nft(NEWGEN).to_ne_bytes());
-        bytes.extend([0; 6]);
-        bytes.extend(77u32.to_ne_bytes());
-        bytes.extend([0; 4]);
-        assert_eq!(messages(&bytes).map(|(kind, port, _)| (kind, port)).collect::<Vec<_>>(), [(nft(NEWGEN), 77)]);
-        for cut in 0..bytes.len() {
-            assert_eq!(messages(&bytes[..cut]).count(), 0);
-        }
+    fn more_than_twenty_in_a_second_are_a_fight() {
+        let start = Instant::now();
+        let mut fight = Fight::default();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        assert!((0..100).all(|nth| !fight.one_more(at(nth * 50))), "twenty a second");
+        assert!((0..19).all(|nth| !fight.one_more(at(20_000 + nth))));
+        assert!(!fight.one_more(at(20_020)) && fight.one_more(at(20_021)));
+        assert!(!fight.one_more(at(20_022)), "it begins anew");
     }
 }

@@ -66,6 +66,8 @@ pub(crate) fn isolate(module: &str, name: &str, body: impl FnOnce()) {
         .expect("unshare, of util-linux");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{test}, in its namespaces:\n{text}");
+    // Figures: shown with `--nocapture`.
+    text.lines().filter(|line| line.contains("figure: ")).for_each(|line| println!("{line}"));
 }
 
 /// The ground: `/run`, `/var/lib`, `/mnt` empty and ours, two more users, the owner's and root's directories.

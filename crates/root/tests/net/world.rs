@@ -77,12 +77,15 @@ fn element(element: &Value) -> String {
         .join(" . ")
 }
 
-/// The ruleset by `nft -j`, without handles and counters.
+/// The ruleset by `nft -j`, without handles, counters, and whom a table belongs to.
 pub fn ruleset() -> Vec<Value> {
     let all: Value = serde_json::from_str(&output("nft", &["-j", "list", "ruleset"])).expect("JSON");
     let mut objects = all["nftables"].as_array().cloned().unwrap_or_default();
     objects.retain(|object| object.get("metainfo").is_none());
     objects.iter_mut().for_each(clean);
+    for table in objects.iter_mut().filter_map(|object| object.get_mut("table")?.as_object_mut()) {
+        table.remove("flags");
+    }
     objects
 }
 

@@ -2,7 +2,6 @@
 
 use crate::fail::Fail;
 use crate::host::Host;
-use crate::log::{Level, Value};
 use crate::net::firewall::{Change, Changed, Tables};
 use crate::net::guests::{self, Guest};
 use crate::net::link::{self, Link};
@@ -19,8 +18,8 @@ pub(super) fn anything(host: &Host) -> bool {
 }
 
 /// A helper starts where another was: whole tables are believed, what went meanwhile is put back, and what nobody has
-/// a use for any more goes.
-pub(super) fn adopt(host: &Host) {
+/// a use for any more goes. Gives what failed.
+pub(super) fn adopt(host: &Host) -> Option<Fail> {
     let recorded = || -> Result<(), Fail> {
         let _ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
         let found = host.net.firewall(|fw| match fw.stands_as_written()? {
@@ -36,54 +35,88 @@ pub(super) fn adopt(host: &Host) {
             _ => guests::write(host, guest),
         })
     };
-    if let Err(fail) = recorded() {
-        tell(host, &fail);
-    }
-    repair(host, true);
+    recorded().err().or(repair(host, Look::All).1)
 }
 
-fn tell(host: &Host, fail: &Fail) {
-    let fields = [("message", Value::Text(&fail.message, 256)), ("causes", Value::List(&fail.causes, 512))];
-    host.log.own(Level::Warn, "rules could not be put back", &fields);
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Our tables.
+    Tables,
+    /// Forwarding of links.
+    Links,
+    /// Both, and our rules in others' tables.
+    All,
 }
 
-/// Looks at all of it and puts back what is missing. Gives what that was.
-pub(super) fn repair(host: &Host, look_at_rules: bool) -> Vec<String> {
+/// Looks and puts back what is missing. Gives what that was, and why not all of it could be.
+pub(super) fn repair(host: &Host, look: Look) -> (Vec<String>, Option<Fail>) {
     let mut repaired = Vec::new();
     let _ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
     let mut all = || -> Result<(), Fail> {
-        let standing = standing(host)?;
-        if look_at_rules {
+        let surplus = if look == Look::Links { Vec::new() } else { changeable(host)? };
+        let standing = standing(host, surplus)?;
+        if look != Look::Links {
             tables(host, &standing, &mut repaired)?;
+        }
+        if look == Look::All {
             match standing.guests.is_empty() {
                 true => beside::close(host),
                 false if beside::open(host) => repaired.push("a rule in another's table".into()),
                 false => {}
             }
         }
-        forwarding(host, &standing, &mut repaired)
+        if look == Look::Tables { Ok(()) } else { forwarding(host, &standing, &mut repaired) }
     };
-    if let Err(fail) = all() {
-        tell(host, &fail);
-    }
-    repaired
+    let failed = all().err();
+    (repaired, failed)
+}
+
+/// What the sets hold that nobody but us may fill; nothing where nobody else can. Read before the links: what is in a
+/// set has its link by then.
+fn changeable(host: &Host) -> Result<Vec<Element>, Fail> {
+    const OURS: [Set; 5] = [Set::Bridges, Set::Together, Set::Guests, Set::Opened, Set::Ports];
+    host.net
+        .firewall(|fw| {
+            let mut all = Vec::new();
+            // Without a need for it the kernel is not asked what it can do.
+            if fw.look(&[])?.stands() && fw.flags()? == 0 {
+                for set in OURS {
+                    all.extend(fw.elements(set)?);
+                }
+            }
+            Ok(all)
+        })
+        .map_err(refused)
 }
 
 /// What the kernel has of ours, and the guests that the record has and the kernel still has a tap for.
 struct Standing {
     bridges: Vec<bridge::Ours>,
     elements: Vec<Element>,
+    /// What somebody put into our sets.
+    surplus: Vec<Element>,
     guests: Vec<Guest>,
 }
 
-fn standing(host: &Host) -> Result<Standing, Fail> {
+fn standing(host: &Host, mut surplus: Vec<Element>) -> Result<Standing, Fail> {
     let (links, addresses) =
         host.net.links.with(|conn| Ok((link::list(conn, None)?, link::addresses(conn, None)?))).map_err(refused)?;
     let bridges: Vec<_> = links.iter().cloned().filter_map(bridge::Ours::prove).collect();
     let on = |tap: &Link| bridges.iter().find(|bridge| bridge.link().index == tap.master);
     // A tap that is on no bridge is one that comes or goes.
     let ports: Vec<_> = links.iter().filter(|link| tap::is_ours(link) && on(link).is_some()).collect();
-    let mut guests = guests::all(host)?;
+    let (mut guests, recorded) = (guests::all(host)?, forward::recorded(host)?);
+    surplus.retain(|element| {
+        let link = element.link_name();
+        !match element.set {
+            Set::Guests => guests.iter().any(|guest| element.address() == Some(guest.address)),
+            Set::Opened => recorded.iter().any(|opened| opened.name == link),
+            Set::Ports => links.iter().any(|tap| tap.name == link && tap::is_ours(tap)),
+            Set::Together => bridges.iter().any(|bridge| Element::together(&bridge.link().name) == *element),
+            _ => bridges.iter().any(|bridge| bridge.link().name == link),
+        }
+    });
     guests.retain(|guest| {
         let tap = ports.iter().find(|tap| tap.name == guest.tap);
         tap.and_then(|tap| on(tap)).is_some_and(|bridge| bridge.link().name == guest.bridge)
@@ -93,11 +126,11 @@ fn standing(host: &Host) -> Result<Standing, Fail> {
         elements.extend(bridges.iter().flat_map(|bridge| rules::of_bridge(bridge.link(), &addresses)));
         elements.extend(ports.iter().map(|tap| Element::link(Set::Ports, &tap.name)));
         elements.extend(guests.iter().flat_map(Guest::elements));
-        let uplinks = forward::still_open(&host.net, &forward::recorded(host)?, &links)?;
+        let uplinks = forward::still_open(&host.net, &recorded, &links)?;
         elements
             .extend(uplinks.iter().filter(|link| is_uplink(link)).map(|link| Element::link(Set::Opened, &link.name)));
     }
-    Ok(Standing { bridges, elements, guests })
+    Ok(Standing { bridges, elements, surplus, guests })
 }
 
 fn is_uplink(link: &forward::Opened) -> bool {
@@ -110,11 +143,10 @@ fn tables(host: &Host, standing: &Standing, repaired: &mut Vec<String>) -> Resul
         return Ok(());
     }
     let done = host.net.firewall(|fw| {
-        if fw.stands_as_written()? != [true, true] {
-            fw.restore(elements)?;
+        if !fw.restore(elements)? {
             return Ok(Some("banger's tables"));
         }
-        let change = Change { tables: Tables::AsTheyAre, present: elements.clone(), absent: Vec::new() };
+        let change = Change { tables: Tables::AsTheyAre, present: elements.clone(), absent: standing.surplus.clone() };
         Ok((fw.apply(&change)? != Changed::Nothing).then_some("elements of banger's sets"))
     });
     repaired.extend(done.map_err(refused)?.map(str::to_owned));
