@@ -47,10 +47,28 @@ pub(crate) struct Said {
     interrupted: bool,
 }
 
+/// What a conversation goes over: the kernel's socket, or a test that says what it likes.
+pub(crate) trait Wire {
+    /// As [`Socket::send`].
+    fn send(&self, messages: &[u8]) -> io::Result<()>;
+    /// As [`Socket::receive`].
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize>;
+}
+
+impl Wire for Socket {
+    fn send(&self, messages: &[u8]) -> io::Result<()> {
+        Socket::send(self, messages)
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Socket::receive(self, buffer)
+    }
+}
+
 /// A socket with what is needed to tell its answers apart.
 #[derive(Debug)]
-pub(crate) struct Conn {
-    socket: Socket,
+pub(crate) struct Conn<W: Wire = Socket> {
+    socket: W,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -62,8 +80,19 @@ impl Conn {
     /// Opens a socket in the network namespace of the helper.
     pub(crate) fn open(family: Family) -> Result<Conn, Refused> {
         let socket = Socket::open(family).map_err(|error| lost("socket(AF_NETLINK)", &error))?;
+        Ok(Conn::over(socket))
+    }
+
+    /// The socket's number, by which the kernel tells others whose change it was.
+    pub(crate) fn port(&self) -> Option<u32> {
+        self.socket.port().ok()
+    }
+}
+
+impl<W: Wire> Conn<W> {
+    fn over(socket: W) -> Conn<W> {
         // A dump's datagram has at most 32 KiB, any other one page and what was asked.
-        Ok(Conn { socket, sequence: 1, buffer: vec![0; 64 << 10] })
+        Conn { socket, sequence: 1, buffer: vec![0; 64 << 10] }
     }
 
     /// Sends all requests in one datagram, and gives what the kernel said to each, in their order.
@@ -82,11 +111,6 @@ impl Conn {
             }
         }
         Err(lost(call, &"the list changed each time that it was read"))
-    }
-
-    /// The socket's number, by which the kernel tells others whose change it was.
-    pub(crate) fn port(&self) -> Option<u32> {
-        self.socket.port().ok()
     }
 
     /// Makes the buffer larger, up to what a socket holds.
@@ -151,9 +175,10 @@ impl Said {
         self.interrupted |= asked & DUMP == DUMP && answer.flags & DUMP_INTERRUPTED != 0;
         match answer.kind {
             message::ERROR | message::DONE => {
-                let number = message::u32_at(answer.body, 0).unwrap_or(0).cast_signed();
+                // One whose number is cut off says nothing good.
+                let number = message::u32_at(answer.body, 0).map_or(-libc::EBADMSG, u32::cast_signed);
                 if self.errno == 0 {
-                    self.errno = -number;
+                    self.errno = number.saturating_neg();
                     self.words = words(answer);
                 }
                 self.ended = true;
@@ -226,6 +251,10 @@ impl Pool {
         result
     }
 }
+
+#[cfg(test)]
+#[path = "netlink_lies.rs"]
+mod lies;
 
 #[cfg(test)]
 mod tests {
