@@ -20,6 +20,7 @@ mod scan;
 pub mod schema;
 pub mod units;
 pub mod vm;
+pub mod worker;
 
 pub use code::{Code, Refusal};
 pub use method::{Method, Request};
