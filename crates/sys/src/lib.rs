@@ -1,6 +1,7 @@
 //! The unsafe code of the workspace: one system interface a file, each safe to call.
 
 pub mod child;
+pub mod confine;
 pub mod creds;
 pub mod dir;
 pub mod entropy;

@@ -1,0 +1,442 @@
+//! libext2fs, as far as it is used here: declarations written by hand, and an open file system that is safe to use.
+//!
+//! Here and in its [`channel`] stands all unsafe code beside `sys`. What the library does with a hostile image, no wrapper can make
+//! safe: that is why it runs in a process without rights. What is kept here is our side: pointers that live as long
+//! as they are used, buffers that are as long as it is told.
+//!
+//! `ext2fs.h` of e2fsprogs 1.46 and later (soname `libext2fs.so.2`).
+#![allow(unsafe_code)]
+
+mod channel;
+
+use crate::inode::Inode;
+use crate::overlay::Overlay;
+use crate::superblock::Superblock;
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
+use std::fmt;
+use std::ptr;
+
+/// What the library answers, from `ext2_err.et`.
+pub mod code {
+    use std::ffi::c_long;
+    /// Below this a code is an errno.
+    pub const BASE: c_long = 2_133_571_328;
+    pub(super) const SHORT_READ: c_long = BASE + 36;
+    pub(super) const SHORT_WRITE: c_long = BASE + 37;
+    /// A directory has no room for a name.
+    pub const DIR_NO_SPACE: c_long = BASE + 38;
+    /// Features that the library doesn't know.
+    pub const UNSUPP_FEATURE: c_long = BASE + 67;
+    /// Features that it doesn't know how to write.
+    pub const RO_UNSUPP_FEATURE: c_long = BASE + 68;
+    /// No memory.
+    pub const NO_MEMORY: c_long = BASE + 70;
+    /// No free block.
+    pub const BLOCK_ALLOC_FAIL: c_long = BASE + 72;
+    /// No free inode.
+    pub const INODE_ALLOC_FAIL: c_long = BASE + 73;
+    /// More blocks than a file can have.
+    pub const FILE_TOO_BIG: c_long = BASE + 82;
+    /// A directory's index of a kind that is not known.
+    pub const DIRHASH_UNSUPP: c_long = BASE + 89;
+    pub(super) const MAGIC_IO_CHANNEL: c_long = BASE + 5;
+    pub(super) const MAGIC_IO_MANAGER: c_long = BASE + 7;
+}
+
+/// A code of the library's, not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed(pub c_long);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: adds a table of constant texts to a list; a second time it does nothing.
+        unsafe { initialize_ext2_error_table() };
+        // SAFETY: takes any number.
+        let text = unsafe { error_message(self.0) };
+        // SAFETY: it ends with NUL, and stays until the next such call; there is one thread.
+        let text = unsafe { CStr::from_ptr(text) };
+        f.write_str(&text.to_string_lossy())
+    }
+}
+
+type Result<T> = std::result::Result<T, Failed>;
+
+/// `struct_ext2_filsys`; only the library looks into it.
+#[repr(C)]
+struct Filsys {
+    _hidden: [u8; 0],
+}
+
+/// `ext2_extent_handle`.
+#[repr(C)]
+struct Extents {
+    _hidden: [u8; 0],
+}
+
+type DirFunction = unsafe extern "C" fn(u32, c_int, *mut u8, c_int, c_int, *mut u8, *mut c_void) -> c_int;
+
+#[link(name = "ext2fs")]
+unsafe extern "C" {
+    fn initialize_ext2_error_table();
+    fn ext2fs_open2(
+        name: *const c_char,
+        options: *const c_char,
+        flags: c_int,
+        superblock: c_int,
+        block_size: u32,
+        manager: *const channel::Manager,
+        fs: *mut *mut Filsys,
+    ) -> c_long;
+    fn ext2fs_close_free(fs: *mut *mut Filsys) -> c_long;
+    fn ext2fs_free(fs: *mut Filsys);
+    fn ext2fs_read_bitmaps(fs: *mut Filsys) -> c_long;
+    fn ext2fs_read_inode(fs: *mut Filsys, ino: u32, inode: *mut Inode) -> c_long;
+    fn ext2fs_write_inode(fs: *mut Filsys, ino: u32, inode: *mut Inode) -> c_long;
+    fn ext2fs_write_new_inode(fs: *mut Filsys, ino: u32, inode: *mut Inode) -> c_long;
+    fn ext2fs_new_inode(fs: *mut Filsys, dir: u32, mode: c_int, map: *mut c_void, ino: *mut u32) -> c_long;
+    fn ext2fs_inode_alloc_stats2(fs: *mut Filsys, ino: u32, inuse: c_int, isdir: c_int);
+    fn ext2fs_bmap2(
+        fs: *mut Filsys,
+        ino: u32,
+        inode: *mut Inode,
+        buffer: *mut u8,
+        flags: c_int,
+        block: u64,
+        ret_flags: *mut c_int,
+        physical: *mut u64,
+    ) -> c_long;
+    fn ext2fs_fallocate(
+        fs: *mut Filsys,
+        flags: c_int,
+        ino: u32,
+        inode: *mut Inode,
+        goal: u64,
+        start: u64,
+        length: u64,
+    ) -> c_long;
+    fn ext2fs_punch(fs: *mut Filsys, ino: u32, inode: *mut Inode, buffer: *mut u8, start: u64, end: u64) -> c_long;
+    fn ext2fs_extent_open2(fs: *mut Filsys, ino: u32, inode: *mut Inode, handle: *mut *mut Extents) -> c_long;
+    fn ext2fs_extent_free(handle: *mut Extents);
+    fn ext2fs_free_ext_attr(fs: *mut Filsys, ino: u32, inode: *mut c_void) -> c_long;
+    fn ext2fs_inline_data_size(fs: *mut Filsys, ino: u32, size: *mut usize) -> c_long;
+    fn ext2fs_inline_data_get(fs: *mut Filsys, ino: u32, inode: *mut Inode, data: *mut u8, size: *mut usize) -> c_long;
+    fn ext2fs_mkdir(fs: *mut Filsys, parent: u32, ino: u32, name: *const c_char) -> c_long;
+    fn ext2fs_link(fs: *mut Filsys, dir: u32, name: *const c_char, ino: u32, flags: c_int) -> c_long;
+    fn ext2fs_expand_dir(fs: *mut Filsys, dir: u32) -> c_long;
+    fn ext2fs_dir_iterate2(
+        fs: *mut Filsys,
+        dir: u32,
+        flags: c_int,
+        buffer: *mut u8,
+        function: DirFunction,
+        private: *mut c_void,
+    ) -> c_long;
+    fn ext2fs_bg_free_blocks_count(fs: *mut Filsys, group: u32) -> u32;
+    fn ext2fs_bg_free_inodes_count(fs: *mut Filsys, group: u32) -> u32;
+}
+
+#[link(name = "com_err")]
+unsafe extern "C" {
+    fn error_message(code: c_long) -> *const c_char;
+}
+
+const FLAG_RW: c_int = 1;
+const FLAG_64BITS: c_int = 0x2_0000;
+const FALLOCATE_FORCE_INIT: c_int = 2;
+const FALLOCATE_INIT_BEYOND_EOF: c_int = 8;
+const BMAP_RET_UNINIT: c_int = 1;
+const DIRENT_CHANGED: c_int = 1;
+const DIRENT_ABORT: c_int = 2;
+const FT_REG_FILE: c_int = 1;
+
+fn answer(code: c_long) -> Result<()> {
+    if code == 0 { Ok(()) } else { Err(Failed(code)) }
+}
+
+/// No path or name of ours has a NUL; one out of an image is cut there by nobody else either.
+fn c_string(text: &[u8]) -> Result<CString> {
+    const EINVAL: c_long = 22;
+    CString::new(text).map_err(|_| Failed(EINVAL))
+}
+
+/// Whether a file system is opened for its files to be read or changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing is written.
+    Read,
+    /// Blocks and inodes can be allocated; the bitmaps are read.
+    Write,
+}
+
+/// An open file system. What is written goes to the overlay; without [`close`](Fs::close) it is not complete.
+pub struct Fs<'a> {
+    raw: *mut Filsys,
+    /// The channel inside `raw` points to it.
+    overlay: &'a Overlay,
+    groups: u32,
+}
+
+impl<'a> Fs<'a> {
+    /// Opens what the overlay shows.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn open(overlay: &'a Overlay, superblock: &Superblock, access: Access) -> Result<Fs<'a>> {
+        let mut raw = ptr::null_mut();
+        let flags = FLAG_64BITS | if access == Access::Write { FLAG_RW } else { 0 };
+        let (name, manager) = (channel::NAME.as_ptr(), &raw const channel::MANAGER);
+        channel::offer(overlay);
+        // SAFETY: name and manager are static; the channel made meanwhile points to `overlay`, which outlives `Fs`.
+        answer(unsafe { ext2fs_open2(name, ptr::null(), flags, 0, 0, manager, &raw mut raw) })?;
+        let fs = Fs { raw, overlay, groups: superblock.groups() };
+        if access == Access::Write {
+            // SAFETY: `raw` is open.
+            answer(unsafe { ext2fs_read_bitmaps(fs.raw) })?;
+        }
+        Ok(fs)
+    }
+
+    /// Writes what is still in memory: bitmaps, groups, superblock.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn close(mut self) -> Result<()> {
+        // SAFETY: `raw` is open, and set to null by the call, so that `drop` does not free it again.
+        answer(unsafe { ext2fs_close_free(&raw mut self.raw) })
+    }
+
+    /// What it is opened over.
+    pub fn overlay(&self) -> &'a Overlay {
+        self.overlay
+    }
+
+    /// Reads an inode.
+    ///
+    /// # Errors
+    /// What the library answers, also where there is no such number.
+    pub fn inode(&self, ino: u32) -> Result<Inode> {
+        let mut inode = Inode::empty();
+        // SAFETY: `inode` has the 128 bytes that the call fills.
+        answer(unsafe { ext2fs_read_inode(self.raw, ino, &raw mut inode) })?;
+        Ok(inode)
+    }
+
+    /// Writes the part of an inode that is ours; what a larger one has behind it stays.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn set_inode(&self, ino: u32, inode: &mut Inode) -> Result<()> {
+        // SAFETY: `inode` has the 128 bytes that the call reads.
+        answer(unsafe { ext2fs_write_inode(self.raw, ino, inode) })
+    }
+
+    /// Writes an inode that is new: its times become now, what is behind the 128 bytes is cleared.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn set_new_inode(&self, ino: u32, inode: &mut Inode) -> Result<()> {
+        // SAFETY: `inode` has the 128 bytes that the call reads and in which it sets times.
+        answer(unsafe { ext2fs_write_new_inode(self.raw, ino, inode) })
+    }
+
+    /// A free inode near a directory, not yet counted.
+    ///
+    /// # Errors
+    /// `INODE_ALLOC_FAIL` where none is free.
+    pub fn free_inode(&self, near: u32) -> Result<u32> {
+        let mut ino = 0;
+        // SAFETY: without a map the call takes the file system's; `ino` takes its answer.
+        answer(unsafe { ext2fs_new_inode(self.raw, near, 0, ptr::null_mut(), &raw mut ino) })?;
+        Ok(ino)
+    }
+
+    /// Counts an inode as used.
+    pub fn take_inode(&self, ino: u32) {
+        // SAFETY: changes bitmaps and counters of the open file system; a number that it hasn't is ignored.
+        unsafe { ext2fs_inode_alloc_stats2(self.raw, ino, 1, 0) };
+    }
+
+    /// Counts an inode as free.
+    pub fn give_inode(&self, ino: u32, directory: bool) {
+        // SAFETY: as above.
+        unsafe { ext2fs_inode_alloc_stats2(self.raw, ino, -1, c_int::from(directory)) };
+    }
+
+    /// Makes an empty inode one whose blocks are mapped by extents.
+    ///
+    /// # Errors
+    /// `INODE_NOT_EXTENT` or what else the library answers.
+    pub fn use_extents(&self, ino: u32, inode: &mut Inode) -> Result<()> {
+        let mut handle = ptr::null_mut();
+        // SAFETY: `inode` outlives the handle, which is freed at once.
+        answer(unsafe { ext2fs_extent_open2(self.raw, ino, inode, &raw mut handle) })?;
+        // SAFETY: the call above made it.
+        unsafe { ext2fs_extent_free(handle) };
+        Ok(())
+    }
+
+    /// The block of the image where a file's block stands; `None` for a hole, or one that was never written.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn map(&self, ino: u32, inode: &mut Inode, block: u64) -> Result<Option<u64>> {
+        let (mut physical, mut flags) = (0, 0);
+        let (flags_at, to) = (&raw mut flags, &raw mut physical);
+        // SAFETY: `inode` and both answers are ours for the call; without a buffer the library takes its own.
+        answer(unsafe { ext2fs_bmap2(self.raw, ino, inode, ptr::null_mut(), 0, block, flags_at, to) })?;
+        Ok((physical != 0 && flags & BMAP_RET_UNINIT == 0).then_some(physical))
+    }
+
+    /// Gives a file its first `blocks` blocks, as written ones: their bytes are to be put there by the caller.
+    ///
+    /// # Errors
+    /// `BLOCK_ALLOC_FAIL` where not enough are free.
+    pub fn allocate(&self, ino: u32, inode: &mut Inode, blocks: u64) -> Result<()> {
+        let flags = FALLOCATE_FORCE_INIT | FALLOCATE_INIT_BEYOND_EOF;
+        // SAFETY: `inode` is ours for the call; a goal of all ones lets the library choose.
+        answer(unsafe { ext2fs_fallocate(self.raw, flags, ino, inode, u64::MAX, 0, blocks) })
+    }
+
+    /// Frees a file's blocks from `start` on.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn punch(&self, ino: u32, inode: &mut Inode, start: u64) -> Result<()> {
+        // SAFETY: `inode` is ours for the call; without a buffer the library takes its own.
+        answer(unsafe { ext2fs_punch(self.raw, ino, inode, ptr::null_mut(), start, u64::MAX) })
+    }
+
+    /// Takes the block of extended attributes from an inode, and frees it when it was the last.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn drop_attributes(&self, ino: u32) -> Result<()> {
+        // SAFETY: without an inode the call reads and writes it itself.
+        answer(unsafe { ext2fs_free_ext_attr(self.raw, ino, ptr::null_mut()) })
+    }
+
+    /// The content of a file that stands in its inode.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn inline_data(&self, ino: u32) -> Result<Vec<u8>> {
+        let mut length = 0;
+        // SAFETY: `length` takes the answer.
+        answer(unsafe { ext2fs_inline_data_size(self.raw, ino, &raw mut length) })?;
+        let mut data = vec![0; length];
+        // SAFETY: `data` has as many bytes as the library said it will put there; nothing changed meanwhile.
+        answer(unsafe { ext2fs_inline_data_get(self.raw, ino, ptr::null_mut(), data.as_mut_ptr(), &raw mut length) })?;
+        data.truncate(length);
+        Ok(data)
+    }
+
+    /// Makes a directory (0755, 0:0).
+    ///
+    /// # Errors
+    /// `DIR_NO_SPACE` where the parent has to be [expanded](Fs::expand), and what else the library answers.
+    pub fn make_dir(&self, parent: u32, name: &[u8]) -> Result<()> {
+        let name = c_string(name)?;
+        // SAFETY: `name` ends with NUL and lives for the call; 0 lets the library choose an inode.
+        answer(unsafe { ext2fs_mkdir(self.raw, parent, 0, name.as_ptr()) })
+    }
+
+    /// Gives a regular file a name.
+    ///
+    /// # Errors
+    /// `DIR_NO_SPACE` where the directory has to be [expanded](Fs::expand), and what else the library answers.
+    pub fn link(&self, dir: u32, name: &[u8], ino: u32) -> Result<()> {
+        let name = c_string(name)?;
+        // SAFETY: `name` ends with NUL and lives for the call.
+        answer(unsafe { ext2fs_link(self.raw, dir, name.as_ptr(), ino, FT_REG_FILE) })
+    }
+
+    /// Gives a directory one more block.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn expand(&self, dir: u32) -> Result<()> {
+        // SAFETY: the file system is open.
+        answer(unsafe { ext2fs_expand_dir(self.raw, dir) })
+    }
+
+    /// The inode that a directory has under a name.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn find(&self, dir: u32, name: &[u8]) -> Result<Option<u32>> {
+        self.search(&mut Search { name, found: None, becomes: None }, dir)
+    }
+
+    /// Makes a name that a directory has that of another inode. Returns the inode it had.
+    ///
+    /// # Errors
+    /// What the library answers.
+    pub fn repoint(&self, dir: u32, name: &[u8], ino: u32) -> Result<Option<u32>> {
+        self.search(&mut Search { name, found: None, becomes: Some(ino) }, dir)
+    }
+
+    fn search(&self, search: &mut Search<'_>, dir: u32) -> Result<Option<u32>> {
+        let private = (&raw mut *search).cast();
+        // SAFETY: `one_entry` gets `private` back, which is our `Search`, during the call alone.
+        answer(unsafe { ext2fs_dir_iterate2(self.raw, dir, 0, ptr::null_mut(), one_entry, private) })?;
+        Ok(search.found)
+    }
+
+    /// Free clusters and inodes, as the groups' descriptors count them.
+    pub fn free_in_groups(&self) -> (u64, u64) {
+        (0..self.groups).fold((0, 0), |(clusters, inodes), group| {
+            // SAFETY: the library made its table of groups from the same fields as `groups`.
+            let more = unsafe { ext2fs_bg_free_blocks_count(self.raw, group) };
+            // SAFETY: as above.
+            let more_inodes = unsafe { ext2fs_bg_free_inodes_count(self.raw, group) };
+            (clusters + u64::from(more), inodes + u64::from(more_inodes))
+        })
+    }
+}
+
+impl Drop for Fs<'_> {
+    fn drop(&mut self) {
+        if !self.raw.is_null() {
+            // SAFETY: it is open, and nothing uses it after this.
+            unsafe { ext2fs_free(self.raw) };
+        }
+    }
+}
+
+struct Search<'a> {
+    name: &'a [u8],
+    found: Option<u32>,
+    becomes: Option<u32>,
+}
+
+/// `struct ext2_dir_entry`: inode, length of the entry, length of the name, type, name.
+unsafe extern "C" fn one_entry(
+    _dir: u32,
+    _which: c_int,
+    entry: *mut u8,
+    _offset: c_int,
+    _length: c_int,
+    _block: *mut u8,
+    private: *mut c_void,
+) -> c_int {
+    // SAFETY: `search` gave it, and holds no other reference during the walk.
+    let search = unsafe { &mut *private.cast::<Search<'_>>() };
+    // SAFETY: the library has checked that an entry has its eight bytes, in its block.
+    let head = unsafe { std::slice::from_raw_parts_mut(entry, 8) };
+    let length = usize::from(head[6]);
+    // SAFETY: the name stands behind them, in the same block.
+    let name = unsafe { entry.add(8) };
+    // SAFETY: the library has checked that it ends inside the entry.
+    let name = unsafe { std::slice::from_raw_parts(name.cast_const(), length) };
+    if name != search.name {
+        return 0;
+    }
+    search.found = Some(u32::from_le_bytes([head[0], head[1], head[2], head[3]]));
+    match search.becomes {
+        None => DIRENT_ABORT,
+        Some(ino) => {
+            head[..4].copy_from_slice(&ino.to_le_bytes());
+            DIRENT_ABORT | DIRENT_CHANGED
+        }
+    }
+}

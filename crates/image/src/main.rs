@@ -1,0 +1,152 @@
+//! `banger-image`: the worker that `bangerd-root` starts for one request about an image.
+//!
+//! It has the descriptors that [`wire::worker::fd`] names and nothing else. Before it reads the image's first byte it
+//! gives up what it can; what is left to whoever takes it over are other bytes for that image.
+
+use image::overlay::Overlay;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
+use sys::confine::Call;
+use wire::worker::ask::{self, Ask};
+use wire::worker::log::{MAX_DATA, MAX_LOG};
+use wire::worker::reply::Reply;
+use wire::worker::{MAX_READ, Malformed, fd};
+
+/// Address space: bitmaps and groups of some terabytes, and a request's head.
+const MEMORY: u64 = 256 << 20;
+/// Seconds of a processor.
+const TIME: u64 = 20;
+/// What a journal may bring back of an image that is only read. It stays in memory.
+const MAX_REPLAY: u64 = 128 << 20;
+
+/// Every system call of the library, the allocator and ours from there on.
+const CALLS: &[Call] = &[
+    Call::ReadAt,
+    Call::WriteAt,
+    Call::Write,
+    Call::Close,
+    Call::Map,
+    Call::Unmap,
+    Call::Remap,
+    Call::Break,
+    Call::Time,
+    Call::AlternateStack,
+    Call::Exit,
+];
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("--version") => {
+            println!("banger-image {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some(_) => {
+            eprintln!("banger-image is started by bangerd-root, and has no arguments");
+            return ExitCode::from(2);
+        }
+    }
+    match work() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(what) => {
+            eprintln!("banger-image: {what}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Given {
+    image: File,
+    size: u64,
+    reply: File,
+    request: File,
+    /// The request's length.
+    asked: u64,
+    out: File,
+    /// Takes what a journal's replay changes of an image that is only read.
+    scratch: File,
+}
+
+fn work() -> Result<(), String> {
+    let Given { image, size, mut reply, request, asked, out, scratch } = take()?;
+    confine()?;
+    // A refusal is an answer; an error is a request that is none.
+    let answer = match read_ask(&request, asked)? {
+        Ask::Read(path) => image::read::read(&Overlay::new(image, size, scratch, MAX_REPLAY), &path, &out),
+        Ask::Write(files) => image::write::write(&Overlay::new(image, size, out, MAX_DATA), &request, &files),
+    };
+    let answer = answer.unwrap_or_else(Reply::from);
+    reply.write_all(&answer.encode()).map_err(|error| format!("the reply could not be sent: {error}"))
+}
+
+fn take() -> Result<Given, String> {
+    let passed = sys::sandbox::take_passed(fd::COUNT)
+        .map_err(|error| format!("descriptors 3 to 6 are needed: {error}; this program is started by bangerd-root"))?;
+    let passed: [OwnedFd; fd::COUNT as usize] =
+        passed.try_into().map_err(|_| "not as many descriptors as asked for")?;
+    let [image, reply, request, out] = passed.map(File::from);
+    // A block device tells its length by its end alone.
+    let length = |file: &File| seek(file, SeekFrom::End(0)).map_err(|errno| format!("a file's length: {errno}"));
+    let (size, asked) = (length(&image)?, length(&request)?);
+    let scratch = memfd_create("replay", MemfdFlags::CLOEXEC).map_err(|errno| format!("memfd_create: {errno}"))?;
+    end_with_the_helper(&reply)?;
+    Ok(Given { image, size, reply, request, asked, out, scratch: File::from(scratch) })
+}
+
+/// From now on the worker ends with the helper, which may have ended before: then nobody reads the reply.
+fn end_with_the_helper(reply: &File) -> Result<(), String> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|errno| format!("PR_SET_PDEATHSIG: {errno}"))?;
+    let mut reader = [PollFd::new(reply, PollFlags::OUT)];
+    let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut reader, Some(&none)).map_err(|errno| format!("poll: {errno}"))?;
+    if reader[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
+        return Err("nobody waits for the reply".to_owned());
+    }
+    Ok(())
+}
+
+/// Gives up rights, in the only order that works: seccomp ends it all.
+fn confine() -> Result<(), String> {
+    if rustix::process::geteuid().is_root() || rustix::process::getuid().is_root() {
+        return Err("this program does not run as root".to_owned());
+    }
+    let none = rustix::thread::CapabilitySets {
+        effective: rustix::thread::CapabilitySet::empty(),
+        permitted: rustix::thread::CapabilitySet::empty(),
+        inheritable: rustix::thread::CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, none).map_err(|errno| format!("capset: {errno}"))?;
+    rustix::thread::set_no_new_privs(true).map_err(|errno| format!("PR_SET_NO_NEW_PRIVS: {errno}"))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|errno| format!("PR_SET_DUMPABLE: {errno}"))?;
+    sys::confine::deny_names().map_err(|error| format!("Landlock: {error}"))?;
+    for (resource, most) in [
+        (Resource::As, MEMORY),
+        (Resource::Cpu, TIME),
+        (Resource::Fsize, MAX_LOG.max(MAX_READ)),
+        (Resource::Nofile, 0),
+        (Resource::Nproc, 0),
+        (Resource::Core, 0),
+    ] {
+        let limit = Rlimit { current: Some(most), maximum: Some(most) };
+        rustix::process::setrlimit(resource, limit).map_err(|errno| format!("setrlimit {resource:?}: {errno}"))?;
+    }
+    sys::confine::allow_calls(CALLS).map_err(|error| format!("seccomp: {error}"))
+}
+
+fn read_ask(request: &File, length: u64) -> Result<Ask, String> {
+    let unread = |error| format!("the request can't be read: {error}");
+    let bad = |error: Malformed| format!("the request: {error}");
+    let mut prefix = [0; ask::PREFIX];
+    request.read_exact_at(&mut prefix, 0).map_err(unread)?;
+    let mut head = vec![0; ask::head_length(&prefix).map_err(bad)?];
+    request.read_exact_at(&mut head, 0).map_err(unread)?;
+    ask::decode(&head, length).map_err(bad)
+}
