@@ -172,7 +172,7 @@ pub enum Access {
 pub struct Fs<'a> {
     raw: *mut Filsys,
     /// The channel inside `raw` points to it.
-    overlay: &'a Overlay,
+    overlay: &'a Overlay<'a>,
     groups: u32,
 }
 
@@ -181,7 +181,7 @@ impl<'a> Fs<'a> {
     ///
     /// # Errors
     /// What the library answers.
-    pub fn open(overlay: &'a Overlay, superblock: &Superblock, access: Access) -> Result<Fs<'a>> {
+    pub fn open(overlay: &'a Overlay<'a>, superblock: &Superblock, access: Access) -> Result<Fs<'a>> {
         let mut raw = ptr::null_mut();
         let flags = FLAG_64BITS | if access == Access::Write { FLAG_RW } else { 0 };
         let (name, manager) = (channel::NAME.as_ptr(), &raw const channel::MANAGER);
@@ -206,7 +206,7 @@ impl<'a> Fs<'a> {
     }
 
     /// What it is opened over.
-    pub fn overlay(&self) -> &'a Overlay {
+    pub fn overlay(&self) -> &'a Overlay<'a> {
         self.overlay
     }
 

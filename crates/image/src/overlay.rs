@@ -11,10 +11,10 @@ use wire::worker::log::{self, SECTOR};
 use wire::worker::reply::Why;
 
 /// An image and what is changed of it.
-pub struct Overlay {
-    image: File,
+pub struct Overlay<'a> {
+    image: &'a File,
     size: u64,
-    log: File,
+    log: &'a File,
     /// The most bytes that are logged.
     limit: u64,
     state: RefCell<State>,
@@ -39,9 +39,9 @@ struct Run {
     at: u64,
 }
 
-impl Overlay {
+impl<'a> Overlay<'a> {
     /// An image of `size` bytes, and an empty log that takes `limit` of them.
-    pub fn new(image: File, size: u64, log: File, limit: u64) -> Overlay {
+    pub fn new(image: &'a File, size: u64, log: &'a File, limit: u64) -> Overlay<'a> {
         Overlay { image, size, log, limit, state: RefCell::default(), sparing: Cell::new(false) }
     }
 
@@ -208,10 +208,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn over(image: &[u8], limit: u64) -> (Overlay, File) {
+    fn files(image: &[u8]) -> (File, File) {
         let (from, log) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         from.write_all_at(image, 0).unwrap();
-        (Overlay::new(from, image.len() as u64, log.try_clone().unwrap(), limit), log)
+        (from, log)
     }
 
     /// The image with the log's changes put in, by the reader that the helper has.
@@ -237,7 +237,8 @@ mod tests {
         ) {
             const UNIT: usize = SECTOR as usize;
             let image = vec![0_u8; 20 * UNIT];
-            let (overlay, log) = over(&image, 1 << 20);
+            let (from, log) = files(&image);
+            let overlay = Overlay::new(&from, image.len() as u64, &log, 1 << 20);
             if sparing {
                 overlay.spare_what_is_equal();
             }
@@ -259,21 +260,23 @@ mod tests {
 
     #[test]
     fn it_ends_where_the_image_ends_and_the_log_is_full() {
-        let (overlay, _) = over(&[0; 4096], 1024);
+        let (image, log) = files(&[0; 4096]);
+        let overlay = Overlay::new(&image, 4096, &log, 1024);
         assert!(overlay.read(4095, &mut [0; 2]).is_err());
         assert!(overlay.read(u64::MAX, &mut [0; 2]).is_err());
         overlay.write(0, &[1; 1024]).unwrap();
         overlay.write(512, &[2; 512]).unwrap();
         assert_eq!(overlay.write(2048, &[1; 512]).unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(overlay.finish().unwrap_err().why, Why::TooLarge);
-        let (overlay, _) = over(&[0; 4096], 1 << 20);
+        let overlay = Overlay::new(&image, 4096, &log, 1 << 20);
         assert!(overlay.write(4096 - 512, &[1; 1024]).is_err());
         assert!(overlay.write(1, &[1; 512]).is_err());
     }
 
     #[test]
     fn nothing_changed_is_no_log() {
-        let (overlay, _) = over(&[7; 4096], 1 << 20);
+        let (image, log) = files(&[7; 4096]);
+        let overlay = Overlay::new(&image, 4096, &log, 1 << 20);
         overlay.spare_what_is_equal();
         overlay.write(1024, &[7; 1024]).unwrap();
         assert_eq!(overlay.finish(), Ok((0, 0)));

@@ -20,7 +20,7 @@ pub(crate) const PIECE: usize = 256 << 10;
 ///
 /// # Errors
 /// Where the image is none that is read, or has no such regular file of at most [`MAX_READ`] bytes.
-pub fn read(overlay: &Overlay, path: &GuestPath, out: &File) -> Result<Reply> {
+pub fn read(overlay: &Overlay<'_>, path: &GuestPath, out: &File) -> Result<Reply> {
     let superblock = prepare(overlay, For::Reading)?;
     let fs = Fs::open(overlay, &superblock, Access::Read).while_doing("opening the image")?;
     let spot = walk(&fs, &superblock, path, Missing::Refuse)?;

@@ -14,7 +14,7 @@ use wire::worker::reply::Why;
 ///
 /// # Errors
 /// Where it is no image that is worked on.
-pub fn prepare(overlay: &Overlay, wanted: For) -> Result<Superblock> {
+pub fn prepare(overlay: &Overlay<'_>, wanted: For) -> Result<Superblock> {
     let superblock = look(overlay, wanted)?;
     if !superblock.needs_recovery() {
         return Ok(superblock);
@@ -33,7 +33,7 @@ pub fn prepare(overlay: &Overlay, wanted: For) -> Result<Superblock> {
     look(overlay, wanted)
 }
 
-fn look(overlay: &Overlay, wanted: For) -> Result<Superblock> {
+fn look(overlay: &Overlay<'_>, wanted: For) -> Result<Superblock> {
     let mut bytes = [0; superblock::LENGTH];
     overlay.read(superblock::AT, &mut bytes).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => Refusal::new(Why::NotSupported, "this is no ext4 image: it is too short"),
@@ -42,7 +42,7 @@ fn look(overlay: &Overlay, wanted: For) -> Result<Superblock> {
     Superblock::parse(bytes, overlay.size(), wanted)
 }
 
-fn replay(overlay: &Overlay, superblock: &Superblock) -> Result<()> {
+fn replay(overlay: &Overlay<'_>, superblock: &Superblock) -> Result<()> {
     let fs = Fs::open(overlay, superblock, Access::Read).while_doing("opening the image")?;
     let ino = superblock.journal_inode()?;
     let mut inode = fs.inode(ino).while_doing("reading the journal's inode")?;

@@ -18,7 +18,7 @@ use wire::worker::reply::{Reply, Why};
 ///
 /// # Errors
 /// Where the image is none that is written to, or one of the files can't be put there. Nothing is to be applied then.
-pub fn write(overlay: &Overlay, request: &File, files: &[Put]) -> Result<Reply> {
+pub fn write(overlay: &Overlay<'_>, request: &File, files: &[Put]) -> Result<Reply> {
     let superblock = prepare(overlay, For::Writing)?;
     if files.is_empty() {
         return Ok(Reply::Written { log: 0, changes: 0, free_blocks: superblock.free_blocks() });
@@ -45,7 +45,7 @@ pub fn write(overlay: &Overlay, request: &File, files: &[Put]) -> Result<Reply> 
     Ok(Reply::Written { log, changes, free_blocks })
 }
 
-fn without_orphans(overlay: &Overlay, superblock: Superblock) -> Result<Superblock> {
+fn without_orphans(overlay: &Overlay<'_>, superblock: Superblock) -> Result<Superblock> {
     if superblock.first_orphan() == 0 {
         return Ok(superblock);
     }

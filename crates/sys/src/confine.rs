@@ -81,8 +81,6 @@ pub enum Call {
     WriteAt,
     /// `write`
     Write,
-    /// `close`
-    Close,
     /// `mmap`, but for memory that can be executed
     Map,
     /// `munmap`
@@ -105,7 +103,6 @@ impl Call {
             Call::ReadAt => libc::SYS_pread64,
             Call::WriteAt => libc::SYS_pwrite64,
             Call::Write => libc::SYS_write,
-            Call::Close => libc::SYS_close,
             Call::Map => libc::SYS_mmap,
             Call::Unmap => libc::SYS_munmap,
             Call::Remap => libc::SYS_mremap,

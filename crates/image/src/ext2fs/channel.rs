@@ -42,7 +42,7 @@ pub(super) struct Channel {
     references: c_int,
     flags: c_int,
     reserved: [c_long; 14],
-    overlay: *const Overlay,
+    overlay: *const Overlay<'static>,
     application: *mut c_void,
     align: c_int,
 }
@@ -76,12 +76,12 @@ pub(super) static MANAGER: Manager = Manager {
 
 thread_local! {
     /// What the channel that is opened next is to show: the library passes on a name and nothing else.
-    static OFFERED: Cell<*const Overlay> = const { Cell::new(ptr::null()) };
+    static OFFERED: Cell<*const Overlay<'static>> = const { Cell::new(ptr::null()) };
 }
 
 /// Offers an overlay to the channel that this thread opens next. It must live as long as that channel.
-pub(super) fn offer(overlay: &Overlay) {
-    OFFERED.set(overlay);
+pub(super) fn offer(overlay: &Overlay<'_>) {
+    OFFERED.set(ptr::from_ref(overlay).cast());
 }
 
 unsafe extern "C" fn channel_open(_name: *const c_char, _flags: c_int, into: *mut *mut Channel) -> c_long {
