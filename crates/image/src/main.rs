@@ -35,6 +35,7 @@ const CALLS: &[Call] = &[
     Call::Remap,
     Call::Break,
     Call::Time,
+    Call::Memory,
     Call::AlternateStack,
     Call::Exit,
 ];

@@ -91,6 +91,8 @@ pub enum Call {
     Break,
     /// `clock_gettime`, where the kernel gives no way without a call
     Time,
+    /// `sysinfo`, by which glibc's `qsort` asks how much memory there is
+    Memory,
     /// `sigaltstack`, which the end of a Rust program calls
     AlternateStack,
     /// `exit_group`
@@ -108,6 +110,7 @@ impl Call {
             Call::Remap => libc::SYS_mremap,
             Call::Break => libc::SYS_brk,
             Call::Time => libc::SYS_clock_gettime,
+            Call::Memory => libc::SYS_sysinfo,
             Call::AlternateStack => libc::SYS_sigaltstack,
             Call::Exit => libc::SYS_exit_group,
         }

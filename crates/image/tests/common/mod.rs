@@ -182,11 +182,12 @@ impl Image {
         ok("unshare", &["-m", "sh", "-c", &script, "sh", &self.text(), there.to_str().unwrap()])
     }
 
-    /// A file's bytes, by a kernel mount.
-    pub(crate) fn kernel_reads(&self, path: &str) -> Vec<u8> {
-        let copy = self.dir.path().join("copy");
-        self.mounted("ro,noload", &format!("cp -- '.{path}' '{}'", copy.display()));
-        fs::read(copy).unwrap()
+    /// These files' bytes, by one kernel mount.
+    pub(crate) fn kernel_reads(&self, paths: &[&str]) -> Vec<Vec<u8>> {
+        let copies: Vec<PathBuf> = (0..paths.len()).map(|n| self.dir.path().join(format!("copy{n}"))).collect();
+        let copy = |(path, copy): (&&str, &PathBuf)| format!("cp -- '.{path}' '{}'\n", copy.display());
+        self.mounted("ro,noload", &paths.iter().zip(&copies).map(copy).collect::<String>());
+        copies.iter().map(|copy| fs::read(copy).unwrap()).collect()
     }
 
     /// A file's bytes, by debugfs.
