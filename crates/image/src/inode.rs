@@ -114,6 +114,11 @@ impl Inode {
         self.u32(0x20) & flag != 0
     }
 
+    /// Which of the inode's uses this is; part of its checksums.
+    pub fn generation(&self) -> u32 {
+        self.u32(0x64)
+    }
+
     /// Whether a block of extended attributes belongs to it.
     pub fn has_attributes(&self) -> bool {
         self.u32(0x68) != 0 || self.u16(0x76) != 0

@@ -7,6 +7,7 @@
 pub mod ext2fs;
 pub mod inode;
 pub mod journal;
+pub mod orphans;
 pub mod overlay;
 pub mod read;
 pub mod recover;

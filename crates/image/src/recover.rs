@@ -1,7 +1,7 @@
 //! An image as the kernel would have it after a mount: its journal replayed, its orphans cleared away.
 
 use crate::ext2fs::{Access, Fs};
-use crate::inode::{Inode, Kind, flag};
+use crate::inode::{Kind, flag};
 use crate::journal::{self, Bad, ESCAPED};
 use crate::overlay::Overlay;
 use crate::refuse::{Refusal, Result, While};
@@ -83,55 +83,6 @@ fn bad_journal(bad: &Bad) -> Refusal {
 
 pub(crate) fn failed(error: io::Error) -> Refusal {
     Refusal::new(Why::Failed, format!("the image can't be read or its changes written: {error}"))
-}
-
-/// Does what the kernel does for files that were deleted or cut while somebody still had them open: frees what no name
-/// leads to, cuts what is behind a file's end.
-///
-/// # Errors
-/// Where the list is none.
-pub fn clear_orphans(fs: &Fs<'_>, superblock: &Superblock) -> Result<()> {
-    let mut ino = superblock.first_orphan();
-    for _ in 0..superblock.inodes() {
-        if ino == 0 {
-            break;
-        }
-        if ino < superblock.first_inode() {
-            return Err(Refusal::new(Why::Damaged, "the list of deleted files is damaged: run fsck on the image"));
-        }
-        let mut inode = fs.inode(ino).while_doing("reading a deleted file")?;
-        let next = inode.deleted();
-        if inode.links() == 0 {
-            free(fs, ino, &mut inode)?;
-        } else {
-            inode.set_deleted(0);
-            if inode.maps_blocks() {
-                let first = inode.size().div_ceil(superblock.block_size() as u64);
-                fs.punch(ino, &mut inode, first).while_doing("cutting a file")?;
-            }
-            fs.set_inode(ino, &mut inode).while_doing("cutting a file")?;
-        }
-        ino = next;
-    }
-    if ino == 0 { Ok(()) } else { Err(Refusal::new(Why::Damaged, "the list of deleted files has no end: run fsck")) }
-}
-
-/// Frees an inode that no name leads to any more, with all it has.
-pub(crate) fn free(fs: &Fs<'_>, ino: u32, inode: &mut Inode) -> Result<()> {
-    let doing = "freeing the file that is replaced";
-    inode.set_links(0);
-    inode.set_deleted(now());
-    fs.set_inode(ino, inode).while_doing(doing)?;
-    if inode.has_attributes() {
-        fs.drop_attributes(ino).while_doing(doing)?;
-        *inode = fs.inode(ino).while_doing(doing)?;
-    }
-    if inode.maps_blocks() {
-        fs.punch(ino, inode, 0).while_doing(doing)?;
-        fs.set_inode(ino, inode).while_doing(doing)?;
-    }
-    fs.give_inode(ino, inode.kind() == Kind::Directory);
-    Ok(())
 }
 
 /// Seconds since 1970, as far as an old inode counts them.

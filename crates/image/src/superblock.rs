@@ -30,6 +30,7 @@ enum May {
 use May::{Neither, Read, Write};
 
 const COMPAT_JOURNAL: u32 = 4;
+const COMPAT_ORPHAN_FILE: u32 = 0x1000;
 const COMPAT: &[Feature] = &[
     Feature(1, "dir_prealloc", Write),
     Feature(2, "imagic_inodes", Read),
@@ -40,11 +41,12 @@ const COMPAT: &[Feature] = &[
     Feature(0x200, "sparse_super2", Write),
     Feature(0x400, "fast_commit", Write),
     Feature(0x800, "stable_inodes", Write),
-    Feature(0x1000, "orphan_file", Write),
+    Feature(COMPAT_ORPHAN_FILE, "orphan_file", Write),
 ];
 const INCOMPAT_RECOVER: u32 = 4;
 const INCOMPAT_EXTENTS: u32 = 0x40;
 const INCOMPAT_64BIT: u32 = 0x80;
+const INCOMPAT_CSUM_SEED: u32 = 0x2000;
 const INCOMPAT: &[Feature] = &[
     Feature(1, "compression", Neither),
     Feature(2, "filetype", Write),
@@ -59,13 +61,14 @@ const INCOMPAT: &[Feature] = &[
     // A file that goes takes its large attributes with it, which libext2fs does not do.
     Feature(0x400, "ea_inode", Read),
     Feature(0x1000, "dirdata", Neither),
-    Feature(0x2000, "metadata_csum_seed", Write),
+    Feature(INCOMPAT_CSUM_SEED, "metadata_csum_seed", Write),
     Feature(0x4000, "large_dir", Write),
     Feature(0x8000, "inline_data", Write),
     Feature(0x1_0000, "encrypt", Read),
     Feature(0x2_0000, "casefold", Read),
 ];
 const RO_METADATA_CSUM: u32 = 0x400;
+const RO_ORPHAN_PRESENT: u32 = 0x1_0000;
 const RO_COMPAT: &[Feature] = &[
     Feature(1, "sparse_super", Write),
     Feature(2, "large_file", Write),
@@ -81,7 +84,7 @@ const RO_COMPAT: &[Feature] = &[
     Feature(0x2000, "project", Read),
     Feature(0x4000, "shared_blocks", Read),
     Feature(0x8000, "verity", Read),
-    Feature(0x1_0000, "orphan_present", Read),
+    Feature(RO_ORPHAN_PRESENT, "orphan_present", Write),
 ];
 
 /// What an image is opened for.
@@ -187,6 +190,22 @@ impl Superblock {
         Ok(inode)
     }
 
+    /// Whether files are written down that were deleted or cut while open.
+    pub fn has_orphans(&self) -> bool {
+        self.first_orphan() != 0 || self.u32(0x64) & RO_ORPHAN_PRESENT != 0
+    }
+
+    /// The inode of the file that holds them, where there is one and something may be in it.
+    pub fn orphan_file(&self) -> Option<u32> {
+        let present = self.u32(0x64) & RO_ORPHAN_PRESENT != 0 && self.compat() & COMPAT_ORPHAN_FILE != 0;
+        present.then(|| self.u32(0x280))
+    }
+
+    /// What the checksums of inodes and directories begin with.
+    pub fn seed(&self) -> u32 {
+        if self.incompat() & INCOMPAT_CSUM_SEED != 0 { self.u32(0x270) } else { crc32c(!0, &self.0[0x68..0x78]) }
+    }
+
     /// The first inode of the list of those that were deleted or cut while still open; 0 for none.
     pub fn first_orphan(&self) -> u32 {
         self.u32(0xe8)
@@ -203,9 +222,10 @@ impl Superblock {
         self.sealed()
     }
 
-    /// The image without its list of orphans.
+    /// The image with nothing written down of deleted files.
     pub fn without_orphans(mut self) -> [u8; LENGTH] {
         self.set_u32(0xe8, 0);
+        self.set_u32(0x64, self.u32(0x64) & !RO_ORPHAN_PRESENT);
         self.sealed()
     }
 
@@ -264,7 +284,8 @@ impl Superblock {
         groups.and_then(|groups| u32::try_from(groups).ok()).unwrap_or(0)
     }
 
-    fn has_checksums(&self) -> bool {
+    /// Whether metadata have checksums.
+    pub fn has_checksums(&self) -> bool {
         self.u32(0x64) & RO_METADATA_CSUM != 0
     }
 

@@ -2,9 +2,10 @@
 
 use crate::ext2fs::{Access, Fs};
 use crate::inode::{Inode, Kind, flag};
+use crate::orphans::{self, free};
 use crate::overlay::Overlay;
 use crate::read::{PIECE, run};
-use crate::recover::{clear_orphans, failed, free, prepare};
+use crate::recover::{failed, prepare};
 use crate::refuse::{Refusal, Result, While};
 use crate::superblock::{self, For, Superblock};
 use crate::walk::{Missing, Spot, touch, walk, with_room};
@@ -31,7 +32,7 @@ pub fn write(overlay: &Overlay<'_>, request: &File, files: &[Put]) -> Result<Rep
     if bytes > MAX_DATA {
         return Err(Refusal::new(Why::TooLarge, format!("{bytes} bytes are more than is written at once")));
     }
-    let superblock = without_orphans(overlay, superblock)?;
+    let superblock = orphans::clear(overlay, superblock)?;
     let fs = Fs::open(overlay, &superblock, Access::Write).while_doing("opening the image")?;
     for file in files {
         put(&fs, &superblock, request, file).map_err(|refusal| explained(refusal, file, &fs, &superblock))?;
@@ -43,20 +44,6 @@ pub fn write(overlay: &Overlay<'_>, request: &File, files: &[Put]) -> Result<Rep
     let free_blocks = Superblock::parse(bytes, overlay.size(), For::Writing)?.free_blocks();
     let (log, changes) = overlay.finish()?;
     Ok(Reply::Written { log, changes, free_blocks })
-}
-
-fn without_orphans(overlay: &Overlay<'_>, superblock: Superblock) -> Result<Superblock> {
-    if superblock.first_orphan() == 0 {
-        return Ok(superblock);
-    }
-    let fs = Fs::open(overlay, &superblock, Access::Write).while_doing("opening the image")?;
-    clear_orphans(&fs, &superblock)?;
-    fs.close().while_doing("clearing what was deleted")?;
-    let mut bytes = [0; superblock::LENGTH];
-    overlay.read(superblock::AT, &mut bytes).map_err(failed)?;
-    let cleared = Superblock::parse(bytes, overlay.size(), For::Writing)?.without_orphans();
-    overlay.write(superblock::AT, &cleared).map_err(failed)?;
-    Superblock::parse(cleared, overlay.size(), For::Writing)
 }
 
 fn put(fs: &Fs<'_>, superblock: &Superblock, request: &File, file: &Put) -> Result<()> {
