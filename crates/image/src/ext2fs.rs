@@ -12,6 +12,7 @@ mod channel;
 use crate::inode::Inode;
 use crate::overlay::Overlay;
 use crate::superblock::Superblock;
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::fmt;
 use std::ptr;
@@ -39,6 +40,7 @@ pub mod code {
     pub const FILE_TOO_BIG: c_long = BASE + 82;
     /// A directory's index of a kind that is not known.
     pub const DIRHASH_UNSUPP: c_long = BASE + 89;
+    pub(super) const FILESYSTEM_CORRUPTED: c_long = BASE + 174;
     pub(super) const MAGIC_IO_CHANNEL: c_long = BASE + 5;
     pub(super) const MAGIC_IO_MANAGER: c_long = BASE + 7;
 }
@@ -73,6 +75,8 @@ struct Extents {
     _hidden: [u8; 0],
 }
 
+/// The last argument is a `va_list`, which is passed by a pointer.
+type Complaint = unsafe extern "C" fn(*const c_char, c_long, *const c_char, *mut c_void);
 type DirFunction = unsafe extern "C" fn(u32, c_int, *mut u8, c_int, c_int, *mut u8, *mut c_void) -> c_int;
 
 #[link(name = "ext2fs")]
@@ -138,6 +142,7 @@ unsafe extern "C" {
 #[link(name = "com_err")]
 unsafe extern "C" {
     fn error_message(code: c_long) -> *const c_char;
+    fn set_com_err_hook(hook: Complaint) -> Option<Complaint>;
 }
 
 const FLAG_RW: c_int = 1;
@@ -177,7 +182,7 @@ pub struct Fs<'a> {
 }
 
 impl<'a> Fs<'a> {
-    /// Opens what the overlay shows.
+    /// Opens what the overlay shows. What the library has to say about it is kept from standard error.
     ///
     /// # Errors
     /// What the library answers.
@@ -186,6 +191,8 @@ impl<'a> Fs<'a> {
         let flags = FLAG_64BITS | if access == Access::Write { FLAG_RW } else { 0 };
         let (name, manager) = (channel::NAME.as_ptr(), &raw const channel::MANAGER);
         channel::offer(overlay);
+        // SAFETY: `complained` is what the library calls, and stays.
+        unsafe { set_com_err_hook(complained) };
         // SAFETY: name and manager are static; the channel made meanwhile points to `overlay`, which outlives `Fs`.
         answer(unsafe { ext2fs_open2(name, ptr::null(), flags, 0, 0, manager, &raw mut raw) })?;
         let fs = Fs { raw, overlay, groups: superblock.groups() };
@@ -199,8 +206,12 @@ impl<'a> Fs<'a> {
     /// Writes what is still in memory: bitmaps, groups, superblock.
     ///
     /// # Errors
-    /// What the library answers.
+    /// What the library answers, and `FILESYSTEM_CORRUPTED` where it said something and went on: of blocks, for
+    /// example, that are to be freed and aren't there.
     pub fn close(mut self) -> Result<()> {
+        if COMPLAINTS.get() {
+            return Err(Failed(code::FILESYSTEM_CORRUPTED));
+        }
         // SAFETY: `raw` is open, and set to null by the call, so that `drop` does not free it again.
         answer(unsafe { ext2fs_close_free(&raw mut self.raw) })
     }
@@ -401,6 +412,15 @@ impl Drop for Fs<'_> {
             unsafe { ext2fs_free(self.raw) };
         }
     }
+}
+
+thread_local! {
+    /// Whether the library has complained.
+    static COMPLAINTS: Cell<bool> = const { Cell::new(false) };
+}
+
+unsafe extern "C" fn complained(_who: *const c_char, _code: c_long, _format: *const c_char, _values: *mut c_void) {
+    COMPLAINTS.set(true);
 }
 
 struct Search<'a> {

@@ -1,6 +1,7 @@
 //! Why something was not done: a kind for the helper, a line for its client.
 
 use crate::ext2fs::Failed;
+use std::ffi::c_long;
 use wire::worker::reply::{Reply, Why};
 
 /// A request that was not done.
@@ -24,13 +25,14 @@ impl Refusal {
     /// What libext2fs answered while it did something.
     pub fn from_library(doing: &str, failed: &Failed) -> Refusal {
         use crate::ext2fs::code;
+        const EIO: c_long = 5;
+        const ENOMEM: c_long = 12;
         let why = match failed.0 {
             code::BLOCK_ALLOC_FAIL | code::INODE_ALLOC_FAIL | code::DIR_NO_SPACE => Why::NoSpace,
             code::UNSUPP_FEATURE | code::RO_UNSUPP_FEATURE | code::DIRHASH_UNSUPP | code::FILE_TOO_BIG => {
                 Why::NotSupported
             }
-            code::NO_MEMORY => Why::Failed,
-            errno if errno < code::BASE => Why::Failed,
+            code::NO_MEMORY | ENOMEM | EIO => Why::Failed,
             _ => Why::Damaged,
         };
         Refusal::new(why, format!("{doing}: {failed}"))
