@@ -6,7 +6,7 @@
 use image::overlay::Overlay;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
-use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal, getrlimit};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -139,6 +139,8 @@ fn confine() -> Result<(), String> {
         (Resource::Nproc, 0),
         (Resource::Core, 0),
     ] {
+        // What the helper has set already stays where it is lower.
+        let most = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
         let limit = Rlimit { current: Some(most), maximum: Some(most) };
         rustix::process::setrlimit(resource, limit).map_err(|errno| format!("setrlimit {resource:?}: {errno}"))?;
     }

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each crate of ours, and which of ours it may use. Nothing below calls up.
-const CRATES: [(&str, &[&str]); 10] = [
+const CRATES: [(&str, &[&str]); 11] = [
     ("wire", &[]),
     ("sys", &[]),
     ("root", &["wire", "sys"]),
+    ("image", &["wire", "sys"]),
     ("jailer", &["sys"]),
     ("qemu", &["wire", "sys", "agent"]),
     ("agent", &["sys"]),
