@@ -1,5 +1,6 @@
 //! Images as a guest leaves them that was killed: the journal is full, the places are stale. The kernel makes them: the
 //! image is copied while it is mounted.
+#![allow(clippy::unwrap_used, reason = "what a test needs is there, or the test fails")]
 
 mod common;
 

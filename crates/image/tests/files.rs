@@ -1,4 +1,5 @@
 //! Files into images of every kind that is written to, and out of them; e2fsck, debugfs and the kernel read them back.
+#![allow(clippy::unwrap_used, reason = "what a test needs is there, or the test fails")]
 
 mod common;
 

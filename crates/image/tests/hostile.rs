@@ -1,5 +1,6 @@
 //! Images that somebody has bent: the worker refuses, fails or dies, in bounded time, and what it proposes is a log that
 //! touches nothing outside of the image.
+#![allow(clippy::unwrap_used, reason = "what a test needs is there, or the test fails")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What is followed, replaced, kept and refused.
+#![allow(clippy::unwrap_used, reason = "what a test needs is there, or the test fails")]
 
 mod common;
 

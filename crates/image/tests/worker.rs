@@ -1,4 +1,5 @@
 //! The worker itself: what it needs, and that it gives up what it can before the image's first byte.
+#![allow(clippy::unwrap_used, reason = "what a test needs is there, or the test fails")]
 
 mod common;
 
