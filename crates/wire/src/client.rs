@@ -28,7 +28,7 @@ use crate::name::dm::DmName;
 use crate::name::link::{BridgeName, TapName};
 use crate::name::signal::Signal;
 use crate::net::{Bridge, BridgeSays, ClearResolverSays, Nat, NatSays, NewTap, NewTapSays};
-use crate::net::{ResolverRoute, ResolverSays, Switch, TapSays};
+use crate::net::{ResolverRoute, ResolverSays, Switch, TapSays, TapsSays};
 use crate::params::Base64;
 use crate::path::{ChrootPath, HostPath};
 use crate::reply::{DataSays, PathSays, PidReply, Resources, RunningReply};
@@ -296,6 +296,11 @@ impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
     /// `priv.list_resources`
     pub fn list_resources(&self) -> Result<Resources, Error> {
         self.call(Method::ListResources, serde_json::Map::new())
+    }
+
+    /// `priv.delete_taps`
+    pub fn delete_taps(&self, taps: &[TapName]) -> Result<(), Error> {
+        self.done(Method::DeleteTaps, TapsSays { tap_names: taps.iter().map(ToString::to_string).collect() })
     }
 }
 

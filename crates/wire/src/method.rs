@@ -66,6 +66,7 @@ methods! {
     ProcessRunning "priv.process_running" "Whether a VM's process runs.";
     CleanupJailerChroot "priv.cleanup_jailer_chroot" "A VM's chroot is gone.";
     ListResources "priv.list_resources" "What of banger's is in the kernel now (ours: not in the contract).";
+    DeleteTaps "priv.delete_taps" "Many taps are gone, in the time of one (ours: not in the contract).";
 }
 
 /// A request, checked.
@@ -113,6 +114,8 @@ pub enum Request {
     CleanupJailerChroot(ChrootPath),
     /// [`Method::ListResources`]
     ListResources,
+    /// [`Method::DeleteTaps`]; a name may stand twice.
+    DeleteTaps(Vec<TapName>),
 }
 
 /// Parameters of a method that takes none.
@@ -161,6 +164,7 @@ impl Request {
                 crate::params::read::<Nothing>(text)?;
                 Request::ListResources
             }
+            Method::DeleteTaps => Request::DeleteTaps(net::delete_taps(text)?),
         })
     }
 }

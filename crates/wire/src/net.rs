@@ -3,7 +3,7 @@
 use crate::code::{Code, Refusal};
 use crate::name::addr::{BridgeAddr, GuestAddr, ServerAddr};
 use crate::name::link::{BridgeName, TapName};
-use crate::params::{self, zero};
+use crate::params::{self, texts, zero};
 use serde::{Deserialize, Serialize};
 
 /// A bridge as it is to be.
@@ -127,6 +127,14 @@ pub(crate) struct TapSays {
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub(crate) struct TapsSays {
+    #[serde(deserialize_with = "texts")]
+    pub(crate) tap_names: Vec<String>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub(crate) struct ResolverSays {
     #[serde(deserialize_with = "zero")]
     pub(crate) bridge_name: String,
@@ -169,6 +177,20 @@ pub(crate) fn create_tap(text: Option<&str>) -> Result<NewTap, Refusal> {
 pub(crate) fn delete_tap(text: Option<&str>) -> Result<TapName, Refusal> {
     let says = params::read::<TapSays>(text)?;
     TapName::new(&says.tap_name).map_err(|e| e.refuse(Code::OperationFailed, "tap_name"))
+}
+
+/// The most taps of one request: as many as one bridge holds.
+pub const MAX_TAPS: usize = 1023;
+
+/// Ours, so its bound and its names answer with the code of [`delete_tap`]'s name. No names: nothing to do.
+pub(crate) fn delete_taps(text: Option<&str>) -> Result<Vec<TapName>, Refusal> {
+    let TapsSays { tap_names } = params::read(text)?;
+    if tap_names.len() > MAX_TAPS {
+        let many = format!("{} taps, and one request may name {MAX_TAPS}", tap_names.len());
+        return Err(Refusal::new(Code::OperationFailed, "tap_names", many));
+    }
+    let name = |name: &String| TapName::new(name).map_err(|e| e.refuse(Code::OperationFailed, "tap_names"));
+    tap_names.iter().map(name).collect()
 }
 
 /// `None` where there is nothing to do: both fields blank.

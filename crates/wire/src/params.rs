@@ -70,30 +70,37 @@ pub(crate) fn optional<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deseriali
 pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
-    Ok(Option::<List<T>>::deserialize(deserializer)?.map(|list| list.0).unwrap_or_default())
+    let items = Option::<List<Option<Object<T>>>>::deserialize(deserializer)?.map(|list| list.0).unwrap_or_default();
+    Ok(items.into_iter().map(|item| item.map(|object| object.0).unwrap_or_default()).collect())
+}
+
+/// A list of texts, or `null` for none; a `null` in it is the empty text.
+pub(crate) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let items = Option::<List<Option<String>>>::deserialize(deserializer)?.map(|list| list.0).unwrap_or_default();
+    Ok(items.into_iter().map(Option::unwrap_or_default).collect())
 }
 
 /// The most items of one list. An empty object is two bytes of text and twenty times as much memory, so what bounds the
 /// text does not bound the list.
 const MAX_ITEMS: usize = 16_384;
 
-struct List<T>(Vec<T>);
+struct List<I>(Vec<I>);
 
-impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for List<T> {
+impl<'de, I: Deserialize<'de>> Deserialize<'de> for List<I> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Items<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for Items<T> {
-            type Value = List<T>;
+        struct Items<I>(PhantomData<I>);
+        impl<'de, I: Deserialize<'de>> Visitor<'de> for Items<I> {
+            type Value = List<I>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list")
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<List<T>, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<List<I>, A::Error> {
                 let mut items = Vec::new();
-                while let Some(item) = seq.next_element::<Option<Object<T>>>()? {
+                while let Some(item) = seq.next_element()? {
                     if items.len() == MAX_ITEMS {
                         return Err(A::Error::custom(format_args!("a list of more than {MAX_ITEMS} items")));
                     }
-                    items.push(item.map(|object| object.0).unwrap_or_default());
+                    items.push(item);
                 }
                 Ok(List(items))
             }

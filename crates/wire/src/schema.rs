@@ -43,6 +43,7 @@ pub fn params(method: Method) -> Schema {
         Method::ProcessRunning => of::<vm::RunningSays>(),
         Method::CleanupJailerChroot => of::<vm::ChrootSays>(),
         Method::ListResources => nothing(),
+        Method::DeleteTaps => of::<net::TapsSays>(),
     }
 }
 
@@ -62,7 +63,8 @@ pub fn result(method: Method) -> Schema {
         | Method::EnsureSocketAccess
         | Method::KillProcess
         | Method::SignalProcess
-        | Method::CleanupJailerChroot => nothing(),
+        | Method::CleanupJailerChroot
+        | Method::DeleteTaps => nothing(),
         Method::CreateDmSnapshot => of::<disk::HandlesSays>(),
         Method::ReadExt4File => of::<reply::DataSays>(),
         Method::ResolveFirecrackerBinary => of::<reply::PathSays>(),
