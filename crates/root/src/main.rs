@@ -11,9 +11,11 @@ mod fail;
 mod gate;
 mod host;
 mod install;
+mod links;
 mod listen;
 mod locks;
 mod log;
+mod mark;
 mod net;
 mod notify;
 mod ops;
@@ -86,6 +88,7 @@ fn run(flags: Flags) -> Result<(), String> {
 
     host.vms.watch();
     let server = Server::new(host, listener)?;
+    net::isolate(&server.host);
     net::watch(&server.host);
     server.open()?;
     tell_started(server, &install.version, &install.commit);
@@ -135,7 +138,7 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
     Ok(Host {
         log: log(),
         faults: steps::Faults::parse(&settings.fault).map_err(|mistake| format!("fault: {mistake}"))?,
-        net: net::Net::open(settings.own_tables).map_err(told)?,
+        net: net::Net::open(&settings).map_err(told)?,
         vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log()).map_err(told)?,
         records,
         state,

@@ -11,17 +11,15 @@ mod expr;
 mod firewall;
 mod forward;
 mod guests;
-mod link;
 mod list;
-mod message;
 mod nat;
-mod netlink;
 mod resolver;
 mod route;
 mod rules;
 mod ruleset;
 mod sets;
 mod tap;
+mod taps;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -29,7 +27,10 @@ mod whose;
 
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::links::{link, message, netlink};
 use crate::locks::Locks;
+use crate::log::{Level, Value};
+use crate::settings::Settings;
 use crate::steps;
 use firewall::Firewall;
 use netlink::{Pool, Refused};
@@ -60,21 +61,24 @@ pub(crate) struct Net {
     beside: beside::Beside,
     /// Who listens to what others change.
     watch: watch::Watch,
+    /// Guests of one bridge don't see each other.
+    isolate_guests: bool,
 }
 
 impl Net {
-    /// Opens what the methods need. `owned`: our tables are to be the helper's alone.
-    pub(crate) fn open(owned: bool) -> Result<Net, Fail> {
+    /// Opens what the methods need.
+    pub(crate) fn open(settings: &Settings) -> Result<Net, Fail> {
         Ok(Net {
             links: Pool::new(Family::Route),
             tracks: Pool::new(Family::Netfilter),
             firewall: Mutex::default(),
-            owned,
+            owned: settings.own_tables,
             locks: Locks::default(),
             bridges: RwLock::default(),
             ways: Mutex::default(),
             beside: beside::Beside::default(),
             watch: watch::Watch::default(),
+            isolate_guests: settings.isolate_guests,
         })
     }
 
@@ -90,6 +94,15 @@ impl Net {
 /// A call of the kernel's that failed where no better words are known.
 fn refused(error: Refused) -> Fail {
     Fail::new("the kernel refused a network call; the helper's log says which").because(error)
+}
+
+/// The helper starts: taps that are there are isolated or not, as the settings say now. What fails is in the log, and
+/// the helper serves: without it the VMs that run would see each other just as well.
+pub(crate) fn isolate(host: &Host) {
+    if let Err(fail) = tap::isolate_all(host) {
+        let fields = [("message", Value::Text(&fail.message, 256)), ("causes", Value::List(&fail.causes, 512))];
+        host.log.own(Level::Error, "isolate_guests does not hold for all taps", &fields);
+    }
 }
 
 /// The helper starts: from now on others' changes can be watched, and are where something of ours is there.
@@ -118,6 +131,11 @@ pub(crate) fn create_tap(host: &Host, new: &NewTap) -> Result<(), Fail> {
 /// The tap is gone.
 pub(crate) fn delete_tap(host: &Host, tap: &TapName) -> Result<(), Fail> {
     tap::delete(host, tap)
+}
+
+/// The taps are gone, all of them.
+pub(crate) fn delete_taps(host: &Host, taps: &[TapName]) -> Result<(), Fail> {
+    taps::delete(host, taps)
 }
 
 /// A new VM comes onto the tap: what was learned of the one before is forgotten, or its frames would be dropped as a

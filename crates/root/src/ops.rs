@@ -32,6 +32,7 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
         Request::SignalProcess(kill) => vm::signal(host, kill).map(done),
         Request::ProcessRunning(question) => Ok(Reply::Running(vm::running(host, question))),
         Request::CleanupJailerChroot(chroot) => vm::cleanup_chroot(host, chroot).map(done),
+        Request::DeleteTaps(taps) => net::delete_taps(host, taps).map(done),
         Request::ListResources => list(host).map(Reply::Resources),
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) log_level: Level,
     /// A fault that a test asks for, as `steps` reads it.
     pub(crate) fault: String,
+    /// Guests of one bridge don't see each other.
+    pub(crate) isolate_guests: bool,
     /// The limits.
     pub(crate) limits: Limits,
 }
@@ -158,6 +160,7 @@ struct File {
     own_tables: Option<bool>,
     log_level: Option<String>,
     fault: String,
+    isolate_guests: bool,
     limits: Limits,
 }
 
@@ -218,8 +221,17 @@ impl Settings {
             own_tables: file.own_tables.unwrap_or(true),
             log_level: flags.log_level.or(level.transpose()?).unwrap_or(Level::Info),
             fault: file.fault,
+            isolate_guests: file.isolate_guests,
             limits: file.limits,
         })
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Without a file and a command line.
+    pub(crate) fn default() -> Settings {
+        Settings::of("", File::default(), Flags::default()).expect("the defaults")
     }
 }
 
@@ -276,11 +288,12 @@ mod tests {
         let shipped = parse("root.toml", text).unwrap();
         assert_eq!(shipped.limits.bounds(), Limits::default().bounds());
         assert!(Limits::default().bounds().iter().all(|bound| text.contains(&format!("\n{} = ", bound.0))));
-        let settings = Settings::of("", File::default(), Flags::default()).unwrap();
+        let settings = Settings::default();
         assert_eq!((shipped.run_dir, shipped.lib_dir), (Some(settings.run_dir), Some(settings.lib_dir)));
         assert_eq!(shipped.program_dirs, Some(settings.program_dirs));
         assert_eq!(shipped.own_tables, Some(settings.own_tables));
         assert_eq!(shipped.log_level.as_deref().and_then(Level::parse), Some(settings.log_level));
+        assert_eq!(shipped.isolate_guests, settings.isolate_guests);
         assert!(shipped.vmm_names.is_empty() && shipped.jailer_names.is_empty() && shipped.fault.is_empty());
     }
 

@@ -5,7 +5,7 @@
 
 use crate::fail::Fail;
 
-/// A fault that the configuration asks for: `fault = "create_tap.master:fail"`, or `:kill`.
+/// A fault that the configuration asks for: `fault = "create_tap.master:fail"`, or `:kill`, or `:stop`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Faults {
     wanted: Option<(String, Kind)>,
@@ -17,10 +17,12 @@ enum Kind {
     Fail,
     /// The step is taken, then the helper is killed.
     Kill,
+    /// The helper stops before the step, until it is told to go on: others do something meanwhile.
+    Stop,
 }
 
 impl Faults {
-    /// Reads `operation.step:fail` or `operation.step:kill`; the empty text is no fault.
+    /// Reads `operation.step:fail`, `:kill` or `:stop`; the empty text is no fault.
     pub(crate) fn parse(text: &str) -> Result<Faults, String> {
         if text.is_empty() {
             return Ok(Faults::default());
@@ -28,11 +30,12 @@ impl Faults {
         let kind = |word| match word {
             "fail" => Some(Kind::Fail),
             "kill" => Some(Kind::Kill),
+            "stop" => Some(Kind::Stop),
             _ => None,
         };
         text.rsplit_once(':')
             .and_then(|(step, word)| Some(Faults { wanted: Some((step.to_owned(), kind(word)?)) }))
-            .ok_or_else(|| format!("{text:?} is not OPERATION.STEP:fail or OPERATION.STEP:kill"))
+            .ok_or_else(|| format!("{text:?} is not OPERATION.STEP:fail, :kill or :stop"))
     }
 
     fn at(&self, operation: &str, step: &str) -> Option<Kind> {
@@ -78,6 +81,9 @@ impl<'a> Steps<'a> {
         let fault = self.faults.at(self.operation, step);
         if fault == Some(Kind::Fail) {
             return Err(Fail::new(format!("{}.{step} failed, as the configuration asks", self.operation)));
+        }
+        if fault == Some(Kind::Stop) {
+            sys::pidfd::stop_self();
         }
         let done = act()?;
         if fault == Some(Kind::Kill) {

@@ -318,16 +318,3 @@ isolated! { fn limits_are_named() {
     failed(&helper, "priv.ensure_nat", &nat("172.16.0.3", "tap-fc-2", true), "limits.guests");
     assert_eq!(links().iter().filter(|link| link["ifname"].as_str().unwrap().starts_with("tap-fc-")).count(), 2);
 } }
-
-isolated! { fn a_full_bridge_says_so() {
-    let helper = Start::new().config("[limits]\ntaps = 5000\n").start();
-    helper.ok("priv.create_tap", &tap("tap-fc-1"));
-    let pair = |nth| format!("link add a{nth} type veth peer name b{nth}\nlink set a{nth} master br-fc\nlink set b{nth} master br-fc\n");
-    let batch: String = (0..511).map(pair).collect();
-    common::make_file("/mnt/batch", batch.as_bytes(), 0, 0o600);
-    ip("-batch /mnt/batch");
-    let (code, message) = helper.err("priv.create_tap", &tap("tap-fc-2"));
-    assert!(code == "operation_failed" && message.contains("1,023"), "{message}");
-    assert!(link("tap-fc-2").is_none());
-    assert_eq!(set("bridge", "ports"), ["tap-fc-1"]);
-} }

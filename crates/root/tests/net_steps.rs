@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use world::{bridge, difference, ip, named, nat, snapshot, tap, uplink};
 
 /// The operations and their steps; `off` is `ensure_nat` that takes away, `mend` what puts right what is there.
-const STEPS: [(&str, &[&str]); 6] = [
+const STEPS: [(&str, &[&str]); 7] = [
     ("ensure_bridge", &["bridge", "bridge_address", "bridge_mark", "bridge_up"]),
     (
         "create_tap",
@@ -31,6 +31,7 @@ const STEPS: [(&str, &[&str]); 6] = [
     ),
     ("create_tap, mend", &["bridge_address", "bridge_mark", "bridge_up", "tap_owner", "tap_mark", "rules", "port"]),
     ("delete_tap", &["detach", "guest_record", "forwarding", "rules", "record", "connections", "link"]),
+    ("delete_taps", &["detach", "guest_record", "forwarding", "rules", "record", "connections", "group", "link"]),
     ("ensure_nat", &["record", "rules", "forwarding", "guest_record"]),
     ("ensure_nat, off", &["guest_record", "forwarding", "rules", "record", "connections"]),
 ];
@@ -59,6 +60,10 @@ fn ground(helper: &Helper, case: &str) {
             helper.ok("priv.create_tap", &tap("tap-fc-1"));
         }
         _ => {
+            if case == "delete_taps" {
+                helper.ok("priv.create_tap", &tap("tap-fc-2"));
+                helper.ok("priv.ensure_nat", &nat("172.16.0.3", "tap-fc-2", true));
+            }
             helper.ok("priv.create_tap", &tap("tap-fc-1"));
             helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
         }
@@ -71,6 +76,7 @@ fn request(case: &str) -> (&'static str, Value) {
         "ensure_bridge" => ("priv.ensure_bridge", bridge("br-fc", "172.16.0.1")),
         "create_tap" | "create_tap, mend" => ("priv.create_tap", tap("tap-fc-1")),
         "delete_tap" => ("priv.delete_tap", named("tap-fc-1")),
+        "delete_taps" => ("priv.delete_taps", json!({"tap_names": ["tap-fc-1", "tap-fc-2"]})),
         "ensure_nat" => ("priv.ensure_nat", nat("172.16.0.2", "tap-fc-1", true)),
         _ => ("priv.ensure_nat", nat("172.16.0.2", "tap-fc-1", false)),
     }

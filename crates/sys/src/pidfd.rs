@@ -82,6 +82,13 @@ pub fn kill_self() -> ! {
     std::process::abort()
 }
 
+/// Stops this process, all threads of it, until somebody continues it. This thread goes no step further: a signal to
+/// the process might reach another one first.
+pub fn stop_self() {
+    // SAFETY: it sends this very thread a signal, and takes no memory of ours.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
 /// When a process started, in clock ticks since the boot: field 22 of its `stat`. A number that was given away again
 /// has another one.
 ///

@@ -16,6 +16,18 @@ impl Tap {
     /// `InvalidInput` for a name that isn't one; else what the kernel says: EBUSY where something has it open,
     /// EINVAL where that name is another kind of link.
     pub fn open(name: &str) -> io::Result<Tap> {
+        Tap::with(name, 0)
+    }
+
+    /// Makes the tap `name`, and never takes one that is there.
+    ///
+    /// # Errors
+    /// As [`Tap::open`]; EBUSY where any link has the name already.
+    pub fn make(name: &str) -> io::Result<Tap> {
+        Tap::with(name, libc::IFF_TUN_EXCL)
+    }
+
+    fn with(name: &str, more: libc::c_int) -> io::Result<Tap> {
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(|byte| byte == 0 || byte == b'%') {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -25,8 +37,9 @@ impl Tap {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from.cast_signed();
         }
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more;
+        // Sixteen bits, of which the kernel's own type takes the highest for a sign.
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes an `ifreq`, which this is, and its name ends in a NUL.
         if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
             return Err(io::Error::last_os_error());

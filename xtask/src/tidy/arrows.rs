@@ -24,8 +24,8 @@ const CRATES: [(&str, &[&str]); 11] = [
 /// The helper's families: none knows another, whatever they share lies below them.
 const FAMILIES: [&str; 3] = ["net", "disk", "vm"];
 /// What lies below the families in the helper; it knows nothing of them and of the server above.
-const BELOW: [&str; 10] =
-    ["fail", "steps", "mark", "places", "settings", "trusted", "log", "locks", "notify", "rights"];
+const BELOW: [&str; 11] =
+    ["fail", "steps", "links", "mark", "places", "settings", "trusted", "log", "locks", "notify", "rights"];
 const ABOVE: [&str; 9] = ["net", "disk", "vm", "ops", "serve", "listen", "work", "conn", "main"];
 
 /// The arrows between the helper's modules.

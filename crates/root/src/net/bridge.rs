@@ -5,14 +5,14 @@ use super::netlink::{Conn, Refused};
 use super::{Net, refused, route};
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::mark::{BRIDGE, is_bridge as is_marked};
 use crate::steps::Steps;
+use std::cell::Cell;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 use wire::name::addr::BridgeAddr;
 use wire::name::link::BridgeName;
 use wire::net::Bridge;
-
-/// What a bridge's alias begins with. Its address follows: the one that we gave it, among those that others did.
-const MARK: &str = "banger bridge";
 
 /// The switches of a bridge: `IPV4_DEVCONF_*` and the value.
 const SWITCHES: [Inet; 4] = [
@@ -45,18 +45,13 @@ impl Ours {
     }
 }
 
-fn is_marked(link: &Link) -> bool {
-    link.kind == "bridge"
-        && (link.alias == MARK || link.alias.strip_prefix(MARK).is_some_and(|rest| rest.starts_with(' ')))
-}
-
 fn alias(addr: &BridgeAddr) -> String {
-    format!("{MARK} {addr}")
+    format!("{BRIDGE} {addr}")
 }
 
 /// The address that we gave a bridge, by its alias.
 fn given(link: &Link) -> Option<(Ipv4Addr, u8)> {
-    let (ip, prefix) = link.alias.strip_prefix(MARK)?.trim_start().split_once('/')?;
+    let (ip, prefix) = link.alias.strip_prefix(BRIDGE)?.trim_start().split_once('/')?;
     Some((ip.parse().ok()?, prefix.parse().ok()?))
 }
 
@@ -156,7 +151,12 @@ pub(crate) fn put_right<'a>(host: &'a Host, steps: &mut Steps<'a>, bridge: &Brid
         is_empty(bridge, &ports, old)?;
     }
     let old = old.filter(|old| addresses.contains(old));
-    address(host, steps, &before, new, old, addresses.contains(&new))?;
+    let there = addresses.contains(&new);
+    address(host, steps, &before, new, old, there)?;
+    if !there {
+        // Who took the subnet between our look and our address is named now, and ours goes again.
+        is_free(host, bridge, Some(was.index))?;
+    }
     mark(host, steps, &before, &was, bridge)?;
     up(host, steps, &before, &was)
 }
@@ -202,8 +202,16 @@ fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, bridge: &Bridge) -> Result<Li
                 link::make_bridge(conn, name.as_str(), mac(&name))?;
                 link::by_name(conn, name.as_str())
             })
-            .map_err(|error| Fail::new(format!("the bridge {name} could not be made")).because(error))
+            .map_err(|error| {
+                let message = match error.is(libc::EEXIST) {
+                    true => format!("somebody made a link {name} at this moment: choose another bridge, or remove it"),
+                    false => format!("the bridge {name} could not be made"),
+                };
+                Fail::new(message).because(error)
+            })
     })?;
+    // Another could be in its place by now.
+    let made = made.filter(|made| made.kind == "bridge" && made.mac == mac(&name) && made.alias.is_empty());
     let made = made.ok_or_else(|| Fail::new(format!("the bridge {name} went as soon as it was made: try again")))?;
     let index = made.index;
     let before = Before { index, ports: Vec::new() };
@@ -223,18 +231,22 @@ fn address<'a>(
         return Ok(());
     }
     let links = &host.net.links;
+    // Somebody may give the bridge the same address meanwhile: then it is his, and stays where we fail.
+    let added = Rc::new(Cell::new(false));
+    let by_us = Rc::clone(&added);
     before.undo(host, steps, "the bridge's address", move |conn| {
-        if !there {
+        if by_us.get() {
             link::remove_address(conn, new)?;
         }
-        old.map_or(Ok(()), |old| link::add_address(conn, old))
+        old.map_or(Ok(()), |old| link::add_address(conn, old).map(|_| ()))
     });
     steps.act("bridge_address", || {
         let set = |conn: &mut Conn| {
             if let Some(old) = old {
                 link::remove_address(conn, old)?;
             }
-            link::add_address(conn, new)
+            added.set(link::add_address(conn, new)? && !there);
+            Ok(())
         };
         links.with(set).map_err(|error| Fail::new(format!("the bridge could not be given {new}")).because(error))
     })?;
@@ -326,13 +338,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_is_the_alias_of_a_bridge() {
+    fn the_address_that_we_gave_is_in_the_alias() {
         let link = |kind: &str, alias: &str| Link { kind: kind.into(), alias: alias.into(), ..Link::default() };
-        for ours in ["banger bridge", "banger bridge 172.16.0.1/24"] {
-            assert!(is_marked(&link("bridge", ours)));
-            assert!(!is_marked(&link("veth", ours)));
-        }
-        assert!(!is_marked(&link("bridge", "banger bridges")) && !is_marked(&link("bridge", "")));
         assert_eq!(given(&link("bridge", "banger bridge 172.16.0.1/24")), Some((Ipv4Addr::new(172, 16, 0, 1), 24)));
         assert_eq!(given(&link("bridge", "banger bridge")), None);
     }

@@ -155,7 +155,7 @@ fn plan(
     let way = Element::at(Set::Guests, bridge, ip);
     let pin = Element::at(Set::Addresses, tap, ip);
     let wanted = [way, pin, Element::ip(ip), Element::link(Set::HasIp, tap)];
-    let mut standing = rules::of_bridge(on.link(), addresses);
+    let mut standing = rules::of_bridge(&host.net, on.link(), addresses);
     standing.push(Element::link(Set::Ports, tap));
     let uplinks = open.iter().filter(|link| link.name != bridge && BridgeName::new(&link.name).is_err());
     standing.extend(uplinks.map(|link| Element::link(Set::Opened, &link.name)));
@@ -166,7 +166,7 @@ fn plan(
     let mut goes = Vec::new();
     // A new guest has a MAC of its own: what was learned of the one before goes.
     if !there[0] && there[4] {
-        change.absent = rules::station(fw, tap)?;
+        change.absent = rules::station(fw, &[tap.to_owned()])?;
     }
     if !there[1] && (there[2] || there[3]) {
         let pins = fw.elements(Set::Addresses)?;
@@ -233,17 +233,17 @@ fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4A
     Ok(if theirs { vec![ip] } else { Vec::new() })
 }
 
-/// Takes everything of a tap out of the tables; with the last tap the tables go.
-pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str) -> Result<(), Fail> {
+/// Takes everything of taps out of the tables; with the last tap the tables go.
+pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, taps: &[&str]) -> Result<(), Fail> {
     let ways = {
         let _ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
         let (mine, ways) = host
             .net
             .firewall(|fw| {
-                let (mut mine, pins) = rules::learned(fw, tap)?;
+                let (mut mine, pins) = rules::learned(fw, taps)?;
                 let ways = rules::guests(fw, &pins)?;
                 mine.extend(pins);
-                mine.push(Element::link(Set::Ports, tap));
+                mine.extend(taps.iter().map(|tap| Element::link(Set::Ports, tap)));
                 Ok((mine, ways))
             })
             .map_err(refused)?;

@@ -10,10 +10,12 @@ use crate::host::Host;
 use crate::steps::Steps;
 use std::net::Ipv4Addr;
 
-/// A bridge in the tables: its name, its MAC and addresses as nobody else's.
-pub(crate) fn of_bridge(link: &Link, addresses: &[Address]) -> Vec<Element> {
-    let mut elements =
-        vec![Element::link(Set::Bridges, &link.name), Element::together(&link.name), Element::mac(&link.mac)];
+/// A bridge in the tables: its name, its MAC and addresses as nobody else's; its guests see each other, or not.
+pub(crate) fn of_bridge(net: &Net, link: &Link, addresses: &[Address]) -> Vec<Element> {
+    let mut elements = vec![Element::link(Set::Bridges, &link.name), Element::mac(&link.mac)];
+    if !net.isolate_guests {
+        elements.push(Element::together(&link.name));
+    }
     elements
         .extend(addresses.iter().filter(|address| address.index == link.index).map(|address| Element::ip(address.ip)));
     elements
@@ -32,27 +34,33 @@ pub(crate) fn survey(net: &Net) -> Result<Vec<Element>, Refused> {
                 }
                 elements.push(Element::link(Set::Ports, &link.name));
             } else if let Some(ours) = bridge::Ours::prove(link) {
-                elements.extend(of_bridge(ours.link(), &addresses));
+                elements.extend(of_bridge(net, ours.link(), &addresses));
             }
         }
         Ok(elements)
     })
 }
 
-/// The tap's MAC as it was learned: forgotten when the tap gets a new guest.
-pub(crate) fn station(fw: &mut Firewall, tap: &str) -> Result<Vec<Element>, Refused> {
-    let mut elements = vec![Element::link(Set::HasMac, tap)];
-    for station in fw.elements(Set::Stations)?.into_iter().filter(|station| station.link_name() == tap) {
+/// The taps' MACs as they were learned: forgotten when a tap gets a new guest.
+pub(crate) fn station(fw: &mut Firewall, taps: &[String]) -> Result<Vec<Element>, Refused> {
+    if taps.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut elements: Vec<_> = taps.iter().map(|tap| Element::link(Set::HasMac, tap)).collect();
+    for station in fw.elements(Set::Stations)?.into_iter().filter(|station| taps.contains(&station.link_name())) {
         elements.push(Element::mac(station.station()));
         elements.push(station);
     }
     Ok(elements)
 }
 
-/// The addresses that a tap is held to, with their place among those that are taken.
-pub(crate) fn pins(fw: &mut Firewall, tap: &str) -> Result<Vec<Element>, Refused> {
-    let mut elements = vec![Element::link(Set::HasIp, tap)];
-    for pin in fw.elements(Set::Addresses)?.into_iter().filter(|pin| pin.link_name() == tap) {
+/// The addresses that taps are held to, with their place among those that are taken.
+pub(crate) fn pins(fw: &mut Firewall, taps: &[String]) -> Result<Vec<Element>, Refused> {
+    if taps.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut elements: Vec<_> = taps.iter().map(|tap| Element::link(Set::HasIp, tap)).collect();
+    for pin in fw.elements(Set::Addresses)?.into_iter().filter(|pin| taps.contains(&pin.link_name())) {
         elements.extend(pin.address().map(Element::ip));
         elements.push(pin);
     }
@@ -80,18 +88,21 @@ pub(crate) fn admit<'a>(
 ) -> Result<(), Fail> {
     let net = &host.net;
     let change = |fw: &mut Firewall| {
-        let mut standing = of_bridge(on.link(), on.addresses());
+        let mut standing = of_bridge(net, on.link(), on.addresses());
         standing.push(Element::link(Set::Ports, tap));
-        let seen =
-            fw.look(&[&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)], &standing[..]].concat())?;
+        let together = net.isolate_guests.then(|| Element::together(&on.link().name));
+        let has = [Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)];
+        let seen = fw.look(&[&has, together.as_slice(), &standing].concat())?;
         // Under the lock of the tables: many at once don't pass the limit together.
         if seen.there.last() == Some(&false) && fw.count(&seen)?.ports >= most {
             return Ok(Err(tap::full(most)));
         }
         let mut present = if seen.stands() { Vec::new() } else { survey(net)? };
         present.extend(standing);
-        let mut absent = if seen.there[0] { station(fw, tap)? } else { Vec::new() };
-        let pins = if seen.there[1] { pins(fw, tap)? } else { Vec::new() };
+        let own = [tap.to_owned()];
+        let mut absent = if seen.there[0] { station(fw, &own)? } else { Vec::new() };
+        absent.extend(together);
+        let pins = if seen.there[1] { pins(fw, &own)? } else { Vec::new() };
         let ways = guests(fw, &pins)?;
         // A guest with a way out on another bridge is one of before the tap was moved.
         if ways.iter().all(|way| way.link_name() != on.link().name) {
@@ -108,18 +119,22 @@ pub(crate) fn admit<'a>(
     Ok(())
 }
 
-/// What a tap has in the sets that learn: asked first whether there is any, by one question. Its station, its pins.
-pub(crate) fn learned(fw: &mut Firewall, tap: &str) -> Result<(Vec<Element>, Vec<Element>), Refused> {
-    let seen = fw.look(&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)])?;
-    let stations = if seen.there[0] { station(fw, tap)? } else { Vec::new() };
-    let pins = if seen.there[1] { pins(fw, tap)? } else { Vec::new() };
-    Ok((stations, pins))
+/// What taps have in the sets that learn: asked first whether there is any, by one question. Their stations, their pins.
+pub(crate) fn learned(fw: &mut Firewall, taps: &[&str]) -> Result<(Vec<Element>, Vec<Element>), Refused> {
+    let has = |tap: &&str| [Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)];
+    let asked: Vec<Element> = taps.iter().flat_map(has).collect();
+    let seen = fw.look(&asked)?;
+    let those = |set| -> Vec<String> {
+        let there = asked.iter().zip(&seen.there).filter(|(element, there)| element.set == set && **there);
+        there.map(|(element, _)| element.link_name()).collect()
+    };
+    Ok((station(fw, &those(Set::HasMac))?, pins(fw, &those(Set::HasIp))?))
 }
 
 /// Forgets what was learned of the tap's last guest: its MAC, and its address where it has no way out.
 pub(crate) fn fresh(net: &Net, tap: &str) -> Result<(), Refused> {
     net.firewall(|fw| {
-        let (mut absent, pins) = learned(fw, tap)?;
+        let (mut absent, pins) = learned(fw, &[tap])?;
         if guests(fw, &pins)?.is_empty() {
             absent.extend(pins);
         }
@@ -128,6 +143,13 @@ pub(crate) fn fresh(net: &Net, tap: &str) -> Result<(), Refused> {
         }
         fw.apply(&Change { absent, ..Change::default() }).map(|_| ())
     })
+}
+
+/// Guests of these bridges see each other by the host as well, or not; where the tables are there.
+pub(crate) fn together<'a>(net: &Net, bridges: impl Iterator<Item = &'a str>, on: bool) -> Result<(), Refused> {
+    let elements: Vec<_> = bridges.map(Element::together).collect();
+    let (present, absent) = if on { (elements, Vec::new()) } else { (Vec::new(), elements) };
+    net.firewall(|fw| fw.apply(&Change { tables: Tables::AsTheyAre, present, absent })).map(|_| ())
 }
 
 /// Takes a change of the tables back.

@@ -1,27 +1,25 @@
 //! A tap of ours: it stays only from its last step on, so that a helper that dies before leaves none.
 
 use super::bridge::{self, Ours};
-use super::link::{self, Change, Inet, Link, NO_IPV6};
+use super::link::{self, Change, Inet, Link, NO_IPV6, Port};
+use super::netlink::Conn;
 use super::{nat, refused, rules};
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::mark;
+pub(crate) use crate::mark::is_tap as is_ours;
 use crate::steps::{self, Steps};
 use std::sync::{PoisonError, RwLockReadGuard};
 use sys::tun::Tap;
 use wire::name::link::TapName;
 use wire::net::{Bridge, NewTap};
 
-/// Our mark: a tap's alias.
-const MARK: &str = "banger tap";
+/// So many links, or taps' rules, are spoken of in one datagram: their answers find room in a socket.
+pub(crate) const AT_ONCE: usize = 64;
 
 /// A tap that is on no bridge any more (the bridge was deleted under it) speaks to the host itself: by these switches
 /// it gets no answer. No forwarding, rp_filter where no address is, arp_ignore of everything.
 const SWITCHES: [Inet; 3] = [Inet(1, 0), Inet(8, 1), Inet(19, 8)];
-
-/// Whether a link is a tap with our mark.
-pub(crate) fn is_ours(link: &Link) -> bool {
-    link.kind == "tun" && link.alias == MARK && link.tun.is_some_and(|tun| tun.is_tap)
-}
 
 /// Makes a tap, or puts right one that is there.
 pub(crate) fn create(host: &Host, new: &NewTap) -> Result<(), Fail> {
@@ -56,7 +54,7 @@ fn bridge<'a>(host: &'a Host, steps: &mut Steps<'a>, wanted: &Bridge) -> Result<
 }
 
 /// The tap of that name, where it is ours.
-fn find(host: &Host, name: &TapName) -> Result<Option<Link>, Fail> {
+pub(crate) fn find(host: &Host, name: &TapName) -> Result<Option<Link>, Fail> {
     match host.net.links.with(|conn| link::by_name(conn, name.as_str())).map_err(refused)? {
         Some(link) if link.name != name.as_str() => {
             Err(Fail::new(format!("{name} is another name of the link {}: choose another tap", link.name)))
@@ -88,10 +86,15 @@ fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, new: &NewTap, on: &Ours) -> R
     let name = new.tap.as_str();
     let failed = |what: &str| format!("the tap {name} could not be {what}");
     let tap = steps.act("tap", || {
-        Tap::open(name).map_err(|error| Fail::new(failed("made")).because(format!("TUNSETIFF {name}: {error}")))
+        Tap::make(name).map_err(|error| {
+            // Somebody made a link of that name since we looked: his is not touched.
+            let fail =
+                if error.raw_os_error() == Some(libc::EBUSY) { foreign(&new.tap) } else { Fail::new(failed("made")) };
+            fail.because(format!("TUNSETIFF {name}: {error}"))
+        })
     })?;
     let link = host.net.links.with(|conn| link::by_name(conn, name)).map_err(refused)?;
-    // Somebody may have made a tap of that name a moment ago: then it is his that we opened.
+    // Ours goes with its descriptor; one that stays was made in the place of ours, which somebody renamed or removed.
     let is_new =
         |link: &Link| link.alias.is_empty() && link.tun.is_some_and(|tun| !tun.persists && tun.owner.is_none());
     let link = link.filter(is_new).ok_or_else(|| foreign(&new.tap))?;
@@ -104,12 +107,15 @@ fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, new: &NewTap, on: &Ours) -> R
     let change = |change: Change<'_>| host.net.links.with(|conn| link::change(conn, link.index, &change));
     steps.act("tap_mark", || {
         let ipv6 = link.ipv6_mode.map(|_| NO_IPV6);
-        change(Change { alias: Some(MARK), inet: &SWITCHES, ipv6, ..Change::default() })
+        change(Change { alias: Some(mark::TAP), inet: &SWITCHES, ipv6, ..Change::default() })
             .map_err(|error| Fail::new(failed("marked")).because(error))
     })?;
     rules::admit(host, steps, name, on, host.settings.limits.taps)?;
+    let port = Port { master: on.link().index, isolated: host.settings.isolate_guests, up: true };
     steps.act("port", || {
-        change(Change { master: Some(on.link().index), up: Some(true), ..Change::default() })
+        host.net
+            .links
+            .with(|conn| link::attach(conn, link.index, Port::of(&link), port))
             .map_err(|error| port_failed(error, name, on))
     })?;
     steps.act("keep", || {
@@ -120,7 +126,9 @@ fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, new: &NewTap, on: &Ours) -> R
 fn port_failed(error: super::netlink::Refused, tap: &str, on: &Ours) -> Fail {
     let bridge = &on.link().name;
     let message = match error.is(libc::EXFULL) {
-        true => format!("the bridge {bridge} is full: it holds 1,023 taps. Use another bridge, or delete a tap"),
+        true => format!(
+            "the bridge {bridge} is full: it holds 1,023 ports, the kernel's limit. Use another bridge, or delete a tap of it"
+        ),
         false => format!("the tap {tap} could not be put on the bridge {bridge}"),
     };
     Fail::new(message).because(error)
@@ -139,23 +147,37 @@ fn put_right<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link, on: &Ours)
         steps.act("tap_mark", || set(&SWITCHES, ipv6.map(|_| NO_IPV6)))?;
         steps.undo("the tap's switches", move || set(&inet, ipv6));
     }
-    if there.master != on.link().index || !there.up {
-        onto(host, steps, there, on)?;
+    let port = Port { master: on.link().index, isolated: host.settings.isolate_guests, up: true };
+    if Port::of(there) != port {
+        onto(host, steps, there, on, port)?;
     }
     // The last step: the kernel takes no user or group away again.
     owner(host, steps, there)
 }
 
-fn onto<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link, on: &Ours) -> Result<(), Fail> {
-    let (links, index) = (&host.net.links, there.index);
-    let set = move |master, up| {
-        let change = Change { master: Some(master), up: Some(up), ..Change::default() };
-        links.with(|conn| link::change(conn, index, &change))
-    };
-    let (master, up) = (there.master, there.up);
+fn onto<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link, on: &Ours, port: Port) -> Result<(), Fail> {
+    let links = &host.net.links;
     // A refused master has taken the tap off its old bridge already: so the undo stands before the act.
-    steps.undo("the tap's bridge", move || set(master, up).map_err(refused));
-    steps.act("port", || set(on.link().index, true).map_err(|error| port_failed(error, &there.name, on)))
+    undo_port(host, steps, there);
+    steps.act("port", || {
+        links
+            .with(|conn| link::attach(conn, there.index, Port::of(there), port))
+            .map_err(|error| port_failed(error, &there.name, on))
+    })
+}
+
+/// Says how a tap comes back onto its bridge as it hung there; one that is gone stays gone.
+fn undo_port<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link) {
+    let (links, index, was) = (&host.net.links, there.index, Port::of(there));
+    let back = move |conn: &mut Conn| {
+        // How far it came is not known.
+        let now = link::by_index(conn, index)?;
+        now.map_or(Ok(()), |now| link::attach(conn, index, Port::of(&now), was))
+    };
+    steps.undo("the tap's bridge", move || match links.with(back) {
+        Err(error) if !error.is(libc::ENODEV) => Err(refused(error)),
+        _ => Ok(()),
+    });
 }
 
 fn owner<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link) -> Result<(), Fail> {
@@ -175,6 +197,31 @@ fn owner<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link) -> Result<(), 
     })
 }
 
+/// Taps of an earlier helper are isolated as the settings say now, and so is what is routed back onto their bridge.
+pub(crate) fn isolate_all(host: &Host) -> Result<(), Fail> {
+    let net = &host.net;
+    let links = net.links.with(|conn| link::list(conn, None)).map_err(refused)?;
+    let bridges: Vec<_> = links.iter().cloned().filter_map(Ours::prove).collect();
+    if bridges.is_empty() {
+        return Ok(());
+    }
+    let isolated = host.settings.isolate_guests;
+    let on_ours = |tap: &&Link| is_ours(tap) && bridges.iter().any(|bridge| bridge.link().index == tap.master);
+    for tap in links.iter().filter(on_ours).filter(|tap| tap.isolated != isolated) {
+        let port = Port { isolated, ..Port::of(tap) };
+        match net.links.with(|conn| link::attach(conn, tap.index, Port::of(tap), port)) {
+            Err(error) if !error.is(libc::ENODEV) => {
+                return Err(
+                    Fail::new(format!("the tap {} could not be isolated, or no longer", tap.name)).because(error)
+                );
+            }
+            _ => {}
+        }
+    }
+    let names = bridges.iter().map(|bridge| bridge.link().name.as_str());
+    rules::together(net, names, !isolated).map_err(refused)
+}
+
 /// Takes a tap away with all that the tables hold of it. Where there is none, what a dead helper left of it goes.
 ///
 /// The kernel takes 15 to 21 ms to end a link. Nothing is held meanwhile but this tap's own name.
@@ -182,10 +229,8 @@ pub(crate) fn delete(host: &Host, name: &TapName) -> Result<(), Fail> {
     let _tap = host.net.locks.hold(format!("tap:{name}"));
     let there = find(host, name)?;
     steps::run("delete_tap", &host.faults, |steps| {
-        if let Some(there) = there.as_ref().filter(|there| there.master != 0) {
-            detach(host, steps, there)?;
-        }
-        nat::forget(host, steps, name.as_str())?;
+        detach(host, steps, there.as_slice())?;
+        nat::forget(host, steps, &[name.as_str()])?;
         let Some(there) = &there else { return Ok(()) };
         steps.act("link", || match host.net.links.with(|conn| link::remove(conn, there.index)) {
             Err(error) if !error.is(libc::ENODEV) => {
@@ -198,38 +243,18 @@ pub(crate) fn delete(host: &Host, name: &TapName) -> Result<(), Fail> {
 
 /// Off the bridge first: no frame passes once its rules are gone. And down before that: a tap that is up and on no
 /// bridge hands its frames to the host itself.
-fn detach<'a>(host: &'a Host, steps: &mut Steps<'a>, there: &Link) -> Result<(), Fail> {
-    let links = &host.net.links;
-    let (index, master, was_up) = (there.index, there.master, there.up);
-    let back = move || {
-        let change = Change { master: Some(master), up: Some(was_up), ..Change::default() };
-        links.with(|conn| link::change(conn, index, &change))
-    };
+pub(crate) fn detach<'a>(host: &'a Host, steps: &mut Steps<'a>, taps: &[Link]) -> Result<(), Fail> {
+    let ports: Vec<&Link> = taps.iter().filter(|tap| tap.master != 0).collect();
     // What failed half-way is put back too.
-    steps.undo("the tap's bridge", move || match back() {
-        Err(error) if !error.is(libc::ENODEV) => Err(refused(error)),
-        _ => Ok(()),
-    });
-    steps.act("detach", || match links.with(|conn| link::detach(conn, index)) {
-        Err(error) if !error.is(libc::ENODEV) => {
-            Err(Fail::new(format!("the tap {} could not be taken off its bridge", there.name)).because(error))
-        }
-        _ => Ok(()),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::link::Tun;
-
-    #[test]
-    fn the_mark_is_the_alias_of_a_tap() {
-        let tun = |is_tap| Some(Tun { is_tap, ..Tun::default() });
-        let ours = Link { kind: "tun".into(), alias: MARK.into(), tun: tun(true), ..Link::default() };
-        assert!(is_ours(&ours));
-        assert!(!is_ours(&Link { tun: tun(false), ..ours.clone() }));
-        assert!(!is_ours(&Link { alias: String::new(), ..ours.clone() }));
-        assert!(!is_ours(&Link { kind: "veth".into(), tun: None, ..ours }));
+    ports.iter().for_each(|port| undo_port(host, steps, port));
+    for some in ports.chunks(AT_ONCE) {
+        let indexes: Vec<u32> = some.iter().map(|port| port.index).collect();
+        steps.act("detach", || {
+            host.net.links.with(|conn| link::detach(conn, &indexes)).map_err(|error| {
+                let names: Vec<&str> = some.iter().map(|port| port.name.as_str()).collect();
+                Fail::new(format!("{} could not be taken off the bridge", names.join(", "))).because(error)
+            })
+        })?;
     }
+    Ok(())
 }

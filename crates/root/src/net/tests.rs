@@ -3,6 +3,7 @@
 use super::firewall::{Change, Tables};
 use super::sets::{Element, Set};
 use super::{Net, conntrack, rules};
+use crate::settings::Settings;
 use std::net::Ipv4Addr;
 use std::process::Command;
 use sys::netlink::Family;
@@ -65,7 +66,7 @@ fn a_port_is_fresh_for_its_next_guest() {
     if !isolated("a_port_is_fresh_for_its_next_guest") {
         return;
     }
-    let net = Net::open(true).unwrap();
+    let net = Net::open(&Settings::default()).unwrap();
     rules::fresh(&net, "tap-fc-1").unwrap();
     let [learned, given, other] = ["tap-fc-1", "tap-fc-2", "tap-fc-3"];
     let mut present = Vec::new();

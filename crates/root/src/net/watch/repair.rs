@@ -123,7 +123,7 @@ fn standing(host: &Host, mut surplus: Vec<Element>) -> Result<Standing, Fail> {
     });
     let mut elements = Vec::new();
     if !ports.is_empty() {
-        elements.extend(bridges.iter().flat_map(|bridge| rules::of_bridge(bridge.link(), &addresses)));
+        elements.extend(bridges.iter().flat_map(|bridge| rules::of_bridge(&host.net, bridge.link(), &addresses)));
         elements.extend(ports.iter().map(|tap| Element::link(Set::Ports, &tap.name)));
         elements.extend(guests.iter().flat_map(Guest::elements));
         let uplinks = forward::still_open(&host.net, &recorded, &links)?;

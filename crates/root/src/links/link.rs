@@ -1,16 +1,15 @@
-//! Links as the kernel tells them: what one is, whose it is, its addresses; and the few changes that we make.
+//! Links as the kernel tells them: what one is, whose it is; and the few changes that we make.
 
 use super::message::{ACK, CREATE, DUMP, EXCL, Requests, attr, attrs, text, u32_at};
 use super::netlink::{Conn, QUESTION, Refused};
-use std::net::Ipv4Addr;
+
+// Each of them is a link's.
+pub(crate) use super::address::{Address, add_address, addresses, remove_address};
 
 // include/uapi/linux/rtnetlink.h, if_link.h
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
 const GETLINK: u16 = 18;
-const NEWADDR: u16 = 20;
-const DELADDR: u16 = 21;
-const GETADDR: u16 = 22;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -18,10 +17,14 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_CARRIER: u16 = 33;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
+const INFO_SLAVE_KIND: u16 = 4;
+const INFO_SLAVE_DATA: u16 = 5;
+const BRPORT_ISOLATED: u16 = 33;
 const MULTI_BOOLOPT: u16 = 46;
 /// `BR_BOOLOPT_NO_LL_LEARN`, as a mask.
 const NO_LL_LEARN: u32 = 1;
@@ -52,6 +55,10 @@ pub(crate) struct Link {
     pub(crate) kind: String,
     /// The bridge's, bond's or VRF's index that this link is a port of; 0 for none.
     pub(crate) master: u32,
+    /// The port is isolated: its bridge carries nothing between it and other isolated ones.
+    pub(crate) isolated: bool,
+    /// The number by which links are meant together; 0 unless somebody set one.
+    pub(crate) group: u32,
     pub(crate) tun: Option<Tun>,
     /// The IPv4 switches, `IPV4_DEVCONF_*` less one.
     pub(crate) inet: Vec<u32>,
@@ -93,6 +100,7 @@ impl Link {
                 IFLA_ADDRESS => link.mac = value.to_vec(),
                 IFLA_IFNAME => link.name = text(value),
                 IFLA_MASTER => link.master = u32_at(value, 0).unwrap_or(0),
+                IFLA_GROUP => link.group = u32_at(value, 0).unwrap_or(0),
                 IFLA_IFALIAS => link.alias = text(value),
                 IFLA_CARRIER => link.carrier = value == [1],
                 IFLA_LINKINFO => link.read_info(value),
@@ -106,6 +114,9 @@ impl Link {
     fn read_info(&mut self, info: &[u8]) {
         self.kind = attr(info, INFO_KIND).map(text).unwrap_or_default();
         let data = attr(info, INFO_DATA).unwrap_or_default();
+        if attr(info, INFO_SLAVE_KIND).map(text).as_deref() == Some("bridge") {
+            self.isolated = attr(info, INFO_SLAVE_DATA).and_then(|port| attr(port, BRPORT_ISOLATED)) == Some(&[1]);
+        }
         if self.kind == "bridge" {
             self.learns_from_its_own =
                 attr(data, MULTI_BOOLOPT).and_then(|options| u32_at(options, 0)).map(|on| on & NO_LL_LEARN == 0);
@@ -233,12 +244,74 @@ pub(crate) fn change(conn: &mut Conn, index: u32, change: &Change<'_>) -> Result
     conn.all(&format!("RTM_NEWLINK index {index} {change:?}"), &mut ask)
 }
 
-/// Switches a port off, then takes it off its bridge, in one datagram.
-pub(crate) fn detach(conn: &mut Conn, index: u32) -> Result<(), Refused> {
+/// How a link hangs on a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Port {
+    /// The bridge's index; 0 for none.
+    pub(crate) master: u32,
+    pub(crate) isolated: bool,
+    pub(crate) up: bool,
+}
+
+impl Port {
+    /// As it hangs now.
+    pub(crate) fn of(link: &Link) -> Port {
+        Port { master: link.master, isolated: link.isolated, up: link.up }
+    }
+}
+
+/// Puts a link on a bridge that hung as `was`, in one datagram. A link has a port's flags only once it is one: it is
+/// up there no earlier than it has them.
+pub(crate) fn attach(conn: &mut Conn, index: u32, was: Port, port: Port) -> Result<(), Refused> {
     let mut ask = Requests::default();
-    ask.push(NEWLINK, ACK, &header(index, 0, UP));
-    ask.push(NEWLINK, ACK, &header(index, 0, 0)).u32(IFLA_MASTER, 0);
-    conn.all(&format!("RTM_NEWLINK index {index} down, master 0"), &mut ask)
+    if was.up && was.master != port.master && port.isolated {
+        ask.push(NEWLINK, ACK, &header(index, 0, UP));
+    }
+    if was.master != port.master {
+        ask.push(NEWLINK, ACK, &header(index, 0, 0)).u32(IFLA_MASTER, port.master);
+    }
+    let flags = if port.up { UP } else { 0 };
+    let mut attrs = ask.push(NEWLINK, ACK, &header(index, flags, UP));
+    // A link that comes onto a bridge is not isolated there.
+    let has = was.isolated && was.master == port.master;
+    if port.master != 0 && port.isolated != has {
+        attrs.nest(IFLA_LINKINFO, |info| {
+            info.text(INFO_SLAVE_KIND, "bridge").nest(INFO_SLAVE_DATA, |data| {
+                data.u8(BRPORT_ISOLATED, port.isolated.into());
+            });
+        });
+    }
+    conn.all(&format!("RTM_NEWLINK index {index} {port:?}"), &mut ask)
+}
+
+/// Switches ports off, then takes them off their bridges, in one datagram.
+pub(crate) fn detach(conn: &mut Conn, ports: &[u32]) -> Result<(), Refused> {
+    let mut ask = Requests::default();
+    for &index in ports {
+        ask.push(NEWLINK, ACK, &header(index, 0, UP));
+        ask.push(NEWLINK, ACK, &header(index, 0, 0)).u32(IFLA_MASTER, 0);
+    }
+    gone_is_done(conn, &format!("RTM_NEWLINK indexes {ports:?} down, master 0"), &mut ask)
+}
+
+/// Puts links into groups, in one datagram: index and group of each.
+pub(crate) fn set_groups(conn: &mut Conn, links: &[(u32, u32)]) -> Result<(), Refused> {
+    let mut ask = Requests::default();
+    for &(index, group) in links {
+        ask.push(NEWLINK, ACK, &header(index, 0, 0)).u32(IFLA_GROUP, group);
+    }
+    gone_is_done(conn, &format!("RTM_NEWLINK groups {links:?}"), &mut ask)
+}
+
+/// All of it is done where the kernel refuses but what is about links that are gone.
+fn gone_is_done(conn: &mut Conn, call: &str, ask: &mut Requests) -> Result<(), Refused> {
+    for said in conn.ask(call, ask)? {
+        match said.good(call) {
+            Err(refused) if !refused.is(libc::ENODEV) => return Err(refused),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// `struct br_boolopt_multi`: the values, and which of them are meant.
@@ -271,78 +344,11 @@ pub(crate) fn remove(conn: &mut Conn, index: u32) -> Result<(), Refused> {
     conn.all(&format!("RTM_DELLINK index {index}"), &mut ask)
 }
 
-/// An IPv4 address of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Address {
-    pub(crate) index: u32,
-    pub(crate) ip: Ipv4Addr,
-    pub(crate) prefix: u8,
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.ip, self.prefix)
-    }
-}
-
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const IFA_BROADCAST: u16 = 4;
-
-fn address_header(prefix: u8, index: u32) -> [u8; 8] {
-    let mut header = [AF_INET, prefix, 0, 0, 0, 0, 0, 0];
-    header[4..].copy_from_slice(&index.to_ne_bytes());
-    header
-}
-
-/// The IPv4 addresses of a link, or of all.
-pub(crate) fn addresses(conn: &mut Conn, index: Option<u32>) -> Result<Vec<Address>, Refused> {
+/// Removes all links of a group at once; answers when they are gone. There must be one.
+pub(crate) fn remove_group(conn: &mut Conn, group: u32) -> Result<(), Refused> {
     let mut ask = Requests::default();
-    ask.push(GETADDR, DUMP, &address_header(0, index.unwrap_or(0)));
-    match conn.one("RTM_GETADDR", &mut ask) {
-        Ok(bodies) => {
-            let all = bodies.iter().filter_map(|body| read_address(body));
-            Ok(all.filter(|address| index.is_none_or(|is| address.index == is)).collect())
-        }
-        // The link went meanwhile.
-        Err(refused) if refused.is(libc::ENODEV) => Ok(Vec::new()),
-        Err(refused) => Err(refused),
-    }
-}
-
-fn read_address(body: &[u8]) -> Option<Address> {
-    let inner = body.get(8..)?;
-    let value = attr(inner, IFA_LOCAL).or_else(|| attr(inner, IFA_ADDRESS))?;
-    let ip: [u8; 4] = value.try_into().ok()?;
-    (body[0] == AF_INET).then_some(Address { index: u32_at(body, 4)?, ip: ip.into(), prefix: body[1] })
-}
-
-fn change_address(conn: &mut Conn, kind: u16, flags: u16, address: Address) -> Result<(), Refused> {
-    let ip = address.ip.octets();
-    let host = u32::MAX.checked_shr(address.prefix.into()).unwrap_or(0);
-    let mut ask = Requests::default();
-    ask.push(kind, ACK | flags, &address_header(address.prefix, address.index))
-        .bytes(IFA_LOCAL, &ip)
-        .bytes(IFA_ADDRESS, &ip)
-        .be32(IFA_BROADCAST, u32::from(address.ip) | host);
-    let what = if kind == NEWADDR { "RTM_NEWADDR" } else { "RTM_DELADDR" };
-    conn.all(&format!("{what} {address} index {}", address.index), &mut ask)
-}
-
-/// Gives a link an address; success where it has it.
-pub(crate) fn add_address(conn: &mut Conn, address: Address) -> Result<(), Refused> {
-    match change_address(conn, NEWADDR, CREATE | EXCL, address) {
-        Err(refused) if refused.is(libc::EEXIST) => Ok(()),
-        other => other,
-    }
-}
-
-/// Takes an address from a link; success where it does not have it.
-pub(crate) fn remove_address(conn: &mut Conn, address: Address) -> Result<(), Refused> {
-    match change_address(conn, DELADDR, 0, address) {
-        Err(refused) if refused.is(libc::EADDRNOTAVAIL) => Ok(()),
-        other => other,
-    }
+    ask.push(DELLINK, ACK, &header(0, 0, 0)).u32(IFLA_GROUP, group);
+    conn.all(&format!("RTM_DELLINK group {group}"), &mut ask)
 }
 
 #[cfg(test)]
@@ -355,7 +361,6 @@ mod tests {
         #[test]
         fn no_answer_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Link::read(&body);
-            let _ = read_address(&body);
             for answer in answers(&body) {
                 let _ = Link::read(answer.body);
             }
