@@ -4,7 +4,9 @@
 
 mod bare;
 mod net;
+mod others;
 mod stats;
+mod taps;
 mod trip;
 mod world;
 
@@ -17,5 +19,7 @@ fn main() -> Result<()> {
     world::set_up()?;
     let rounds = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(6);
     trip::measure(rounds)?;
-    net::measure(rounds)
+    net::measure(rounds)?;
+    taps::measure(rounds)?;
+    others::measure(rounds)
 }

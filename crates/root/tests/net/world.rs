@@ -4,7 +4,7 @@
 
 use crate::common::output;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -169,10 +169,12 @@ pub fn difference(before: &BTreeMap<&'static str, String>, after: &BTreeMap<&'st
     for (key, was) in before {
         let is = &after[key];
         let (was, is): (Vec<_>, Vec<_>) = (was.lines().collect(), is.lines().collect());
-        for line in was.iter().filter(|line| !is.contains(line)) {
+        // A thousand links are a hundred thousand lines.
+        let (had, has): (HashSet<_>, HashSet<_>) = (was.iter().collect(), is.iter().collect());
+        for line in was.iter().filter(|line| !has.contains(line)) {
             text.push_str(&format!("{key} lost {line}\n"));
         }
-        for line in is.iter().filter(|line| !was.contains(line)) {
+        for line in is.iter().filter(|line| !had.contains(line)) {
             text.push_str(&format!("{key} has {line}\n"));
         }
     }
