@@ -294,7 +294,7 @@ isolated! { fn many_at_once() {
     let listed = helper.ok("priv.list_resources", &json!({}));
     assert_eq!((listed["taps"].as_array().unwrap().len(), listed["guests"].as_array().unwrap().len()), (32, 32));
     assert_eq!((&listed["bridges"][0]["name"], &listed["bridges"][0]["ports"]), (&json!("br-fc"), &json!(32)));
-    assert_eq!(listed["guests"][0], json!({"address": "172.16.0.10", "bridge": "br-fc", "tap": "tap-fc-0-0"}));
+    assert_eq!(listed["guests"][0], json!({"address": "172.16.0.10", "bridge": "br-fc", "tap": "tap-fc-0-0", "why": "an element of the set guests in banger's own table"}));
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let helper = &helper;
@@ -317,4 +317,45 @@ isolated! { fn limits_are_named() {
     helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
     failed(&helper, "priv.ensure_nat", &nat("172.16.0.3", "tap-fc-2", true), "limits.guests");
     assert_eq!(links().iter().filter(|link| link["ifname"].as_str().unwrap().starts_with("tap-fc-")).count(), 2);
+} }
+
+isolated! { fn what_was_changed_is_listed_with_its_reason() {
+    uplink();
+    // A dot in a link's name is a slash for sysctl.
+    ip("link add vpn.5 type veth peer name vpnp");
+    ip("addr add 198.51.101.2/24 dev vpn.5");
+    ip("link set vpn.5 up");
+    ip("link set vpnp up");
+    ip("route add 203.0.113.0/24 via 198.51.101.1");
+    let helper = Helper::start();
+    helper.ok("priv.create_tap", &tap("tap-fc-1"));
+    let bridge_alone = helper.ok("priv.list_resources", &json!({}));
+    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
+    let found = helper.ok("priv.list_resources", &json!({}));
+    for part in ["bridges", "taps", "guests", "sysctls"] {
+        let all = found[part].as_array().unwrap();
+        assert!(!all.is_empty() && all.iter().all(|one| one["why"].as_str().is_some_and(|why| !why.is_empty())), "{part}: {found}");
+    }
+    let sysctls = |found: &Value| -> Vec<(String, u64)> {
+        let all = found["sysctls"].as_array().unwrap().clone();
+        all.iter().map(|one| (one["name"].as_str().unwrap().to_owned(), one["value"].as_u64().unwrap())).collect()
+    };
+    let mut listed = sysctls(&found);
+    // All that differs from before, by the program that administrators read it with.
+    for (name, value) in &listed {
+        assert_eq!(common::output("sysctl", &["-n", name]).trim(), value.to_string(), "{name}");
+    }
+    listed.retain(|(name, _)| name.ends_with(".forwarding"));
+    listed.sort();
+    let on = |link: &str| (format!("net.ipv4.conf.{link}.forwarding"), 1);
+    assert_eq!(listed, [on("br-fc"), on("eth0"), on("vpn/5")]);
+    // Somebody changes one: it is shown as it is now, beside what was set.
+    let nothing = common::output("sysctl", &["-w", "net.ipv4.conf.br-fc.arp_ignore=0"]);
+    let now = helper.ok("priv.list_resources", &json!({}));
+    let changed = now["sysctls"].as_array().unwrap().iter().find(|one| one["name"] == "net.ipv4.conf.br-fc.arp_ignore").unwrap();
+    assert_eq!((&changed["value"], &changed["set"]), (&json!(0), &json!(1)), "{nothing}");
+    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", false));
+    let mut after = sysctls(&helper.ok("priv.list_resources", &json!({})));
+    after.iter_mut().filter(|(name, _)| name.ends_with("arp_ignore")).for_each(|one| one.1 = 1);
+    assert_eq!(after, sysctls(&bridge_alone));
 } }

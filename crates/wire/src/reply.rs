@@ -44,6 +44,8 @@ pub struct Resources {
     pub rules_elsewhere: Vec<RuleElsewhere>,
     /// What of another firewall's drops guests' packets, and is not ours to change.
     pub blocked_by: Vec<BlockedBy>,
+    /// Switches of the kernel's that were changed for guests.
+    pub sysctls: Vec<SysctlFound>,
 }
 
 /// A bridge of ours.
@@ -59,6 +61,8 @@ pub struct BridgeFound {
     pub up: bool,
     /// How many links are on it.
     pub ports: u32,
+    /// By what it is known as banger's.
+    pub why: String,
 }
 
 /// A tap of ours.
@@ -74,6 +78,10 @@ pub struct TapFound {
     pub up: bool,
     /// Whether something has it open.
     pub carrier: bool,
+    /// Whether its bridge parts it from other isolated taps.
+    pub isolated: bool,
+    /// By what it is known as banger's.
+    pub why: String,
 }
 
 /// A guest with a way out.
@@ -87,6 +95,8 @@ pub struct GuestFound {
     pub bridge: String,
     /// The tap that the address is bound to; empty where it is bound to none.
     pub tap: String,
+    /// By what it is known as banger's.
+    pub why: String,
 }
 
 /// A rule of ours in another's table.
@@ -102,6 +112,23 @@ pub struct RuleElsewhere {
     pub chain: String,
     /// The rule's handle.
     pub handle: u64,
+    /// By what it is known as banger's.
+    pub why: String,
+}
+
+/// A switch of the kernel's that banger changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SysctlFound {
+    /// Its name as `sysctl` takes it: `net.ipv4.conf.eth0.forwarding`.
+    pub name: String,
+    /// What it is now.
+    pub value: u32,
+    /// What banger set.
+    pub set: u32,
+    /// For what, and until when.
+    pub why: String,
 }
 
 /// What drops guests' packets in a table that is not ours to change.

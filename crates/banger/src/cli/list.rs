@@ -5,7 +5,7 @@ use super::{List, output, text};
 use serde_json::value::RawValue;
 use wire::Method;
 use wire::client::Error;
-use wire::reply::Resources;
+use wire::reply::{Resources, TapFound};
 
 const HEADER: [&str; 5] = ["KIND", "NAME", "ON", "STATE", "DETAIL"];
 type Row = [String; HEADER.len()];
@@ -37,18 +37,22 @@ fn rows(found: &Resources) -> Vec<Row> {
         rows.push([kind, name, on, state, &detail].map(cell));
     };
     for bridge in &found.bridges {
-        let detail = format!("{}, ports: {}", bridge.addresses.join(" "), bridge.ports);
+        let detail = because(&format!("{}, ports: {}", bridge.addresses.join(" "), bridge.ports), &bridge.why);
         add("bridge", &bridge.name, "", up(bridge.up), detail);
     }
     for tap in &found.taps {
-        add("tap", &tap.name, &tap.bridge, up(tap.up), if tap.carrier { "in use" } else { "free" }.into());
+        add("tap", &tap.name, &tap.bridge, up(tap.up), because(&use_of(tap), &tap.why));
     }
     for guest in &found.guests {
-        add("guest", &guest.address, &guest.bridge, "way out", guest.tap.clone());
+        add("guest", &guest.address, &guest.bridge, "way out", because(&guest.tap, &guest.why));
     }
     for rule in &found.rules_elsewhere {
         let chain = format!("{} {}", rule.table, rule.chain);
-        add("rule", &chain, &rule.family, "added", format!("handle {}, accepts what banger has marked", rule.handle));
+        add("rule", &chain, &rule.family, "added", because(&format!("handle {}", rule.handle), &rule.why));
+    }
+    for sysctl in &found.sysctls {
+        let state = if sysctl.value == sysctl.set { "set" } else { "changed since" };
+        add("sysctl", &sysctl.name, "", state, format!("{}, {}", sysctl.value, sysctl.why));
     }
     for by in &found.blocked_by {
         add("foreign", &format!("{} {}", by.table, by.chain), &by.family, "drops", by.why.clone());
@@ -58,6 +62,16 @@ fn rows(found: &Resources) -> Vec<Row> {
         add("vm", &vm.vm_id, &vm.tap, "runs", detail);
     }
     rows
+}
+
+/// A detail, and what makes the object banger's; a helper of before does not say that.
+fn because(detail: &str, why: &str) -> String {
+    if why.is_empty() { detail.to_owned() } else { format!("{detail}; {why}") }
+}
+
+fn use_of(tap: &TapFound) -> String {
+    let used = if tap.carrier { "in use" } else { "free" };
+    if tap.isolated { format!("{used}, isolated") } else { used.to_owned() }
 }
 
 fn up(up: bool) -> &'static str {
@@ -88,7 +102,7 @@ fn table(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::reply::{BridgeFound, TapFound};
+    use wire::reply::{BridgeFound, SysctlFound};
 
     #[test]
     fn a_table_is_aligned_and_escaped() {
@@ -98,15 +112,29 @@ mod tests {
                 addresses: vec!["172.16.0.1/24".into()],
                 up: true,
                 ports: 1,
+                why: "a bridge whose alias is \"banger bridge\"".into(),
             }],
-            taps: vec![TapFound { name: "tap-fc-\t1".into(), up: true, carrier: true, ..TapFound::default() }],
+            taps: vec![TapFound {
+                name: "tap-fc-\t1".into(),
+                up: true,
+                carrier: true,
+                isolated: true,
+                ..TapFound::default()
+            }],
+            sysctls: vec![SysctlFound {
+                name: "net.ipv4.conf.eth0.forwarding".into(),
+                value: 0,
+                set: 1,
+                why: "answers".into(),
+            }],
             ..Resources::default()
         };
         assert_eq!(
             table(&rows(&found)),
-            "KIND    NAME        ON  STATE  DETAIL\n\
-             bridge  br-fc       -   up     172.16.0.1/24, ports: 1\n\
-             tap     tap-fc-\\t1  -   up     in use\n"
+            "KIND    NAME                           ON  STATE          DETAIL\n\
+             bridge  br-fc                          -   up             172.16.0.1/24, ports: 1; a bridge whose alias is \"banger bridge\"\n\
+             tap     tap-fc-\\t1                     -   up             in use, isolated\n\
+             sysctl  net.ipv4.conf.eth0.forwarding  -   changed since  0, answers\n"
         );
         assert_eq!(table(&[]), "");
     }

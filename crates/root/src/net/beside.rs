@@ -130,6 +130,7 @@ pub(crate) fn list(net: &Net) -> Result<(Vec<RuleElsewhere>, Vec<BlockedBy>), Re
         table: found.place.table.clone(),
         chain: found.place.chain.clone(),
         handle: found.handle,
+        why: "it accepts banger's mark and says banger".to_owned(),
     });
     Ok((ours.collect(), scene.blocked))
 }

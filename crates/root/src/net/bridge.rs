@@ -15,7 +15,7 @@ use wire::name::link::BridgeName;
 use wire::net::Bridge;
 
 /// The switches of a bridge: `IPV4_DEVCONF_*` and the value.
-const SWITCHES: [Inet; 4] = [
+pub(crate) const SWITCHES: [Inet; 4] = [
     // accept_redirects, send_redirects: a guest has no say in the host's routes, nor the host in a guest's.
     Inet(4, 0),
     Inet(6, 0),
