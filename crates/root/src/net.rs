@@ -30,7 +30,7 @@ use crate::host::Host;
 use crate::links::{link, message, netlink};
 use crate::locks::Locks;
 use crate::log::{Level, Value};
-use crate::settings::Settings;
+use crate::settings::{Mark, Settings};
 use crate::steps;
 use firewall::Firewall;
 use netlink::{Pool, Refused};
@@ -63,6 +63,8 @@ pub(crate) struct Net {
     watch: watch::Watch,
     /// Guests of one bridge don't see each other.
     isolate_guests: bool,
+    /// What guests' packets are marked with.
+    mark: Mark,
 }
 
 impl Net {
@@ -79,6 +81,7 @@ impl Net {
             beside: beside::Beside::default(),
             watch: watch::Watch::default(),
             isolate_guests: settings.isolate_guests,
+            mark: settings.mark,
         })
     }
 
@@ -86,7 +89,7 @@ impl Net {
         let mut held = self.firewall.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *held {
             Some(firewall) => talk(firewall),
-            empty => talk(empty.insert(Firewall::open(self.owned)?)),
+            empty => talk(empty.insert(Firewall::open(self.owned, self.mark)?)),
         }
     }
 }

@@ -35,8 +35,38 @@ pub(crate) struct Settings {
     pub(crate) fault: String,
     /// Guests of one bridge don't see each other.
     pub(crate) isolate_guests: bool,
+    /// What guests' packets are marked with.
+    pub(crate) mark: Mark,
     /// The limits.
     pub(crate) limits: Limits,
+}
+
+/// The mark of packets that our rules have let through: `value` in the bits of `mask`; other bits are others'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) value: u32,
+    pub(crate) mask: u32,
+}
+
+impl Mark {
+    /// The top byte: Tailscale has 0xff0000, kube-proxy 0xc000.
+    const DEFAULT: Mark = Mark { value: 0x6200_0000, mask: 0xff00_0000 };
+
+    /// A mark of no bits would be every packet's.
+    fn new(value: u32, mask: u32) -> Result<Mark, String> {
+        match value {
+            0 => Err("mark is 0, which is every packet's".to_owned()),
+            _ if value & !mask != 0 => Err(format!("mark {value:#010x} has bits outside mark_mask {mask:#010x}")),
+            _ => Ok(Mark { value, mask }),
+        }
+    }
+}
+
+/// As iptables takes it: `0x62000000/0xff000000`.
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#010x}/{:#010x}", self.value, self.mask)
+    }
 }
 
 /// Bounds. Each is named in the error that says that it was reached.
@@ -161,6 +191,8 @@ struct File {
     log_level: Option<String>,
     fault: String,
     isolate_guests: bool,
+    mark: Option<u32>,
+    mark_mask: Option<u32>,
     limits: Limits,
 }
 
@@ -222,6 +254,8 @@ impl Settings {
             log_level: flags.log_level.or(level.transpose()?).unwrap_or(Level::Info),
             fault: file.fault,
             isolate_guests: file.isolate_guests,
+            mark: Mark::new(file.mark.unwrap_or(Mark::DEFAULT.value), file.mark_mask.unwrap_or(Mark::DEFAULT.mask))
+                .map_err(|mistake| in_file(&mistake))?,
             limits: file.limits,
         })
     }
@@ -294,6 +328,7 @@ mod tests {
         assert_eq!(shipped.own_tables, Some(settings.own_tables));
         assert_eq!(shipped.log_level.as_deref().and_then(Level::parse), Some(settings.log_level));
         assert_eq!(shipped.isolate_guests, settings.isolate_guests);
+        assert_eq!((shipped.mark, shipped.mark_mask), (Some(settings.mark.value), Some(settings.mark.mask)));
         assert!(shipped.vmm_names.is_empty() && shipped.jailer_names.is_empty() && shipped.fault.is_empty());
     }
 
@@ -308,6 +343,29 @@ mod tests {
         ] {
             let error = parse("f", text).unwrap_err();
             assert!(error.starts_with(told) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mark_has_bits_and_keeps_to_its_mask() {
+        let of = |text: &str| {
+            let file = parse("f", text)?;
+            Settings::of("f", file, Flags::default()).map(|settings| settings.mark.to_string())
+        };
+        assert_eq!(of(""), Ok("0x62000000/0xff000000".into()));
+        assert_eq!(of("mark = 0x10\nmark_mask = 0xf0\n"), Ok("0x00000010/0x000000f0".into()));
+        assert_eq!(of("mark = 0xffffffff\nmark_mask = 0xffffffff\n"), Ok("0xffffffff/0xffffffff".into()));
+        for (bad, told) in [
+            ("mark = 0\n", "every packet's"),
+            ("mark = 0x10\n", "outside mark_mask 0xff000000"),
+            ("mark_mask = 0\n", "outside mark_mask"),
+            ("mark = 0x62000001\n", "outside"),
+            ("mark = -1\n", "f, line 1"),
+            ("mark = 0x100000000\n", "f, line 1"),
+            ("mark = \"0x62000000\"\n", "f, line 1"),
+        ] {
+            let error = of(bad).unwrap_err();
+            assert!(error.starts_with('f') && error.contains(told), "{bad}: {error}");
         }
     }
 

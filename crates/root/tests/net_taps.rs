@@ -1,4 +1,4 @@
-//! Many taps at once, a bridge that is full, guests that are parted, and links that somebody else makes meanwhile.
+//! Many taps at once, a bridge that is full, and links that somebody else makes meanwhile.
 
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
@@ -6,14 +6,10 @@ mod common;
 #[path = "net/world.rs"]
 mod world;
 
-use common::{Helper, Start, eventually, log_lines};
+use common::{Helper, Start, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use world::{
-    Guest, OUTSIDE, bridge, difference, echo, ip, link, links, named, nat, set, snapshot, sysctl, tap, uplink,
-};
-
-const ISOLATED: &str = "isolate_guests = true\n";
+use world::{bridge, difference, ip, link, nat, set, snapshot, sysctl, tap, uplink};
 
 fn taps(names: &[&str]) -> Value {
     json!({"tap_names": names})
@@ -188,116 +184,6 @@ isolated! { fn a_full_bridge_says_so() {
     helper.ok("priv.create_tap", &tap("tap-fc-1"));
     ip("link set a0 nomaster");
     helper.ok("priv.create_tap", &tap("tap-fc-2"));
-} }
-
-/// Two guests of one bridge, each with a way out, and a host behind the uplink that answers.
-fn two_guests(helper: &Helper) -> (Guest, Guest) {
-    for (address, name) in [("172.16.0.2", "tap-fc-1"), ("172.16.0.3", "tap-fc-2")] {
-        helper.ok("priv.create_tap", &tap(name));
-        helper.ok("priv.ensure_nat", &nat(address, name, true));
-    }
-    let one = Guest::boot("one", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
-    let two = Guest::boot("two", "tap-fc-2", "172.16.0.3/24", "172.16.0.1");
-    echo("one", 7000);
-    echo("two", 7000);
-    (one, two)
-}
-
-fn web() -> String {
-    format!("{OUTSIDE}:7000")
-}
-
-/// Host and outside answer a guest.
-fn others_answer(guest: &Guest) {
-    assert!(guest.tcp(&web(), "x").is_some_and(|answer| answer.starts_with("198.51.100.2")), "the outside");
-    assert!(guest.udp(&web(), "x").is_some(), "the outside, by UDP");
-    assert!(guest.connect("172.16.0.1:7002").is_some(), "the host");
-}
-
-fn listen() {
-    let listener = std::net::TcpListener::bind(("0.0.0.0", 7002)).expect("a port");
-    std::thread::spawn(move || listener.incoming().for_each(drop));
-}
-
-fn isolated_ports() -> Vec<String> {
-    let ports = links().into_iter().filter(|link| link["linkinfo"]["info_slave_data"]["isolated"] == json!(true));
-    ports.map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()
-}
-
-isolated! { fn guests_are_parted_where_the_settings_say_so() {
-    uplink();
-    echo("outside", 7000);
-    listen();
-    let helper = Start::new().config(ISOLATED).start();
-    let (one, two) = two_guests(&helper);
-    assert_eq!(isolated_ports(), ["tap-fc-1", "tap-fc-2"]);
-    others_answer(&one);
-    others_answer(&two);
-    assert_eq!(one.tcp("172.16.0.3:7000", "x"), None, "by the bridge");
-    assert_eq!(one.udp("172.16.0.3:7000", "x"), None);
-    // And round the bridge: the host would route what comes for its own MAC back onto it.
-    let mac = link("br-fc").unwrap()["address"].as_str().unwrap().to_owned();
-    ip(&format!("-n one neigh replace 172.16.0.3 lladdr {mac} dev eth0 nud permanent"));
-    ip(&format!("-n two neigh replace 172.16.0.2 lladdr {mac} dev eth0 nud permanent"));
-    assert_eq!(one.tcp("172.16.0.3:7000", "x"), None, "by the host");
-    assert_eq!(one.udp("172.16.0.3:7000", "x"), None);
-    assert!(set("inet", "together").is_empty());
-} }
-
-isolated! { fn guests_see_each_other_by_bridge_and_host_unless_parted() {
-    uplink();
-    echo("outside", 7000);
-    listen();
-    let helper = Helper::start();
-    let (one, two) = two_guests(&helper);
-    assert_eq!(isolated_ports(), Vec::<String>::new());
-    others_answer(&one);
-    others_answer(&two);
-    assert_eq!(one.tcp("172.16.0.3:7000", "x").as_deref(), Some("172.16.0.2 said x"));
-    let mac = link("br-fc").unwrap()["address"].as_str().unwrap().to_owned();
-    ip(&format!("-n one neigh replace 172.16.0.3 lladdr {mac} dev eth0 nud permanent"));
-    ip(&format!("-n two neigh replace 172.16.0.2 lladdr {mac} dev eth0 nud permanent"));
-    assert!(one.tcp("172.16.0.3:7000", "x").is_some(), "by the host: what parts them above is no accident");
-} }
-
-isolated! { fn a_change_of_the_setting_holds_at_the_start_and_for_the_next_create_tap() {
-    uplink();
-    echo("outside", 7000);
-    listen();
-    let helper = Helper::start();
-    let (one, two) = two_guests(&helper);
-    assert!(one.tcp("172.16.0.3:7000", "x").is_some());
-    assert!(helper.stop().success());
-    // Taps that are there, with VMs on them, follow at the start.
-    let helper = Start::new().config(ISOLATED).start();
-    // Before the first request is looked at.
-    helper.ok("priv.delete_taps", &taps(&[]));
-    assert_eq!(isolated_ports(), ["tap-fc-1", "tap-fc-2"]);
-    assert!(set("inet", "together").is_empty());
-    assert_eq!(one.tcp("172.16.0.3:7000", "x"), None);
-    others_answer(&one);
-    others_answer(&two);
-    // Somebody switched it off at one, and gave the bridge's guests to each other: the next create_tap mends both.
-    ip("link set tap-fc-1 type bridge_slave isolated off");
-    common::output("nft", &["add", "element", "inet", "banger", "together", "{ \"br-fc\" . \"br-fc\" }"]);
-    helper.ok("priv.create_tap", &tap("tap-fc-1"));
-    assert_eq!(isolated_ports(), ["tap-fc-1", "tap-fc-2"]);
-    assert!(set("inet", "together").is_empty());
-    // It goes with the tap to another bridge, and is put back where that fails.
-    helper.ok("priv.create_tap", &json!({"bridge_name": "br-fc-2", "bridge_ip": "172.16.1.1", "cidr": "24", "tap_name": "tap-fc-1"}));
-    assert_eq!((isolated_ports().len(), &link("tap-fc-1").unwrap()["master"]), (2, &json!("br-fc-2")));
-    helper.ok("priv.create_tap", &tap("tap-fc-1"));
-    assert!(helper.stop().success());
-    let helper = Start::new().config("isolate_guests = true\nfault = \"delete_tap.link:fail\"\n").start();
-    failed(&helper, "priv.delete_tap", &named("tap-fc-1"), "delete_tap.link");
-    assert!(helper.stop().success());
-    let helper = Helper::start();
-    helper.ok("priv.delete_taps", &taps(&[]));
-    assert_eq!(isolated_ports(), Vec::<String>::new());
-    assert_eq!(set("inet", "together").len(), 2, "both bridges");
-    helper.ok("priv.create_tap", &tap("tap-fc-2"));
-    let errors: Vec<_> = log_lines().into_iter().filter(|line| line["level"] == "ERROR").collect();
-    assert!(errors.iter().all(|line| line["msg"] == "helper rpc failed"), "{errors:?}");
 } }
 
 isolated! { fn a_link_made_between_look_and_act_is_somebody_elses() {

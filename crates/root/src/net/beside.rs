@@ -15,6 +15,7 @@ use super::ruleset::{header, nft};
 use super::{Net, expr};
 use crate::host::Host;
 use crate::log::{Level, Value};
+use crate::settings::Mark;
 use expr::{Expr, Meta, Verdict};
 use foreign::{Chain, Rule};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,14 +29,15 @@ const INET: u8 = 1;
 const COMMENT: &str = "banger";
 
 /// `meta mark & 0xff000000 == 0x62000000 counter accept`
-#[cfg(target_endian = "little")]
-const ACCEPT: &[Expr] = &[
-    Expr::Load(Meta::Mark, 1),
-    Expr::Bits(&[0, 0, 0, 0xff], &[0; 4]),
-    Expr::Is(&[0, 0, 0, 0x62]),
-    Expr::Count,
-    Expr::Then(Verdict::Accept),
-];
+fn accept(mark: Mark) -> [Expr; 5] {
+    [
+        Expr::Load(Meta::Mark, 1),
+        Expr::WordBits(mark.mask, 0),
+        Expr::IsWord(mark.value),
+        Expr::Count,
+        Expr::Then(Verdict::Accept),
+    ]
+}
 
 /// What is known of others' tables, and whether `iptables-legacy` is in use and could not be asked.
 #[derive(Debug, Default)]
@@ -123,7 +125,7 @@ fn tell(host: &Host, scene: &Scene, changed: bool) {
 pub(crate) fn list(net: &Net) -> Result<(Vec<RuleElsewhere>, Vec<BlockedBy>), Refused> {
     let mut scene = net.firewall(|fw| fw.scene())?;
     if net.beside.1.load(Ordering::Relaxed) {
-        scene.blocked.extend(legacy::unknown());
+        scene.blocked.extend(legacy::unknown(net.mark));
     }
     let ours = scene.ours.iter().map(|found| RuleElsewhere {
         family: family(found.place.family).to_owned(),
@@ -171,7 +173,8 @@ fn family(number: u8) -> &'static str {
 struct Found {
     place: Place,
     handle: u64,
-    is_first: bool,
+    /// First in its chain, and with the mark of now.
+    is_right: bool,
 }
 
 /// Others' tables at one moment.
@@ -193,7 +196,7 @@ fn settle(fw: &mut Firewall, guests: bool) -> Result<(Scene, bool), Refused> {
         let scene = fw.scene()?;
         let wanted: &[Place] = if guests { &scene.wanted } else { &[] };
         let stands = |place: &Place| {
-            scene.ours.iter().filter(|found| found.place == *place).map(|found| found.is_first).eq([true])
+            scene.ours.iter().filter(|found| found.place == *place).map(|found| found.is_right).eq([true])
         };
         let add: Vec<_> = wanted.iter().filter(|place| !stands(place)).collect();
         let remove: Vec<_> =
@@ -201,9 +204,10 @@ fn settle(fw: &mut Firewall, guests: bool) -> Result<(Scene, bool), Refused> {
         if add.is_empty() && remove.is_empty() {
             return Ok((scene, false));
         }
+        let mark = fw.mark;
         let done = fw.commit(scene.generation, |batch| {
             remove.iter().for_each(|found| write_removal(batch, found));
-            add.iter().for_each(|place| write_rule(batch, place));
+            add.iter().for_each(|place| write_rule(batch, place, mark));
         });
         match done {
             Ok(()) => return Ok((scene, true)),
@@ -217,11 +221,11 @@ fn settle(fw: &mut Firewall, guests: bool) -> Result<(Scene, bool), Refused> {
 const NEWRULE: u16 = 6;
 const DELRULE: u16 = 8;
 
-fn write_rule(batch: &mut Requests, place: &Place) {
+fn write_rule(batch: &mut Requests, place: &Place, mark: Mark) {
     // Without NLM_F_APPEND a rule goes to the head of its chain.
     let mut attrs = batch.push(nft(NEWRULE), CREATE, &header(place.family));
     attrs.text(1, &place.table).text(2, &place.chain).nest(4, |list| {
-        ACCEPT.iter().for_each(|expr| expr.write(list));
+        accept(mark).iter().for_each(|expr| expr.write(list));
     });
     let mut comment = vec![0, COMMENT.len() as u8 + 1];
     comment.extend(COMMENT.as_bytes());
@@ -238,26 +242,35 @@ fn write_removal(batch: &mut Requests, found: &Found) {
         .bytes(3, &handle.to_be_bytes());
 }
 
-/// Whether it is our rule, as we wrote it or as `iptables-restore` wrote it again.
+/// Whether it is our rule, as we wrote it or as `iptables-restore` wrote it again; with whatever mark the settings had.
 fn is_ours(rule: &Rule) -> bool {
-    let named = |name: &str| rule.exprs.iter().find(|(found, _)| found == name).map(|(_, data)| data.as_slice());
-    let value = |name, kind| named(name).and_then(|data| attr(data, kind)).and_then(|data| attr(data, 1));
     // struct xt_comment_info: the text, 256 bytes.
-    let noted = named("match").and_then(|data| attr(data, 3)).is_some_and(|info| info.starts_with(b"banger\0"));
-    let names = rule.exprs.iter().map(|(name, _)| name.as_str()).filter(|name| *name != "counter" && *name != "match");
-    names.eq(["meta", "bitwise", "cmp", "immediate"])
-        && named("meta").and_then(|data| attr(data, 2)) == Some(&[0, 0, 0, 3])
-        && value("bitwise", 4) == Some(&[0, 0, 0, 0xff])
-        && value("cmp", 3) == Some(&[0, 0, 0, 0x62])
-        && named("cmp").and_then(|data| attr(data, 2)) == Some(&[0; 4])
+    let noted = data_of(rule, "match").and_then(|data| attr(data, 3)).is_some_and(|info| info.starts_with(b"banger\0"));
+    let beside = ["counter", "match", "bitwise"];
+    let names = rule.exprs.iter().map(|(name, _)| name.as_str()).filter(|name| !beside.contains(name));
+    names.eq(["meta", "cmp", "immediate"])
+        && data_of(rule, "meta").and_then(|data| attr(data, 2)) == Some(&[0, 0, 0, 3])
+        && data_of(rule, "cmp").and_then(|data| attr(data, 2)) == Some(&[0; 4])
         && rule.verdict() == Some(foreign::ACCEPTS)
         && (rule.comment == b"banger\0" || noted)
+}
+
+fn data_of<'a>(rule: &'a Rule, name: &str) -> Option<&'a [u8]> {
+    rule.exprs.iter().find(|(found, _)| found == name).map(|(_, data)| data.as_slice())
+}
+
+/// Whether a rule of ours accepts this mark.
+fn accepts(rule: &Rule, mark: Mark) -> bool {
+    let value = |name, kind| data_of(rule, name).and_then(|data| attr(data, kind)).and_then(|data| attr(data, 1));
+    // A mask of all bits is none for iptables.
+    value("bitwise", 4).map_or(mark.mask == u32::MAX, |mask| *mask == mark.mask.to_ne_bytes())
+        && value("cmp", 3) == Some(&mark.value.to_ne_bytes())
 }
 
 impl Firewall {
     /// Looks at others' tables.
     fn scene(&mut self) -> Result<Scene, Refused> {
-        let generation = self.look(&[])?.generation();
+        let (generation, mark) = (self.look(&[])?.generation(), self.mark);
         let mut scene = Scene { generation, ..Scene::default() };
         let chains = foreign::chains(self)?;
         let owned = foreign::owned(self, &chains)?;
@@ -273,7 +286,7 @@ impl Firewall {
             scene.ours.extend(ours.map(|(nth, rule)| Found {
                 place: place.clone(),
                 handle: rule.handle,
-                is_first: nth == 0,
+                is_right: nth == 0 && accepts(rule, mark),
             }));
             if is_forward {
                 forward_jumps = rules.iter().any(|rule| rule.jumps_to("DOCKER-USER"));

@@ -33,7 +33,7 @@ impl Firewall {
             return Ok(stand);
         }
         let mut written = Requests::default();
-        ruleset::write(&mut written, 0);
+        ruleset::write(&mut written, 0, self.mark);
         let bytes = written.numbered(0).to_vec();
         for (stands, table) in stand.iter_mut().zip(Table::BOTH).filter(|(stands, _)| **stands) {
             for (new, get, parts) in [(NEWCHAIN, GETCHAIN, CHAIN), (NEWRULE, GETRULE, RULE), (NEWSET, GETSET, SET)] {

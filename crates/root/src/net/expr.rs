@@ -47,6 +47,10 @@ pub(crate) enum Expr {
     IsNot(&'static [u8]),
     /// Register 1 `& mask ^ xor`.
     Bits(&'static [u8], &'static [u8]),
+    /// Register 1 is this word, in the host's byte order.
+    IsWord(u32),
+    /// Register 1 `& mask ^ xor`, words in the host's byte order.
+    WordBits(u32, u32),
     /// What begins in register 1 is in the set.
     In(Set),
     /// It is not in the set.
@@ -81,8 +85,8 @@ impl Expr {
         match self {
             Expr::Load(..) | Expr::SetMark => "meta",
             Expr::Payload(..) => "payload",
-            Expr::Is(_) | Expr::IsNot(_) => "cmp",
-            Expr::Bits(..) => "bitwise",
+            Expr::Is(_) | Expr::IsNot(_) | Expr::IsWord(_) => "cmp",
+            Expr::Bits(..) | Expr::WordBits(..) => "bitwise",
             Expr::In(_) | Expr::NotIn(_) => "lookup",
             Expr::AddTo(_) => "dynset",
             Expr::CtState => "ct",
@@ -113,6 +117,15 @@ impl Expr {
                 let op = u32::from(matches!(self, Expr::IsNot(_)));
                 data.be32(1, 1).be32(2, op);
                 value(data, 3, bytes);
+            }
+            Expr::IsWord(word) => {
+                data.be32(1, 1).be32(2, 0);
+                value(data, 3, &word.to_ne_bytes());
+            }
+            Expr::WordBits(mask, xor) => {
+                data.be32(1, 1).be32(2, 1).be32(3, 4);
+                value(data, 4, &mask.to_ne_bytes());
+                value(data, 5, &xor.to_ne_bytes());
             }
             Expr::Bits(mask, xor) => {
                 data.be32(1, 1).be32(2, 1).be32(3, mask.len() as u32);

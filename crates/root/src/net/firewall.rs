@@ -8,6 +8,7 @@ use super::netlink::{Conn, QUESTION, Refused};
 use super::ruleset::{self, header, nft, write_key};
 use super::sets::{Element, Set, TABLE, Table};
 use super::whose::{self, Whose};
+use crate::settings::Mark;
 use sys::netlink::Family;
 
 const GETTABLE: u16 = 1;
@@ -64,6 +65,8 @@ pub(crate) struct Firewall {
     pub(crate) persists: Option<bool>,
     /// How many guests and taps there were at a generation: so nobody reads a thousand elements to count them.
     counted: Option<(u32, Count)>,
+    /// What our rules mark packets with.
+    pub(crate) mark: Mark,
 }
 
 /// How many elements there are of what comes and goes.
@@ -114,8 +117,8 @@ impl Seen {
 
 impl Firewall {
     /// Opens the socket.
-    pub(crate) fn open(owned: bool) -> Result<Firewall, Refused> {
-        Ok(Firewall { conn: Conn::open(Family::Netfilter)?, owned, persists: None, counted: None })
+    pub(crate) fn open(owned: bool, mark: Mark) -> Result<Firewall, Refused> {
+        Ok(Firewall { conn: Conn::open(Family::Netfilter)?, owned, persists: None, counted: None, mark })
     }
 
     /// The number of the socket.
@@ -273,9 +276,10 @@ impl Firewall {
             return Err(whose::anothers(table));
         }
         let flags = self.flags()?;
+        let mark = self.mark;
         self.commit(seen.generation, |batch| {
             write_drop(batch, seen.tables());
-            ruleset::write(batch, flags);
+            ruleset::write(batch, flags, mark);
             elements.for_each(|element| write_element(batch, NEWSETELEM, element));
         })
     }

@@ -7,8 +7,10 @@
 use super::expr::{Base, Expr, Meta, Verdict};
 use super::message::{Attrs, CREATE, Requests};
 use super::sets::{IFNAME, Set, TABLE, Table};
+use crate::settings::Mark;
 use Expr::{
-    AddTo, Bits, Count, CtState, DestinationType, In, Is, IsNot, Load, Masquerade, NotIn, Payload, SetMark, Then,
+    AddTo, Bits, Count, CtState, DestinationType, In, Is, IsNot, IsWord, Load, Masquerade, NotIn, Payload, SetMark,
+    Then, WordBits,
 };
 use Verdict::{Accept, Drop, Goto, Jump};
 
@@ -54,18 +56,16 @@ const DROP: &[Expr] = &[Count, Then(Drop)];
 const UNLEARNED: &str = "could not be learned: a set is full";
 
 /// `meta mark set meta mark & 0x00ffffff | 0x62000000 accept`: checked by us; the other bits of a mark stay.
-#[cfg(target_endian = "little")]
-const PASS: &[Expr] = &[Load(Meta::Mark, 1), Bits(&[0xff, 0xff, 0xff, 0], &[0, 0, 0, 0x62]), SetMark, Then(Accept)];
+fn pass(mark: Mark) -> [Expr; 4] {
+    [Load(Meta::Mark, 1), WordBits(!mark.mask, mark.value), SetMark, Then(Accept)]
+}
+
 /// Our mark is there: it goes, and nobody's later rule sees it.
-#[cfg(target_endian = "little")]
-const UNMARK: &[Expr] = &[
-    Load(Meta::Mark, 1),
-    Bits(&[0, 0, 0, 0xff], &[0; 4]),
-    Is(&[0, 0, 0, 0x62]),
-    Load(Meta::Mark, 1),
-    Bits(&[0xff, 0xff, 0xff, 0], &[0; 4]),
-    SetMark,
-];
+fn unmark(mark: Mark) -> [Expr; 6] {
+    let load = Load(Meta::Mark, 1);
+    [load, WordBits(mark.mask, 0), IsWord(mark.value), load, WordBits(!mark.mask, 0), SetMark]
+}
+
 /// `ct state established,related`
 #[cfg(target_endian = "little")]
 const ANSWERS: &[Expr] = &[CtState, Bits(&[6, 0, 0, 0], &[0; 4]), IsNot(&[0; 4])];
@@ -73,7 +73,8 @@ const ANSWERS: &[Expr] = &[CtState, Bits(&[6, 0, 0, 0], &[0; 4]), IsNot(&[0; 4])
 #[cfg(target_endian = "little")]
 const NOT_LOCAL: &[Expr] = &[DestinationType, IsNot(&[2, 0, 0, 0])];
 
-fn inet() -> Vec<Chain> {
+fn inet(mark: Mark) -> Vec<Chain> {
+    let pass = &pass(mark);
     let chain = |name, hook, comment, rules| Chain { table: Table::Inet, name, hook, comment, rules };
     let hook = |kind, number, priority| Some(Hook { kind, number, priority });
     // iifname or oifname, then the address at its offset, as one key.
@@ -100,7 +101,7 @@ fn inet() -> Vec<Chain> {
                     &[IS_IPV4, &[Payload(Base::Network, 16, 4, 1), In(Set::Elsewhere)], DROP],
                     "metadata, loopback, multicast",
                 ),
-                rule(&[IS_IPV4, &guest(IIFNAME, 12), PASS], ""),
+                rule(&[IS_IPV4, &guest(IIFNAME, 12), pass], ""),
                 rule(&[DROP], "no way out was asked for"),
             ],
         ),
@@ -109,7 +110,7 @@ fn inet() -> Vec<Chain> {
             None,
             "from a guest to a guest",
             vec![
-                rule(&[&[IIFNAME, Load(Meta::Oifname, 2), In(Set::Together)], PASS], ""),
+                rule(&[&[IIFNAME, Load(Meta::Oifname, 2), In(Set::Together)], pass], ""),
                 rule(&[DROP], "from one bridge to another"),
             ],
         ),
@@ -117,7 +118,7 @@ fn inet() -> Vec<Chain> {
             "entering",
             None,
             "to a guest",
-            vec![rule(&[IS_IPV4, &guest(OIFNAME, 16), ANSWERS, PASS], ""), rule(&[DROP], "only answers come in")],
+            vec![rule(&[IS_IPV4, &guest(OIFNAME, 16), ANSWERS, pass], ""), rule(&[DROP], "only answers come in")],
         ),
         chain(
             "input",
@@ -131,7 +132,7 @@ fn inet() -> Vec<Chain> {
             "",
             vec![rule(&[IS_IPV4, &guest(IIFNAME, 12), &[OIFNAME, NotIn(Set::Bridges), Masquerade]], "")],
         ),
-        chain("unmark", hook("filter", 4, 350), "", vec![rule(&[UNMARK], "")]),
+        chain("unmark", hook("filter", 4, 350), "", vec![rule(&[&unmark(mark)], "")]),
     ]
 }
 
@@ -255,8 +256,9 @@ pub(crate) fn header(family: u8) -> [u8; 4] {
     [family, 0, 0, 0]
 }
 
-/// Appends the messages that make both tables with these flags, and all in them that stands still.
-pub(crate) fn write(batch: &mut Requests, flags: u32) {
+/// Appends the messages that make both tables with these flags, and all in them that stands still. `mark` is
+/// what is let through.
+pub(crate) fn write(batch: &mut Requests, flags: u32, mark: Mark) {
     for (table, comment) in
         [(Table::Inet, "banger: the guests' way out"), (Table::Bridge, "banger: no guest is another")]
     {
@@ -269,7 +271,7 @@ pub(crate) fn write(batch: &mut Requests, flags: u32) {
     for set in Set::ALL {
         write_set(batch, set);
     }
-    let chains = || inet().into_iter().chain(bridge());
+    let chains = || inet(mark).into_iter().chain(bridge());
     for chain in chains() {
         write_chain(batch, &chain);
     }

@@ -4,6 +4,7 @@
 
 use crate::host::Host;
 use crate::log::{Level, Value};
+use crate::settings::Mark;
 use rustix::fs::{Mode, OFlags};
 use std::io::Read as _;
 use std::process::{Command, Output, Stdio};
@@ -11,7 +12,9 @@ use wire::reply::BlockedBy;
 
 const PROGRAM: &str = "/usr/sbin/iptables-legacy";
 /// The rule, behind `-C`, `-I` or `-D` and the chain's name.
-const RULE: [&str; 8] = ["-m", "mark", "--mark", "0x62000000/0xff000000", "-m", "comment", "--comment", "banger"];
+fn rule(mark: &str) -> [&str; 8] {
+    ["-m", "mark", "--mark", mark, "-m", "comment", "--comment", "banger"]
+}
 
 /// Adds the rule where packets that are forwarded would be dropped. `false` where these rules are in force and could
 /// not be dealt with.
@@ -26,7 +29,7 @@ pub(super) fn open(host: &Host) -> bool {
 }
 
 /// What `priv.list_resources` says where that failed.
-pub(super) fn unknown() -> Option<BlockedBy> {
+pub(super) fn unknown(mark: Mark) -> Option<BlockedBy> {
     in_use().then(|| BlockedBy {
         family: "ip".into(),
         table: "filter".into(),
@@ -34,7 +37,7 @@ pub(super) fn unknown() -> Option<BlockedBy> {
         handle: 0,
         why: format!(
             "iptables-legacy is in use here and could not be asked. Where it drops: iptables-legacy -I FORWARD {} -j ACCEPT",
-            RULE.join(" ")
+            rule(&mark.to_string()).join(" ")
         ),
     })
 }
@@ -90,7 +93,8 @@ fn in_use() -> bool {
 }
 
 fn ask_rule(host: &Host, what: &str, chain: &str) -> Option<Output> {
-    ask(host, &[&[what, chain], &RULE[..], &["-j", "ACCEPT"]].concat())
+    let mark = host.settings.mark.to_string();
+    ask(host, &[&[what, chain], &rule(&mark)[..], &["-j", "ACCEPT"]].concat())
 }
 
 /// Runs the program with arguments that no caller has a say in, and nothing of ours.
