@@ -264,17 +264,20 @@ impl Port {
 /// up there no earlier than it has them.
 pub(crate) fn attach(conn: &mut Conn, index: u32, was: Port, port: Port) -> Result<(), Refused> {
     let mut ask = Requests::default();
-    if was.up && was.master != port.master && port.isolated {
-        ask.push(NEWLINK, ACK, &header(index, 0, UP));
-    }
-    if was.master != port.master {
+    let moves = was.master != port.master;
+    // A link that comes onto a bridge is not isolated there.
+    let parts = port.master != 0 && port.isolated != (was.isolated && !moves);
+    if moves && parts {
+        if was.up {
+            ask.push(NEWLINK, ACK, &header(index, 0, UP));
+        }
         ask.push(NEWLINK, ACK, &header(index, 0, 0)).u32(IFLA_MASTER, port.master);
     }
-    let flags = if port.up { UP } else { 0 };
-    let mut attrs = ask.push(NEWLINK, ACK, &header(index, flags, UP));
-    // A link that comes onto a bridge is not isolated there.
-    let has = was.isolated && was.master == port.master;
-    if port.master != 0 && port.isolated != has {
+    let mut attrs = ask.push(NEWLINK, ACK, &header(index, if port.up { UP } else { 0 }, UP));
+    if moves && !parts {
+        attrs.u32(IFLA_MASTER, port.master);
+    }
+    if parts {
         attrs.nest(IFLA_LINKINFO, |info| {
             info.text(INFO_SLAVE_KIND, "bridge").nest(INFO_SLAVE_DATA, |data| {
                 data.u8(BRPORT_ISOLATED, port.isolated.into());
