@@ -86,12 +86,13 @@ isolated! { fn a_change_of_the_setting_holds_at_the_start_and_for_the_next_creat
     uplink();
     echo("outside", 7000);
     listen();
-    let helper = Helper::start();
+    // Ordinary tables: below somebody changes one of them.
+    let helper = Start::new().config("own_tables = false\n").start();
     let (one, two) = two_guests(&helper);
     assert!(one.tcp("172.16.0.3:7000", "x").is_some());
     assert!(helper.stop().success());
     // Taps that are there, with VMs on them, follow at the start.
-    let helper = Start::new().config(ISOLATED).start();
+    let helper = Start::new().config("isolate_guests = true\nown_tables = false\n").start();
     // Before the first request is looked at.
     helper.ok("priv.delete_taps", &json!({}));
     assert_eq!(isolated_ports(), ["tap-fc-1", "tap-fc-2"]);
