@@ -33,6 +33,7 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
         Request::ProcessRunning(question) => Ok(Reply::Running(vm::running(host, question))),
         Request::CleanupJailerChroot(chroot) => vm::cleanup_chroot(host, chroot).map(done),
         Request::ListResources => list(host).map(Reply::Resources),
+        Request::ProbeNetwork(probe) => net::probe(host, probe).map(Reply::Probed),
     }
 }
 

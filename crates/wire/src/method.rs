@@ -11,6 +11,7 @@ use crate::name::dm::DmName;
 use crate::name::link::{BridgeName, TapName};
 use crate::net::{self, Bridge, Nat, NewTap, ResolverRoute};
 use crate::path::{ChrootPath, Roots};
+use crate::probe::{self, Probe};
 use crate::vm::{self, Kill, Launch, Pid, Running, SocketAccess, Wanted};
 
 /// Declares the methods once: variant, name on the wire, what it does in a line.
@@ -66,6 +67,7 @@ methods! {
     ProcessRunning "priv.process_running" "Whether a VM's process runs.";
     CleanupJailerChroot "priv.cleanup_jailer_chroot" "A VM's chroot is gone.";
     ListResources "priv.list_resources" "What of banger's is in the kernel now (ours: not in the contract).";
+    ProbeNetwork "priv.probe_network" "Where a guest's packet ends (ours: not in the contract).";
 }
 
 /// A request, checked.
@@ -113,6 +115,8 @@ pub enum Request {
     CleanupJailerChroot(ChrootPath),
     /// [`Method::ListResources`]
     ListResources,
+    /// [`Method::ProbeNetwork`]
+    ProbeNetwork(Probe),
 }
 
 /// Parameters of a method that takes none.
@@ -161,6 +165,7 @@ impl Request {
                 crate::params::read::<Nothing>(text)?;
                 Request::ListResources
             }
+            Method::ProbeNetwork => Request::ProbeNetwork(probe::probe_network(text)?),
         })
     }
 }

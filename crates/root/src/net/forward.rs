@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use std::io::{Read as _, Write as _};
 
 /// `IPV4_DEVCONF_FORWARDING`.
-const FORWARDING: u16 = 1;
+pub(crate) const FORWARDING: u16 = 1;
 /// The record's name.
 const RECORD: &str = "forwarding";
 

@@ -81,12 +81,17 @@ fn needed(listed: &str) -> Option<&'static str> {
     listed.lines().any(drops).then_some("FORWARD")
 }
 
-/// Whether that kind of table is loaded: to ask the program would load it.
-fn in_use() -> bool {
+/// The tables of that kind that are loaded: to ask the program would load them.
+pub(crate) fn tables() -> Vec<String> {
     let mut names = String::new();
     let opened = rustix::fs::open("/proc/net/ip_tables_names", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    opened.is_ok_and(|file| std::fs::File::from(file).read_to_string(&mut names).is_ok())
-        && names.lines().any(|name| name == "filter")
+    // No such file: a kernel without them.
+    let _ = opened.map(|file| std::fs::File::from(file).take(4096).read_to_string(&mut names));
+    names.lines().map(str::to_owned).collect()
+}
+
+fn in_use() -> bool {
+    tables().iter().any(|name| name == "filter")
 }
 
 fn ask_rule(host: &Host, what: &str, chain: &str) -> Option<Output> {
