@@ -102,8 +102,8 @@ impl Drop for Capture {
 isolated! { fn an_open_way_is_open_and_nothing_is_left() {
     let helper = world();
     // A VMM holds the tap meanwhile.
-    let _guest = world::Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
-    ip("-n guest neigh replace 172.16.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent");
+    let guest = world::Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
+    assert_eq!(guest.tcp("198.51.100.1:9", "x"), None, "nobody listens there, and its MAC is learned");
     let before = snapshot();
     let outside = Capture::of("outside", "up0", "/mnt/outside");
     let inside = Capture::of("guest", "eth0", "/mnt/inside");

@@ -265,9 +265,15 @@ fn before_forward(host: &Host, on: &Ours, from: Ipv4Addr, end: impl Fn(End, Stri
         ));
     }
     let to = packet::TO;
-    let asked = host.net.links.with(|conn| match route(conn, on.link().index, from) {
+    let number = |asked: Result<(), Refused>| match asked {
         Err(error) if error.errno != 0 => Ok(Some(error.errno)),
         other => other.map(|()| None),
+    };
+    let index = on.link().index;
+    let asked = host.net.links.with(|conn| match number(route(conn, Some((index, from))))? {
+        // Newer kernels say EINVAL for a sender that is not believed, all say it for a black hole.
+        Some(libc::EINVAL) => Ok(Some(number(route(conn, None))?.unwrap_or(libc::EXDEV))),
+        other => Ok(other),
     });
     Ok(match asked.map_err(refused)? {
         Some(libc::EXDEV) => end(
@@ -291,15 +297,19 @@ fn before_forward(host: &Host, on: &Ours, from: Ipv4Addr, end: impl Fn(End, Stri
     })
 }
 
-/// Asks for the way of a packet that comes in by a link.
-fn route(conn: &mut Conn, by: u32, from: Ipv4Addr) -> Result<(), Refused> {
+/// Asks for the way of a packet that comes in by a link, or of the host's own.
+fn route(conn: &mut Conn, incoming: Option<(u32, Ipv4Addr)>) -> Result<(), Refused> {
     const GETROUTE: u16 = 26;
-    // struct rtmsg: AF_INET, both prefixes whole.
+    // struct rtmsg: AF_INET, whole addresses.
+    let mut header = [0; 12];
+    (header[0], header[1]) = (2, 32);
+    header[2] = if incoming.is_some() { 32 } else { 0 };
     let mut ask = Requests::default();
-    ask.push(GETROUTE, QUESTION, &[2, 32, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-        .bytes(1, &packet::TO.octets())
-        .bytes(2, &from.octets())
-        .u32(3, by);
+    let mut attrs = ask.push(GETROUTE, QUESTION, &header);
+    attrs.bytes(1, &packet::TO.octets());
+    if let Some((by, from)) = incoming {
+        attrs.bytes(2, &from.octets()).u32(3, by);
+    }
     conn.one("RTM_GETROUTE", &mut ask).map(|_| ())
 }
 
