@@ -194,20 +194,6 @@ isolated! { fn a_helper_that_comes_back_finds_what_is_ours() {
     assert_eq!(ours("FORWARD"), 0);
 } }
 
-isolated! { fn iptables_of_before_nftables_is_named() {
-    let legacy = |arguments: &str| output("iptables-legacy", &arguments.split(' ').collect::<Vec<_>>());
-    let (helper, guest) = world();
-    legacy("-P FORWARD DROP");
-    on(&helper);
-    assert_eq!(guest.tcp(&web(), "x"), None);
-    let found = helper.ok("priv.list_resources", &Value::Null);
-    let why = found["blocked_by"][0]["why"].as_str().unwrap();
-    assert!(log().contains("iptables-legacy is in use here"), "{}", log());
-    // What the list says to do is right.
-    legacy(why.split_once("iptables-legacy -").map(|(_, rule)| format!("-{rule}")).unwrap().as_str());
-    gets_out(&guest);
-} }
-
 mod lab {
     //! Beside the real programs, started in the test's own namespaces.
 

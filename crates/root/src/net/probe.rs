@@ -51,6 +51,11 @@ pub(crate) fn run(host: &Host, probe: &Probe) -> Result<Probed, Fail> {
     let _tap = host.net.locks.hold(format!("tap:{}", probe.tap));
     let on = find(host, probe)?;
     let has_way = is_guests(host, probe, &on)?;
+    if has_way {
+        // Nobody tells of changes to iptables-legacy's tables.
+        let _ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        beside::open(host);
+    }
     let followed = steps::run("probe_network", &host.faults, |steps| send(host, steps, probe, &on))?;
     judge(host, probe, &on, has_way, followed)
 }
