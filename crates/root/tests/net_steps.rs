@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use world::{bridge, difference, ip, named, nat, snapshot, tap, uplink};
 
 /// The operations and their steps; `off` is `ensure_nat` that takes away, `mend` what puts right what is there.
-const STEPS: [(&str, &[&str]); 6] = [
+const STEPS: [(&str, &[&str]); 7] = [
     ("ensure_bridge", &["bridge", "bridge_address", "bridge_mark", "bridge_up"]),
     (
         "create_tap",
@@ -33,6 +33,7 @@ const STEPS: [(&str, &[&str]); 6] = [
     ("delete_tap", &["detach", "guest_record", "forwarding", "rules", "record", "connections", "link"]),
     ("ensure_nat", &["record", "rules", "forwarding", "guest_record"]),
     ("ensure_nat, off", &["guest_record", "forwarding", "rules", "record", "connections"]),
+    ("probe_network", &["probe_rules", "probe_tap", "probe_send"]),
 ];
 
 /// Brings about what the operation finds.
@@ -72,6 +73,7 @@ fn request(case: &str) -> (&'static str, Value) {
         "create_tap" | "create_tap, mend" => ("priv.create_tap", tap("tap-fc-1")),
         "delete_tap" => ("priv.delete_tap", named("tap-fc-1")),
         "ensure_nat" => ("priv.ensure_nat", nat("172.16.0.2", "tap-fc-1", true)),
+        "probe_network" => ("priv.probe_network", json!({"guest_ip": "172.16.0.2", "tap": "tap-fc-1"})),
         _ => ("priv.ensure_nat", nat("172.16.0.2", "tap-fc-1", false)),
     }
 }
