@@ -296,7 +296,7 @@ impl Firewall {
                 }
             } else if place.is(INET, "firewalld", "filter_FORWARD") {
                 if owned.contains(&(INET, chain.table.clone())) {
-                    let why = "the table belongs to firewalld alone (NftablesTableOwner): add the bridge to a zone";
+                    let why = "the table belongs to firewalld alone (NftablesTableOwner): give the bridge a zone and a policy, docs/helper.md has the commands";
                     scene.blocked.push(blocked(chain, 0, why));
                 } else {
                     scene.wanted.push(place);

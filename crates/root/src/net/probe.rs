@@ -215,7 +215,7 @@ fn judge(host: &Host, probe: &Probe, on: &Ours, has_way: bool, followed: Followe
             ),
             None => end(End::Open, String::new()),
         },
-        Ended::Dropped(by) | Ended::Queued(by) if by.table == super::sets::TABLE && !has_way => {
+        Ended::Dropped(by) if by.table == super::sets::TABLE && !has_way => {
             Probed { by: Some(name(host, &by)), ..end(End::Dropped, no_way()) }
         }
         Ended::Dropped(by) => Probed { by: Some(name(host, &by)), ..end(End::Dropped, dropped(&by)) },

@@ -85,7 +85,10 @@ const CHAINS: [Chain; 4] = [
 ];
 
 /// The tables, while this lives.
-pub(super) struct Tables<'a>(&'a Net, bool);
+pub(super) struct Tables<'a> {
+    net: &'a Net,
+    stand: bool,
+}
 
 impl<'a> Tables<'a> {
     /// Makes them.
@@ -99,21 +102,21 @@ impl<'a> Tables<'a> {
             other => other,
         });
         made.map_err(|error| Fail::new("the probe's rules could not be made").because(error))?;
-        Ok(Tables(net, true))
+        Ok(Tables { net, stand: true })
     }
 
     /// Takes them away.
     pub(super) fn end(mut self) -> Result<(), Fail> {
-        self.1 = false;
-        sweep(self.0)
+        self.stand = false;
+        sweep(self.net)
     }
 }
 
 impl Drop for Tables<'_> {
     fn drop(&mut self) {
         // The step that failed is what is told; what may be left here the next probe or start takes away.
-        if self.1 {
-            let _ = sweep(self.0);
+        if self.stand {
+            let _ = sweep(self.net);
         }
     }
 }
