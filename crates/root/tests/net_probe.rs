@@ -165,6 +165,22 @@ isolated! { fn what_drops_is_named_with_table_chain_handle_and_rule() {
     assert_eq!(place(&probe(&helper)), "open");
 } }
 
+isolated! { fn a_reject_is_not_told_to_the_guest_that_sent_nothing() {
+    let helper = world();
+    let guest = world::Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
+    assert_eq!(guest.tcp("198.51.100.1:9", "x"), None, "its MAC is learned");
+    nft("add table ip yours; add chain ip yours wall { type filter hook forward priority 20; policy accept; }");
+    nft("add rule ip yours wall ip daddr 192.0.2.1 reject with icmp type admin-prohibited");
+    let inside = Capture::of("guest", "eth0", "/mnt/inside");
+    let heard = || std::fs::read_to_string("/mnt/inside").unwrap().lines().filter(|line| line.contains("c0000201")).count();
+    assert_eq!(probe(&helper)["end"], "dropped");
+    // What it sends itself it hears of: two frames, its own and the answer that quotes it.
+    assert_eq!(guest.udp("192.0.2.1:443", "x"), None);
+    eventually("the guest's own", || heard() >= 2);
+    assert_eq!(heard(), 2, "and nothing of the probe's");
+    drop(inside);
+} }
+
 isolated! { fn no_way_of_our_own_no_route_no_forwarding_are_told_apart() {
     let helper = world();
     helper.ok("priv.create_tap", &tap("tap-fc-2"));

@@ -218,7 +218,9 @@ fn judge(host: &Host, probe: &Probe, on: &Ours, has_way: bool, followed: Followe
         Ended::Dropped(by) if by.table == super::sets::TABLE && !has_way => {
             Probed { by: Some(name(host, &by)), ..end(End::Dropped, no_way()) }
         }
-        Ended::Dropped(by) => Probed { by: Some(name(host, &by)), ..end(End::Dropped, dropped(&by)) },
+        Ended::Dropped(by) => {
+            Probed { by: Some(name(host, &by)), ..end(End::Dropped, dropped(&by, !found.uplink.is_empty())) }
+        }
         Ended::Queued(by) => {
             Probed { by: Some(name(host, &by)), ..end(End::Queued, "another program decides, and has not yet".into()) }
         }
@@ -238,14 +240,14 @@ fn judge(host: &Host, probe: &Probe, on: &Ours, has_way: bool, followed: Followe
     })
 }
 
-fn dropped(by: &Event) -> String {
-    match by.table == super::sets::TABLE {
-        true => "banger's own rules forbid it; the rule's comment says why".into(),
-        false => {
-            "another firewall drops it; where it is yours, accept packets with the mark 0x62000000/0xff000000 before"
-                .into()
-        }
+/// Our mark is there from where packets are forwarded on.
+fn dropped(by: &Event, is_forwarded: bool) -> String {
+    match (by.table == super::sets::TABLE, is_forwarded) {
+        (true, _) => "banger's own rules forbid it; the rule's comment says why",
+        (false, true) => "another firewall drops it: have it accept packets with the mark 0x62000000/0xff000000 before",
+        (false, false) => "another firewall drops it before it is forwarded: have it let the guests' addresses through",
     }
+    .into()
 }
 
 fn behind_rules() -> String {
