@@ -38,7 +38,7 @@ fn world() -> (Helper, Guest) {
     ip("-n box route add default via 172.17.0.1");
     echo("box", 7001);
     // As dockerd does it.
-    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("ip_forward");
     let helper = Helper::start();
     helper.ok("priv.create_tap", &tap("tap-fc-1"));
     let guest = Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
@@ -57,8 +57,8 @@ fn gets_out(guest: &Guest) {
 
 /// Whether the container gets into the guest.
 fn container_gets_in() -> bool {
-    let into = || std::net::TcpStream::connect_timeout(&"172.16.0.2:7002".parse().unwrap(), world::PATIENCE).is_ok();
-    world::within("box", into).join().unwrap()
+    let into = || std::net::TcpStream::connect_timeout(&([172, 16, 0, 2], 7002).into(), world::PATIENCE).is_ok();
+    world::within("box", into).join().expect("joined")
 }
 
 fn probe(helper: &Helper) -> Value {

@@ -157,14 +157,14 @@ isolated! { fn a_program_that_hangs_is_ended() {
 fn ufw() {
     for place in ["/etc/ufw", "/etc/default"] {
         let copy = format!("/mnt{place}");
-        std::fs::create_dir_all("/mnt/etc").unwrap();
+        std::fs::create_dir_all("/mnt/etc").expect("a place");
         output("cp", &["-a", place, &copy]);
-        mount_bind(&copy, place).unwrap();
+        mount_bind(&copy, place).expect(place);
     }
-    mount("tmpfs", "/var/log", "tmpfs", MountFlags::empty(), None).unwrap();
-    let defaults = std::fs::read_to_string("/etc/default/ufw").unwrap();
+    mount("tmpfs", "/var/log", "tmpfs", MountFlags::empty(), None).expect("a tmpfs");
+    let defaults = std::fs::read_to_string("/etc/default/ufw").expect("ufw's defaults");
     let defaults = defaults.replace("IPV6=yes", "IPV6=no").replace("IPT_SYSCTL=", "#IPT_SYSCTL=");
-    std::fs::write("/etc/default/ufw", defaults).unwrap();
+    std::fs::write("/etc/default/ufw", defaults).expect("ufw's defaults");
     output("ufw", &["default", "deny", "routed"]);
     output("ufw", &["--force", "enable"]);
     assert!(output("ufw", &["status", "verbose"]).starts_with("Status: active"));
