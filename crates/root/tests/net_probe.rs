@@ -206,19 +206,33 @@ isolated! { fn no_way_of_our_own_no_route_no_forwarding_are_told_apart() {
     let found = probe(&helper);
     assert!(found["end"] == "not_forwarded" && found["why"].as_str().unwrap().contains("rp_filter"), "{found}");
     ip("link del wrong0");
-    // Forwarding off, and nobody there who puts it back: the helper's own watch is as quick.
+    // Forwarding off: on the bridge, and where answers come in.
     for (link, word) in [("br-fc", "forwarding is off on br-fc"), ("eth0", "forwarding is off on eth0")] {
         helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", false));
         let found = probe(&helper);
         assert_eq!(found["end"], "not_forwarded", "{found}");
         assert!(found["why"].as_str().unwrap().contains("has no way out"), "{found}");
         helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
-        let quick = || {
-            world::set_sysctl(link, "forwarding", "0");
-            let found = probe(&helper);
-            found["end"] == "not_forwarded" && found["why"].as_str().unwrap().contains(word)
-        };
-        eventually(word, quick);
+        // Somebody who does not let go: else the helper puts it back before the packet is sent.
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    world::set_sysctl(link, "forwarding", "0");
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            });
+            let end = Instant::now() + Duration::from_secs(20);
+            let said = loop {
+                let found = probe(&helper);
+                let is_it = found["end"] == "not_forwarded" && found["why"].as_str().unwrap().contains(word);
+                if is_it || Instant::now() > end {
+                    break found;
+                }
+            };
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(said["end"] == "not_forwarded" && said["why"].as_str().unwrap().contains(word), "{said}");
+        });
         world::set_sysctl(link, "forwarding", "1");
     }
     assert_eq!(probe(&helper)["end"], "open");
