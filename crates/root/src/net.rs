@@ -13,6 +13,7 @@ mod forward;
 mod guests;
 mod list;
 mod nat;
+mod probe;
 mod resolver;
 mod route;
 mod rules;
@@ -57,6 +58,8 @@ pub(crate) struct Net {
     bridges: RwLock<()>,
     /// Held while guests' ways and forwarding change together.
     ways: Mutex<()>,
+    /// One packet is followed at a time.
+    probe: Mutex<()>,
     /// What is known of other firewalls.
     beside: beside::Beside,
     /// Who listens to what others change.
@@ -78,6 +81,7 @@ impl Net {
             locks: Locks::default(),
             bridges: RwLock::default(),
             ways: Mutex::default(),
+            probe: Mutex::default(),
             beside: beside::Beside::default(),
             watch: watch::Watch::default(),
             isolate_guests: settings.isolate_guests,
@@ -111,6 +115,10 @@ pub(crate) fn isolate(host: &Host) {
 /// The helper starts: from now on others' changes can be watched, and are where something of ours is there.
 pub(crate) fn watch(host: &'static Host) {
     watch::arm(host);
+    // Where nothing of ours is, no probe was under way.
+    if host.net.watch.runs() {
+        probe::clear(host);
+    }
 }
 
 /// The bridge exists, up, with its address.
@@ -164,6 +172,11 @@ pub(crate) fn sync_resolver_routing(host: &Host, route: &ResolverRoute) -> Resul
 /// It does not.
 pub(crate) fn clear_resolver_routing(host: &Host, bridge: &BridgeName) -> Result<(), Fail> {
     resolver::clear(host, bridge)
+}
+
+/// Where a guest's packet ends.
+pub(crate) fn probe(host: &Host, probe: &wire::probe::Probe) -> Result<wire::probe::Probed, Fail> {
+    probe::run(host, probe)
 }
 
 /// Fills in `bridges`, `taps`, `guests`.

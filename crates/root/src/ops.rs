@@ -34,6 +34,7 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
         Request::CleanupJailerChroot(chroot) => vm::cleanup_chroot(host, chroot).map(done),
         Request::DeleteTaps(taps) => net::delete_taps(host, taps).map(done),
         Request::ListResources => list(host).map(Reply::Resources),
+        Request::ProbeNetwork(probe) => net::probe(host, probe).map(Reply::Probed),
     }
 }
 

@@ -20,6 +20,10 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN // a socket, a tap's file, the 
     .union(CapabilitySet::MKNOD) // a jail's devices
     .union(CapabilitySet::SYS_PTRACE); // which program the owner's process runs: /proc/PID/exe
 
+/// What it keeps aside, in effect in no operation: `iptables-legacy` opens a raw socket to speak to the kernel's old
+/// tables, and a program that root starts gets no more than its starter has (`no_new_privs`).
+const ASIDE: CapabilitySet = CapabilitySet::NET_RAW;
+
 /// The highest number that a capability can have.
 const LAST: u32 = 63;
 
@@ -31,15 +35,18 @@ pub(crate) fn give_up() -> Result<(), String> {
     for number in 0..=LAST {
         let Some(one) = CapabilitySet::from_bits(1 << number) else { continue };
         // A kernel that does not know a capability says so here.
-        if KEPT.contains(one) || capability_is_in_bounding_set(one) != Ok(true) {
+        if KEPT.union(ASIDE).contains(one) || capability_is_in_bounding_set(one) != Ok(true) {
             continue;
         }
         remove_capability_from_bounding_set(one).map_err(|errno| format!("dropping capability {number}: {errno}"))?;
     }
     // Root in a container may have fewer than these.
     let have = rustix::thread::capabilities(None).map_err(|errno| format!("capget: {errno}"))?.permitted;
-    let kept = KEPT & have;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets {
+        effective: KEPT & have,
+        permitted: KEPT.union(ASIDE) & have,
+        inheritable: CapabilitySet::empty(),
+    };
     set_capabilities(None, sets).map_err(|errno| format!("capset: {errno}"))?;
     set_no_new_privs(true).map_err(|errno| format!("PR_SET_NO_NEW_PRIVS: {errno}"))
 }

@@ -1,5 +1,6 @@
 //! Files and directories that root alone can have written.
 
+use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, OFlags};
 use std::io::Read as _;
 use sys::dir::{Dir, Facts};
@@ -32,6 +33,19 @@ fn checked(path: &str) -> Result<Dir, String> {
 
 /// Reads a file that root alone can have written. `None` where it, or a directory above it, is not there.
 pub(crate) fn read(path: &str) -> Result<Option<String>, String> {
+    let Some(file) = file(path)? else { return Ok(None) };
+    let mut text = String::new();
+    let mut bounded = std::fs::File::from(file).take(LONGEST + 1);
+    bounded.read_to_string(&mut text).map_err(|error| format!("{path}: {error}"))?;
+    if text.len() as u64 > LONGEST {
+        return Err(format!("{path} has more than {LONGEST} bytes"));
+    }
+    Ok(Some(text))
+}
+
+/// Opens a file that root alone can have written, to be read or run by its descriptor. `None` where it, or a directory
+/// above it, is not there.
+pub(crate) fn file(path: &str) -> Result<Option<OwnedFd>, String> {
     let (above, name) = split(path);
     if Dir::open(above).is_err_and(|error| error.is_missing()) {
         return Ok(None);
@@ -47,13 +61,7 @@ pub(crate) fn read(path: &str) -> Result<Option<String>, String> {
         return Err(format!("{path} is {}, not a regular file", crate::places::kind_name(facts.kind)));
     }
     roots_alone(path, &facts)?;
-    let mut text = String::new();
-    let mut bounded = std::fs::File::from(file).take(LONGEST + 1);
-    bounded.read_to_string(&mut text).map_err(|error| format!("{path}: {error}"))?;
-    if text.len() as u64 > LONGEST {
-        return Err(format!("{path} has more than {LONGEST} bytes"));
-    }
-    Ok(Some(text))
+    Ok(Some(file))
 }
 
 fn roots_alone(path: &str, facts: &Facts) -> Result<(), String> {

@@ -194,20 +194,6 @@ isolated! { fn a_helper_that_comes_back_finds_what_is_ours() {
     assert_eq!(ours("FORWARD"), 0);
 } }
 
-isolated! { fn iptables_of_before_nftables_is_named() {
-    let legacy = |arguments: &str| output("iptables-legacy", &arguments.split(' ').collect::<Vec<_>>());
-    let (helper, guest) = world();
-    legacy("-P FORWARD DROP");
-    on(&helper);
-    assert_eq!(guest.tcp(&web(), "x"), None);
-    let found = helper.ok("priv.list_resources", &Value::Null);
-    let why = found["blocked_by"][0]["why"].as_str().unwrap();
-    assert!(log().contains("iptables-legacy is in use here"), "{}", log());
-    // What the list says to do is right.
-    legacy(why.split_once("iptables-legacy -").map(|(_, rule)| format!("-{rule}")).unwrap().as_str());
-    gets_out(&guest);
-} }
-
 mod lab {
     //! Beside the real programs, started in the test's own namespaces.
 
@@ -300,5 +286,28 @@ mod lab {
         soon_out(&guest);
         off(&helper);
         assert_eq!(rules(), 0);
+    } }
+
+    isolated! { fn what_the_documentation_says_to_a_firewalld_of_its_own_is_right() {
+        let (helper, guest) = world();
+        std::fs::create_dir_all("/run/dbus").unwrap();
+        // What it keeps is the machine's.
+        output("cp", &["-a", "/etc/firewalld", "/mnt/firewalld"]);
+        rustix::mount::mount_bind("/mnt/firewalld", "/etc/firewalld").unwrap();
+        let _bus = Daemon::start("dbus-daemon", &["--system", "--nofork", "--nopidfile"]);
+        let _firewalld = Daemon::start("firewalld", &["--nofork", "--nopid"]);
+        soon("firewalld serves", || succeeds("firewall-cmd", &["--state"]));
+        let page = include_str!("../../../docs/helper.md");
+        let commands: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("    sudo firewall-cmd ")).collect();
+        assert!(commands.len() > 3, "{commands:?}");
+        commands.iter().for_each(|line| drop(output("firewall-cmd", &line.split(' ').collect::<Vec<_>>())));
+        on(&helper);
+        soon_out(&guest);
+        // Without the helper, and without the rule that it could not add to a table that is not for others.
+        helper.kill();
+        let listed = output("nft", &["-a", "list", "chain", "inet", "firewalld", "filter_FORWARD"]);
+        let rule = listed.lines().find(|line| line.contains("comment \"banger\"")).unwrap().rsplit(' ').next().unwrap();
+        output("nft", &["delete", "rule", "inet", "firewalld", "filter_FORWARD", "handle", rule]);
+        soon_out(&guest);
     } }
 }

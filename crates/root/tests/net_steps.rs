@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use world::{bridge, difference, ip, named, nat, snapshot, tap, uplink};
 
 /// The operations and their steps; `off` is `ensure_nat` that takes away, `mend` what puts right what is there.
-const STEPS: [(&str, &[&str]); 7] = [
+const STEPS: [(&str, &[&str]); 8] = [
     ("ensure_bridge", &["bridge", "bridge_address", "bridge_mark", "bridge_up"]),
     (
         "create_tap",
@@ -34,6 +34,7 @@ const STEPS: [(&str, &[&str]); 7] = [
     ("delete_taps", &["detach", "guest_record", "forwarding", "rules", "record", "connections", "group", "link"]),
     ("ensure_nat", &["record", "rules", "forwarding", "guest_record"]),
     ("ensure_nat, off", &["guest_record", "forwarding", "rules", "record", "connections"]),
+    ("probe_network", &["probe_rules", "probe_tap", "probe_send"]),
 ];
 
 /// Brings about what the operation finds.
@@ -78,6 +79,7 @@ fn request(case: &str) -> (&'static str, Value) {
         "delete_tap" => ("priv.delete_tap", named("tap-fc-1")),
         "delete_taps" => ("priv.delete_taps", json!({"tap_names": ["tap-fc-1", "tap-fc-2"]})),
         "ensure_nat" => ("priv.ensure_nat", nat("172.16.0.2", "tap-fc-1", true)),
+        "probe_network" => ("priv.probe_network", json!({"guest_ip": "172.16.0.2", "tap": "tap-fc-1"})),
         _ => ("priv.ensure_nat", nat("172.16.0.2", "tap-fc-1", false)),
     }
 }

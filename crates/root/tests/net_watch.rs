@@ -108,6 +108,8 @@ isolated! { fn tables_outlive_the_helper_and_the_next_one_takes_them_over() {
     // And back: an orphan is as good as an ordinary one.
     drop(helper);
     let helper = Start::new().config(ANYBODYS).start();
+    // It has looked at what there is, and not only at its socket.
+    helper.ok("priv.list_resources", &serde_json::json!({}));
     nft("flush set inet banger guests");
     whole_again("an orphan", &before, &guest);
     // All links went while nobody was there: what is left is the next tap's.
@@ -163,6 +165,8 @@ isolated! { fn what_others_take_away_comes_back() {
         "delete table inet banger; delete table bridge banger; add table ip more".to_owned(),
     ] {
         let what = if what.starts_with("delete rule") { dead("inet", "unmark", "meta mark set") } else { what };
+        // More than twenty a second would be a fight, and left alone.
+        std::thread::sleep(std::time::Duration::from_millis(60));
         nft(&what);
         whole_again(&what, &before, &guest);
     }

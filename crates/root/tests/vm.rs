@@ -342,7 +342,7 @@ isolated! {
         vmm("good");
         make_file("/mnt/s/kernels/vmlinux", b"\x7fELF and so on", OWNER, 0o644);
         make_file("/mnt/s/images/1.ext4", &[0; 4096], OWNER, 0o600);
-        let helper = Helper::start();
+        let helper = Start::new().config("own_tables = false\n").start();
         let tap = json!({"bridge_name": "br-fc", "bridge_ip": "172.16.0.1", "cidr": "24", "tap_name": "tap-fc-1"});
         helper.ok("priv.create_tap", &tap);
         // What the bridge learns from a guest's first frame.

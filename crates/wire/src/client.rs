@@ -31,6 +31,7 @@ use crate::net::{Bridge, BridgeSays, ClearResolverSays, Nat, NatSays, NewTap, Ne
 use crate::net::{ResolverRoute, ResolverSays, Switch, TapSays, TapsSays};
 use crate::params::Base64;
 use crate::path::{ChrootPath, HostPath};
+use crate::probe::{Probe, ProbeSays, Probed};
 use crate::reply::{DataSays, PathSays, PidReply, Resources, RunningReply};
 use crate::vm::SocketAccessSays;
 use crate::vm::{ChrootSays, FindSays, Launch, LaunchSays, Pid, PidSays, ResolveSays, RunningSays, SignalSays};
@@ -301,6 +302,11 @@ impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
     /// `priv.delete_taps`
     pub fn delete_taps(&self, taps: &[TapName]) -> Result<(), Error> {
         self.done(Method::DeleteTaps, TapsSays { tap_names: taps.iter().map(ToString::to_string).collect() })
+    }
+
+    /// `priv.probe_network`
+    pub fn probe_network(&self, probe: &Probe) -> Result<Probed, Error> {
+        self.call(Method::ProbeNetwork, ProbeSays::from(probe))
     }
 }
 

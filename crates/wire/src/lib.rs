@@ -14,6 +14,7 @@ pub mod name;
 pub mod net;
 mod params;
 pub mod path;
+pub mod probe;
 pub mod reply;
 mod scan;
 #[cfg(feature = "schema")]

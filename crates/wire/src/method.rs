@@ -11,6 +11,7 @@ use crate::name::dm::DmName;
 use crate::name::link::{BridgeName, TapName};
 use crate::net::{self, Bridge, Nat, NewTap, ResolverRoute};
 use crate::path::{ChrootPath, Roots};
+use crate::probe::{self, Probe};
 use crate::vm::{self, Kill, Launch, Pid, Running, SocketAccess, Wanted};
 
 /// Declares the methods once: variant, name on the wire, what it does in a line.
@@ -67,6 +68,7 @@ methods! {
     CleanupJailerChroot "priv.cleanup_jailer_chroot" "A VM's chroot is gone.";
     ListResources "priv.list_resources" "What of banger's is in the kernel now (ours: not in the contract).";
     DeleteTaps "priv.delete_taps" "Many taps are gone, in the time of one (ours: not in the contract).";
+    ProbeNetwork "priv.probe_network" "Where a guest's packet ends (ours: not in the contract).";
 }
 
 /// A request, checked.
@@ -116,6 +118,8 @@ pub enum Request {
     ListResources,
     /// [`Method::DeleteTaps`]; a name may stand twice.
     DeleteTaps(Vec<TapName>),
+    /// [`Method::ProbeNetwork`]
+    ProbeNetwork(Probe),
 }
 
 /// Parameters of a method that takes none.
@@ -165,6 +169,7 @@ impl Request {
                 Request::ListResources
             }
             Method::DeleteTaps => Request::DeleteTaps(net::delete_taps(text)?),
+            Method::ProbeNetwork => Request::ProbeNetwork(probe::probe_network(text)?),
         })
     }
 }

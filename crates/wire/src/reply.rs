@@ -3,6 +3,7 @@
 use crate::code::{Code, Refusal};
 use crate::disk::{Handles, HandlesSays};
 use crate::params::Base64;
+use crate::probe::Probed;
 use crate::vm::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{CompactFormatter, Formatter, Serializer};
@@ -25,6 +26,8 @@ pub enum Reply {
     Running(bool),
     /// What `priv.list_resources` found.
     Resources(Resources),
+    /// Where `priv.probe_network`'s packet ended.
+    Probed(Probed),
 }
 
 /// What of banger's is in the kernel now. The result of `priv.list_resources`; fields are only ever added.
@@ -225,6 +228,7 @@ pub fn success(reply: &Reply, limit: usize) -> Result<Vec<u8>, Refusal> {
         Reply::Pid(pid) => line(PidReply { pid: i64::from(pid.0) }),
         Reply::Running(running) => line(RunningReply { running: *running }),
         Reply::Resources(resources) => line(resources),
+        Reply::Probed(probed) => line(probed),
     };
     let written = written.map_err(|error| Refusal::new(Code::MarshalFailed, "", error.to_string()))?;
     if written.len() > limit {

@@ -5,7 +5,7 @@
 //! `docs/helper.md`.
 
 use crate::method::Method;
-use crate::{disk, image, net, reply, vm};
+use crate::{disk, image, net, probe, reply, vm};
 use schemars::{JsonSchema, Schema, json_schema, schema_for};
 
 fn of<T: JsonSchema>() -> Schema {
@@ -44,6 +44,7 @@ pub fn params(method: Method) -> Schema {
         Method::CleanupJailerChroot => of::<vm::ChrootSays>(),
         Method::ListResources => nothing(),
         Method::DeleteTaps => of::<net::TapsSays>(),
+        Method::ProbeNetwork => of::<probe::ProbeSays>(),
     }
 }
 
@@ -71,5 +72,6 @@ pub fn result(method: Method) -> Schema {
         Method::LaunchFirecracker | Method::FindFirecrackerPid => of::<reply::PidReply>(),
         Method::ProcessRunning => of::<reply::RunningReply>(),
         Method::ListResources => of::<reply::Resources>(),
+        Method::ProbeNetwork => of::<probe::Probed>(),
     }
 }

@@ -158,6 +158,7 @@ fn called(request: Request, op_id: &str, answer: &str) -> Option<(String, Result
         Request::CleanupJailerChroot(chroot) => client.cleanup_jailer_chroot(&chroot).map(|()| Reply::Done),
         Request::ListResources => client.list_resources().map(Reply::Resources),
         Request::DeleteTaps(taps) => client.delete_taps(&taps).map(|()| Reply::Done),
+        Request::ProbeNetwork(probe) => client.probe_network(&probe).map(Reply::Probed),
     };
     let sent = String::from_utf8(sent.take()).unwrap();
     Some((sent, result))

@@ -7,6 +7,7 @@ mod duration;
 mod init;
 mod list;
 mod output;
+mod probe;
 mod problem;
 mod text;
 
@@ -27,7 +28,8 @@ const EXAMPLES: &str = "\
 Examples:
   sudo banger helper init --owner \"$USER\"      once: whose VMs these are
   banger helper call priv.delete_tap '{\"tap_name\":\"tap-fc-1\"}'
-  banger helper list                           what of banger's is in the kernel now";
+  banger helper list                           what of banger's is in the kernel now
+  banger helper probe tap-fc-1 172.16.0.2      which rule a guest's packets end at";
 
 #[derive(Subcommand)]
 enum Command {
@@ -46,6 +48,8 @@ enum Helper {
     Call(Call),
     /// List the bridges, taps, guests and VMs that are banger's.
     List(List),
+    /// Send a packet as a guest would, and say which rule ends it: status 0 where the way out is open.
+    Probe(Probe),
 }
 
 /// What `helper init` takes. It needs root, as the helper does.
@@ -105,12 +109,26 @@ struct List {
     reach: Reach,
 }
 
+#[derive(Args)]
+struct Probe {
+    /// The guest's tap.
+    tap: String,
+    /// Its address.
+    guest_ip: String,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
 /// Runs the command line of this process; its exit status.
 pub fn main() -> ExitCode {
     let done = match Banger::parse().command {
         Command::Helper(Helper::Init(init)) => init::run(&init),
         Command::Helper(Helper::Call(call)) => call::run(&call),
         Command::Helper(Helper::List(list)) => list::run(&list),
+        Command::Helper(Helper::Probe(probe)) => probe::run(&probe),
         Command::Version => output::data(&format!("banger {}\n", env!("CARGO_PKG_VERSION"))),
     };
     match done {

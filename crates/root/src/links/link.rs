@@ -141,7 +141,7 @@ impl Link {
     }
 }
 
-fn header(index: u32, flags: u32, change: u32) -> [u8; 16] {
+pub(crate) fn header(index: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut header = [0; 16];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header[8..12].copy_from_slice(&flags.to_ne_bytes());

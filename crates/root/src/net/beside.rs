@@ -7,6 +7,7 @@
 
 mod foreign;
 mod legacy;
+mod program;
 
 use super::firewall::Firewall;
 use super::message::{CREATE, Requests, attr};
@@ -17,8 +18,10 @@ use crate::host::Host;
 use crate::log::{Level, Value};
 use crate::settings::Mark;
 use expr::{Expr, Meta, Verdict};
-use foreign::{Chain, Rule};
-use std::sync::atomic::{AtomicBool, Ordering};
+use foreign::Chain;
+pub(super) use foreign::{Rule, rule};
+use legacy::Legacy;
+pub(super) use legacy::tables as legacy_tables;
 use std::sync::{Mutex, PoisonError};
 use wire::reply::{BlockedBy, RuleElsewhere};
 
@@ -39,9 +42,13 @@ fn accept(mark: Mark) -> [Expr; 5] {
     ]
 }
 
-/// What is known of others' tables, and whether `iptables-legacy` is in use and could not be asked.
+/// What is known of others' tables.
 #[derive(Debug, Default)]
-pub(crate) struct Beside(Mutex<State>, AtomicBool);
+pub(crate) struct Beside {
+    state: Mutex<State>,
+    /// Of `iptables-legacy`'s, which tell nobody of changes.
+    legacy: Mutex<Legacy>,
+}
 
 #[derive(Debug, Default, PartialEq, Eq)]
 enum State {
@@ -57,15 +64,19 @@ enum State {
 impl Beside {
     /// Somebody else changed rules.
     pub(crate) fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::Unknown;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Unknown;
+    }
+
+    fn set_legacy(&self, now: Legacy) {
+        *self.legacy.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 }
 
 /// Guests are there: where another's table needs our rule it is added. What can't be done is in the log: the guest's
 /// way is open as far as we go. Says whether rules changed.
 pub(crate) fn open(host: &Host) -> bool {
-    let mut state = host.net.beside.0.lock().unwrap_or_else(PoisonError::into_inner);
-    host.net.beside.1.store(!legacy::open(host), Ordering::Relaxed);
+    let mut state = host.net.beside.state.lock().unwrap_or_else(PoisonError::into_inner);
+    host.net.beside.set_legacy(legacy::open(host));
     if *state == State::Done {
         return false;
     }
@@ -85,12 +96,12 @@ pub(crate) fn open(host: &Host) -> bool {
 
 /// The last guest is gone: our rules in others' tables go.
 pub(crate) fn close(host: &Host) {
-    let mut state = host.net.beside.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut state = host.net.beside.state.lock().unwrap_or_else(PoisonError::into_inner);
     if *state == State::Clean {
         return;
     }
     legacy::close(host);
-    host.net.beside.1.store(false, Ordering::Relaxed);
+    host.net.beside.set_legacy(Legacy::Clean);
     match host.net.firewall(|fw| settle(fw, false)) {
         Ok((scene, changed)) => {
             *state = State::Clean;
@@ -124,8 +135,11 @@ fn tell(host: &Host, scene: &Scene, changed: bool) {
 /// Fills in what `priv.list_resources` says of others' tables.
 pub(crate) fn list(net: &Net) -> Result<(Vec<RuleElsewhere>, Vec<BlockedBy>), Refused> {
     let mut scene = net.firewall(|fw| fw.scene())?;
-    if net.beside.1.load(Ordering::Relaxed) {
-        scene.blocked.extend(legacy::unknown(net.mark));
+    let mut elsewhere = Vec::new();
+    match *net.beside.legacy.lock().unwrap_or_else(PoisonError::into_inner) {
+        Legacy::Clean => {}
+        Legacy::Stands(chain) => elsewhere.push(legacy::elsewhere(chain)),
+        Legacy::Failed => scene.blocked.extend(legacy::unknown(net.mark)),
     }
     let ours = scene.ours.iter().map(|found| RuleElsewhere {
         family: family(found.place.family).to_owned(),
@@ -134,7 +148,8 @@ pub(crate) fn list(net: &Net) -> Result<(Vec<RuleElsewhere>, Vec<BlockedBy>), Re
         handle: found.handle,
         why: "it accepts banger's mark and says banger".to_owned(),
     });
-    Ok((ours.collect(), scene.blocked))
+    elsewhere.extend(ours);
+    Ok((elsewhere, scene.blocked))
 }
 
 /// A chain by its name.
@@ -295,7 +310,7 @@ impl Firewall {
                 }
             } else if place.is(INET, "firewalld", "filter_FORWARD") {
                 if owned.contains(&(INET, chain.table.clone())) {
-                    let why = "the table belongs to firewalld alone (NftablesTableOwner): add the bridge to a zone";
+                    let why = "the table belongs to firewalld alone (NftablesTableOwner): give the bridge a zone and a policy, docs/helper.md has the commands";
                     scene.blocked.push(blocked(chain, 0, why));
                 } else {
                     scene.wanted.push(place);

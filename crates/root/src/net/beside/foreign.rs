@@ -2,7 +2,7 @@
 
 use crate::net::firewall::Firewall;
 use crate::net::message::{DUMP, Requests, attr, attrs, text};
-use crate::net::netlink::Refused;
+use crate::net::netlink::{QUESTION, Refused};
 use crate::net::ruleset::{header, nft};
 use crate::net::sets::TABLE;
 
@@ -53,12 +53,12 @@ fn be32(value: &[u8]) -> Option<u32> {
 
 /// A rule that is not in our tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
-    pub(super) handle: u64,
+pub(crate) struct Rule {
+    pub(crate) handle: u64,
     /// Names and data of its expressions.
-    pub(super) exprs: Vec<(String, Vec<u8>)>,
+    pub(crate) exprs: Vec<(String, Vec<u8>)>,
     /// Its comment, as nft keeps one, with the NUL.
-    pub(super) comment: Vec<u8>,
+    pub(crate) comment: Vec<u8>,
 }
 
 impl Rule {
@@ -132,6 +132,23 @@ pub(super) fn owned(fw: &mut Firewall, chains: &[Chain]) -> Result<Vec<(u8, Stri
         (flags & OWNER != 0).then_some((*body.first()?, text(attr(inner, 1)?)))
     });
     Ok(owned.collect())
+}
+
+/// One rule of anybody's; `None` where it is gone.
+pub(crate) fn rule(
+    fw: &mut Firewall,
+    family: u8,
+    table: &str,
+    chain: &str,
+    handle: u64,
+) -> Result<Option<Rule>, Refused> {
+    let mut ask = Requests::default();
+    ask.push(nft(GETRULE), QUESTION, &header(family)).text(1, table).text(2, chain).bytes(3, &handle.to_be_bytes());
+    match fw.dump(&format!("NFT_MSG_GETRULE {table} {chain} {handle}"), &mut ask) {
+        Ok(bodies) => Ok(bodies.first().and_then(|body| Rule::read(body))),
+        Err(refused) if refused.is(libc::ENOENT) => Ok(None),
+        Err(refused) => Err(refused),
+    }
 }
 
 /// The rules of a chain, in their order.
