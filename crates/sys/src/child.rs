@@ -6,15 +6,19 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use crate::landlock::{self, Ruleset};
+
 /// Starts `command` so that
 /// - it is killed when the calling *thread* ends, or was killed already when that ended during the start,
 /// - it holds 0, 1, 2 and `keep`, under their numbers here, and no other descriptor,
-/// - it can't gain rights by an exec, and no signal is blocked or ignored in it (but what was ignored from outside).
+/// - it can't gain rights by an exec, and no signal is blocked or ignored in it (but what was ignored from outside),
+/// - it opens only what `rules` allow, where there are some; its program is among what has to be allowed.
 ///
 /// # Errors
 /// What the start says, the child's steps before its exec included.
-pub fn spawn_bound(command: &mut Command, keep: &[BorrowedFd<'_>]) -> io::Result<Child> {
+pub fn spawn_bound(command: &mut Command, keep: &[BorrowedFd<'_>], rules: Option<&Ruleset>) -> io::Result<Child> {
     let keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    let rules = rules.map(|rules| rules.fd().as_raw_fd());
     let parent = rustix::process::getpid();
     let before_exec = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -23,6 +27,9 @@ pub fn spawn_bound(command: &mut Command, keep: &[BorrowedFd<'_>]) -> io::Result
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         rustix::thread::set_no_new_privs(true)?;
+        if let Some(rules) = rules {
+            landlock::restrict_self(rules)?;
+        }
         close_all_but(&keep)?;
         unblock_signals()
     };
@@ -58,6 +65,7 @@ fn unblock_signals() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::spawn_bound;
+    use crate::landlock::{Access, Ruleset};
     use std::os::fd::{AsFd, AsRawFd};
     use std::process::{Command, Stdio};
 
@@ -67,7 +75,7 @@ mod tests {
         let not_given = std::fs::File::open("/dev/null").expect("open");
         let mut command = Command::new("/bin/ls");
         command.arg("/proc/self/fd").env_clear().stdout(Stdio::piped());
-        let child = spawn_bound(&mut command, &[given.as_fd()]).expect("started");
+        let child = spawn_bound(&mut command, &[given.as_fd()], None).expect("started");
         let output = child.wait_with_output().expect("ended");
         let seen = String::from_utf8(output.stdout).expect("text");
         let seen: Vec<i32> = seen.lines().map(|line| line.parse().expect("a number")).collect();
@@ -78,17 +86,46 @@ mod tests {
 
     #[test]
     fn the_child_dies_with_the_thread_that_made_it() {
-        let made = std::thread::spawn(|| spawn_bound(Command::new("/bin/sleep").arg("60"), &[]).expect("started"));
+        let made =
+            std::thread::spawn(|| spawn_bound(Command::new("/bin/sleep").arg("60"), &[], None).expect("started"));
         let mut child = made.join().expect("the thread");
         let status = child.wait().expect("ended");
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    }
+
+    /// Where the kernel has no Landlock this can't be shown, and says so.
+    #[test]
+    fn the_child_opens_what_the_rules_name() {
+        let rules = match Ruleset::new() {
+            Ok(rules) => rules,
+            Err(error) => {
+                eprintln!("not run: this kernel has no Landlock ({error})");
+                return;
+            }
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let (open, shut) = (dir.path().join("open"), dir.path().join("shut"));
+        std::fs::write(&open, "seen").expect("written");
+        std::fs::write(&shut, "unseen").expect("written");
+        for path in ["/bin/cat", "/lib", "/lib64", "/usr/lib"] {
+            if let Ok(file) = std::fs::File::open(path) {
+                rules.allow(&file, Access::Execute).expect(path);
+            }
+        }
+        rules.allow(std::fs::File::open(&open).expect("open"), Access::Read).expect("a file's rule");
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        rules.allow(&reader, Access::Read).expect("a pipe needs none");
+        let mut command = Command::new("/bin/cat");
+        command.args([&open, &shut]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let output = spawn_bound(&mut command, &[], Some(&rules)).expect("started").wait_with_output().expect("ended");
+        assert_eq!((output.stdout.as_slice(), output.status.success()), (&b"seen"[..], false));
     }
 
     #[test]
     fn no_new_rights() {
         let mut command = Command::new("/bin/grep");
         command.args(["-E", "^(NoNewPrivs:\t1|SigBlk:\t0+)$", "-c", "/proc/self/status"]).stdout(Stdio::piped());
-        let output = spawn_bound(&mut command, &[]).expect("started").wait_with_output().expect("ended");
+        let output = spawn_bound(&mut command, &[], None).expect("started").wait_with_output().expect("ended");
         assert_eq!(output.stdout, b"2\n");
     }
 }

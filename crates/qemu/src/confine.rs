@@ -1,0 +1,57 @@
+//! What QEMU may open by a path: its program, libraries and firmware, and of its VM's files those that it is told as a
+//! path of `/proc/self/fd`. Everything else it gets as a descriptor.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use sys::landlock::{Access, Ruleset};
+
+use crate::machine::Accelerator;
+
+/// Where programs and libraries lie. `/lib` may be a directory of its own or `/usr/lib`.
+const PROGRAMS: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+/// Firmware, the loader's list of libraries, and how large a huge page is.
+const DATA: [&str; 5] = [
+    "/usr/share/qemu",
+    "/usr/share/seabios",
+    "/usr/share/ipxe",
+    "/etc/ld.so.cache",
+    "/sys/kernel/mm/transparent_hugepage",
+];
+
+/// The rules for `program` and the files of `told`.
+///
+/// # Errors
+/// `Unsupported` where the kernel has no Landlock; else what opening or the kernel says.
+pub(crate) fn rules(program: &Path, accelerator: Accelerator, told: &[&OwnedFd]) -> io::Result<Ruleset> {
+    let rules = Ruleset::new()?;
+    rules.allow(name(program)?, Access::Execute)?;
+    if let Some(beside) = program.parent().filter(|dir| *dir != Path::new("/usr/bin")) {
+        rules.allow(name(beside)?, Access::Read)?;
+    }
+    for (paths, access) in [(&PROGRAMS[..], Access::Execute), (&DATA[..], Access::Read)] {
+        for path in paths {
+            match name(Path::new(path)) {
+                Ok(file) => rules.allow(file, access)?,
+                // What isn't there needs no right.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    if accelerator == Accelerator::Kvm {
+        rules.allow(name(Path::new("/dev/kvm"))?, Access::Device)?;
+    }
+    told.iter().try_for_each(|file| rules.allow(file, Access::Read))?;
+    Ok(rules)
+}
+
+/// A descriptor that only names it.
+fn name(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from(OFlags::PATH.bits()).unwrap_or(0);
+    File::options().read(true).custom_flags(flags).open(path)
+}

@@ -1,0 +1,237 @@
+//! The guest's memory as a file that the kernel holds: made for a boot, written out for a snapshot, taken in for a load.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+
+/// The name under which `/proc` shows it.
+pub(crate) const NAME: &str = "banger-ram";
+const PAGE: usize = 4096;
+const PIECE: usize = 1 << 20;
+
+/// A digest of memory, by which a file is known to belong to a state. It guards against mixing them up, not against
+/// somebody who wants to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Sum(u64);
+
+/// Empty memory of `len` bytes that stays as long as it is.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn create(len: u64) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&fd, len)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK)?;
+    Ok(fd)
+}
+
+/// A file's memory, for good: nobody can change it any more, so many may map it. A file that is such already is taken
+/// as it is, and without its sum.
+///
+/// # Errors
+/// What reading says, or the kernel.
+pub(crate) fn take_in(file: &File, len: u64) -> io::Result<(OwnedFd, Option<Sum>)> {
+    let fixed = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW;
+    if rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(fixed)) {
+        return Ok((file.try_clone()?.into(), None));
+    }
+    let memory = File::from(create(len)?);
+    let sum = copy(file, &memory, len)?;
+    rustix::fs::fcntl_add_seals(&memory, fixed | SealFlags::SEAL)?;
+    Ok((memory.into(), Some(sum)))
+}
+
+/// Copies `len` bytes, but for pages of zeros: `to` has to be empty. Only what `from` holds is read.
+///
+/// # Errors
+/// What reading and writing say.
+pub(crate) fn copy(from: &File, to: &File, len: u64) -> io::Result<Sum> {
+    rustix::fs::ftruncate(to, len)?;
+    let mut sum = Sum::default();
+    let mut piece = vec![0; PIECE];
+    let mut at = 0;
+    while let Some((begin, end)) = next_data(from, at, len)? {
+        at = begin - begin % PAGE as u64;
+        while at < end {
+            let room = usize::try_from(len - at).unwrap_or(PIECE).min(PIECE);
+            from.read_exact_at(&mut piece[..room], at)?;
+            for run in runs(&piece[..room]) {
+                to.write_all_at(&piece[run.clone()], at + run.start as u64)?;
+                for page in run.clone().step_by(PAGE) {
+                    sum.add(at + page as u64, &piece[page..run.end.min(page + PAGE)]);
+                }
+            }
+            at += room as u64;
+        }
+    }
+    Ok(sum)
+}
+
+/// Copies the pages that `process` has written to its own over what is in `memory`, which it maps privately.
+///
+/// # Errors
+/// The process is gone or shows no such map, or what reading and writing say.
+pub(crate) fn copy_private(process: i32, memory: &File, len: u64) -> io::Result<()> {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps"))?;
+    let pages = File::open(format!("/proc/{process}/pagemap"))?;
+    let space = File::open(format!("/proc/{process}/mem"))?;
+    let mut piece = [0; PAGE];
+    let mut found = 0;
+    for map in maps.lines().filter_map(Map::parse) {
+        found += map.end - map.begin;
+        let count = usize::try_from((map.end - map.begin) / PAGE as u64).map_err(io::Error::other)?;
+        let mut entries = vec![0; count * 8];
+        pages.read_exact_at(&mut entries, map.begin / PAGE as u64 * 8)?;
+        for (n, entry) in entries.chunks_exact(8).enumerate() {
+            // Bits of /proc/PID/pagemap: 63 present, 62 swapped out, 61 a page of the file's own.
+            let bits = entry[7] >> 5;
+            if bits & 0b110 != 0 && bits & 1 == 0 {
+                let at = (n * PAGE) as u64;
+                space.read_exact_at(&mut piece, map.begin + at)?;
+                memory.write_all_at(&piece, map.offset + at)?;
+            }
+        }
+    }
+    if found == len { Ok(()) } else { Err(io::Error::other("QEMU's map of the memory was not found")) }
+}
+
+/// A part of QEMU's private map of the memory.
+struct Map {
+    begin: u64,
+    end: u64,
+    offset: u64,
+}
+
+impl Map {
+    /// Reads a line of `/proc/PID/maps`, if it is one.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_ascii_whitespace();
+        let (range, rights, offset) = (words.next()?, words.next()?, words.next()?);
+        if !rights.ends_with('p') || words.nth(2)? != format!("/memfd:{NAME}") {
+            return None;
+        }
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        let (begin, end) = range.split_once('-')?;
+        Some(Self { begin: hex(begin)?, end: hex(end)?, offset: hex(offset)? })
+    }
+}
+
+/// The number of bytes in a file.
+pub(crate) fn length(file: impl AsFd) -> io::Result<u64> {
+    let len = rustix::fs::fstat(file)?.st_size;
+    Ok(u64::try_from(len).unwrap_or(0))
+}
+
+/// Where there is data at or behind `at`: from where to where.
+fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= len {
+        return Ok(None);
+    }
+    let begin = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(begin) => begin,
+        // Nothing but a hole is left.
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        // A file system without holes.
+        Err(rustix::io::Errno::INVAL) => return Ok(Some((at, len))),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(begin))?;
+    Ok((begin < len).then_some((begin, end.min(len))))
+}
+
+/// The stretches of `piece` that have no page of zeros.
+fn runs(piece: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    for (n, page) in piece.chunks(PAGE).enumerate() {
+        let at = n * PAGE;
+        if page.iter().fold(0, |seen, byte| seen | byte) == 0 {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(run) if run.end == at => run.end = at + page.len(),
+            _ => runs.push(at..at + page.len()),
+        }
+    }
+    runs
+}
+
+impl Sum {
+    /// Adds what is at `at`; in which order does not matter.
+    pub(crate) fn add(&mut self, at: u64, page: &[u8]) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut lanes = [at, 1, 2, 3];
+        for block in page.chunks(32) {
+            let mut words = [0; 32];
+            words[..block.len()].copy_from_slice(block);
+            for (lane, word) in lanes.iter_mut().zip(words.chunks_exact(8)) {
+                let word = word.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+                *lane = (lane.rotate_left(5) ^ word).wrapping_mul(ODD);
+            }
+        }
+        let one = lanes.iter().fold(at, |one, lane| (one.rotate_left(17) ^ lane).wrapping_mul(ODD));
+        self.0 = self.0.wrapping_add(one);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    fn temporary(len: u64) -> File {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(len).expect("a length");
+        file
+    }
+
+    #[test]
+    fn a_copy_is_the_same_and_has_the_holes() {
+        const LEN: u64 = 8 << 20;
+        let from = temporary(LEN);
+        for (at, byte) in [(0, 1), (4095, 2), (3 << 20, 3), (LEN - 1, 4)] {
+            from.write_all_at(&[byte], at).expect("written");
+        }
+        let to = temporary(0);
+        let sum = copy(&from, &to, LEN).expect("copied");
+        let seen = to.metadata().expect("metadata");
+        assert_eq!(seen.len(), LEN);
+        assert!(seen.blocks() < 100, "{} blocks", seen.blocks());
+        let mut bytes = [vec![0; LEN as usize], vec![0; LEN as usize]];
+        from.read_exact_at(&mut bytes[0], 0).expect("read");
+        to.read_exact_at(&mut bytes[1], 0).expect("read");
+        assert!(bytes[0] == bytes[1]);
+        assert_eq!(copy(&to, &temporary(0), LEN).expect("copied"), sum, "holes don't matter");
+        to.write_all_at(&[9], 5000).expect("written");
+        assert_ne!(copy(&to, &temporary(0), LEN).expect("copied"), sum);
+        assert!(copy(&to, &temporary(0), LEN + 1).is_err(), "a file that is too short");
+    }
+
+    #[test]
+    fn what_was_taken_in_stays_as_it_is_and_is_not_copied_again() {
+        let file = temporary(1 << 20);
+        file.write_all_at(b"memory", 4096).expect("written");
+        let (memory, sum) = take_in(&file, 1 << 20).expect("taken in");
+        let memory = File::from(memory);
+        assert!(sum.is_some());
+        assert!(memory.write_all_at(b"x", 0).is_err());
+        assert!(memory.set_len(0).is_err());
+        let (again, sum) = take_in(&memory, 1 << 20).expect("taken in");
+        assert_eq!(
+            (File::from(again).metadata().expect("metadata").ino(), sum),
+            (memory.metadata().expect("it").ino(), None)
+        );
+    }
+
+    #[test]
+    fn a_map_is_known_by_its_name_and_that_it_is_private() {
+        let line = "7f0-7f8 rw-p 00001000 00:01 1035      /memfd:banger-ram (deleted)";
+        let map = Map::parse(line).expect("one");
+        assert_eq!((map.begin, map.end, map.offset), (0x7f0, 0x7f8, 0x1000));
+        for other in [line.replace("rw-p", "rw-s"), line.replace("-ram", "-rom"), "7f0-7f8 rw-p 0 0:0 0".to_owned()] {
+            assert!(Map::parse(&other).is_none(), "{other}");
+        }
+    }
+}
