@@ -80,9 +80,6 @@ impl Resources {
         if !matches!(config.cpu_template, None | Some(CpuTemplate::None)) {
             return Err(Fault::not_supported("cpu_template"));
         }
-        if config.track_dirty_pages {
-            return Err(Fault::not_supported("track_dirty_pages"));
-        }
         if config.huge_pages != HugePages::None {
             return Err(Fault::not_supported("huge_pages"));
         }

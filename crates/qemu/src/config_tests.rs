@@ -81,7 +81,6 @@ fn what_qemu_cant_do_is_refused_not_ignored() {
         parts.set_entropy(entropy).expect_err(limit);
     }
     for machine in [
-        MachineConfig { track_dirty_pages: true, ..MachineConfig::default() },
         MachineConfig { huge_pages: HugePages::Hugetlbfs2M, ..MachineConfig::default() },
         MachineConfig { cpu_template: Some(CpuTemplate::T2), ..MachineConfig::default() },
     ] {

@@ -36,7 +36,6 @@ impl Vmm {
         }
         let refused = [
             (memory.backend_type == MemoryBackendType::Uffd, "a memory backend of the type Uffd"),
-            (asked.track_dirty_pages || asked.enable_diff_snapshots, "track_dirty_pages"),
             (asked.clock_realtime, "clock_realtime"),
             (!matches!(asked.huge_pages, LoadHugePages::Snapshot | LoadHugePages::None), "huge_pages"),
         ];

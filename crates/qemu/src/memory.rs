@@ -11,6 +11,7 @@ use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 pub(crate) const NAME: &str = "banger-ram";
 const PAGE: usize = 4096;
 const PIECE: usize = 1 << 20;
+const ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// A digest of memory, by which a file is known to belong to a state. It guards against mixing them up, not against
 /// somebody who wants to.
@@ -147,7 +148,7 @@ fn runs(piece: &[u8]) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
     for (n, page) in piece.chunks(PAGE).enumerate() {
         let at = n * PAGE;
-        if page.iter().fold(0, |seen, byte| seen | byte) == 0 {
+        if *page == ZEROS[..page.len()] {
             continue;
         }
         match runs.last_mut() {
@@ -163,14 +164,14 @@ impl Sum {
     pub(crate) fn add(&mut self, at: u64, page: &[u8]) {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut lanes = [at, 1, 2, 3];
-        for block in page.chunks(32) {
-            let mut words = [0; 32];
-            words[..block.len()].copy_from_slice(block);
-            for (lane, word) in lanes.iter_mut().zip(words.chunks_exact(8)) {
-                let word = word.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-                *lane = (lane.rotate_left(5) ^ word).wrapping_mul(ODD);
-            }
+        let mut mix = |lane: usize, word: u64| lanes[lane] = (lanes[lane].rotate_left(5) ^ word).wrapping_mul(ODD);
+        let (words, rest) = page.as_chunks::<8>();
+        for (n, word) in words.iter().enumerate() {
+            mix(n % 4, u64::from_le_bytes(*word));
         }
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        mix(0, u64::from_le_bytes(last));
         let one = lanes.iter().fold(at, |one, lane| (one.rotate_left(17) ^ lane).wrapping_mul(ODD));
         self.0 = self.0.wrapping_add(one);
     }

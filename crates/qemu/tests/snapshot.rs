@@ -163,7 +163,6 @@ fn what_is_in_the_wrong_state_is_refused_in_firecrackers_words() {
     assert_eq!(said, format!("Load snapshot error: {why}"));
     other.get("/");
     for more in [
-        serde_json::json!({"track_dirty_pages": true}),
         serde_json::json!({"clock_realtime": true}),
         serde_json::json!({"huge_pages": "2M"}),
         serde_json::json!({"mem_backend": {"backend_type": "Uffd", "backend_path": "/u"}}),
