@@ -14,10 +14,10 @@ use wire::firecracker::{MacAddr, PartUuid, VmState};
 use crate::config::{Disk, Resources};
 use crate::confine;
 use crate::fault::Fault;
-use crate::guest::{Guest, Memory, Saved};
+use crate::guest::{Guest, Saved};
 use crate::launch::{self, Qemu};
 use crate::machine::{self, Accelerator, Begin, DiskArgs, Machine, NicArgs};
-use crate::memory;
+use crate::memory::Memory;
 use crate::qmp::{Qmp, QmpError};
 use crate::snapshot::Header;
 use crate::throttle;
@@ -48,10 +48,10 @@ impl Vmm {
             return Err(failed("Cannot start microvm without kernel configuration.".to_owned()));
         }
         let accelerator = self.accelerator();
-        let memory = memory::create(parts.machine.mem_size_mib << 20).map_err(|error| failed(error.to_string()))?;
+        let memory = Memory::new(parts.machine.mem_size_mib << 20).map_err(|error| failed(error.to_string()))?;
         let given = |nic: &crate::config::Nic| nic.config.guest_mac.clone().map_or_else(random_mac, Ok);
         let macs = parts.nics.iter().map(given).collect::<Result<_, String>>().map_err(failed)?;
-        let plan = Plan { accelerator, memory: Memory::Own(memory.into()), macs, saved: None, run: true };
+        let plan = Plan { accelerator, memory, macs, saved: None, run: true };
         let guest = self.launch(parts, plan).map_err(failed)?;
         // What is QEMU's now is closed here with the parts.
         *state = State::After(Box::new(guest));
@@ -268,6 +268,7 @@ fn assemble(parts: &Resources, plan: &Plan, ends: &Ends) -> Result<Assembled, St
         smt: parts.machine.smt,
         memory_mib: parts.machine.mem_size_mib,
         memory: given.take(plan.memory.file().as_fd().try_clone_to_owned())?,
+        template: plan.memory.is_template(),
         begin,
         disks,
         nics,

@@ -43,6 +43,8 @@ pub(crate) fn rules(program: &Path, accelerator: Accelerator, told: &[&OwnedFd])
             }
         }
     }
+    // It tries on it how files are locked.
+    rules.allow(name(Path::new("/dev/null"))?, Access::Device)?;
     if accelerator == Accelerator::Kvm {
         rules.allow(name(Path::new("/dev/kvm"))?, Access::Device)?;
     }
@@ -54,4 +56,41 @@ pub(crate) fn rules(program: &Path, accelerator: Accelerator, told: &[&OwnedFd])
 fn name(path: &Path) -> io::Result<File> {
     let flags = i32::try_from(OFlags::PATH.bits()).unwrap_or(0);
     File::options().read(true).custom_flags(flags).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd as _;
+    use std::process::{Command, Stdio};
+
+    /// Where the kernel has no Landlock this can't be shown, and says so.
+    #[test]
+    fn a_program_under_the_rules_opens_what_it_is_told_and_nothing_of_its_users() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let told = dir.path().join("told");
+        std::fs::write(&told, "told").expect("written");
+        let file = OwnedFd::from(File::open(&told).expect("open"));
+        let accelerator = Accelerator::Tcg { tsc_khz: None };
+        let rules = match rules(Path::new("/bin/sh"), accelerator, &[&file]) {
+            Ok(rules) => rules,
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                eprintln!("not run: this kernel has no Landlock ({error})");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let number = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let script = format!(
+            "read x </proc/self/fd/{number}; echo \"$x\"; for f in /etc/passwd /dev/tty {0}/new /proc/version; do \
+             (: <$f) 2>/dev/null && echo \"$f read\"; (: >$f) 2>/dev/null && echo \"$f written\"; done; : </dev/null",
+            dir.path().display()
+        );
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script]).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let child = sys::child::spawn_bound(&mut command, &[file.as_fd()], Some(&rules)).expect("started");
+        let output = child.wait_with_output().expect("ended");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "told\n");
+        assert!(output.status.success());
+    }
 }

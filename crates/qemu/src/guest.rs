@@ -12,6 +12,7 @@ use wire::firecracker::{
 use crate::config::{open_disk, refuse_network_limits};
 use crate::fault::Fault;
 use crate::machine::{Accelerator, DiskArgs, file_node, raw_node};
+use crate::memory::Memory;
 use crate::qmp::{Qmp, QmpError};
 use crate::socket::OwnSocket;
 use crate::throttle;
@@ -20,23 +21,6 @@ use crate::throttle;
 pub(crate) const NO_DEVICE: &str = "Failed perform action on device: Device not found";
 /// QEMU's number of the first file that a drive is changed to.
 const FIRST_CHANGED_SET: usize = 1000;
-
-/// The guest's memory.
-#[derive(Debug)]
-pub(crate) enum Memory {
-    /// A file of its own.
-    Own(File),
-    /// A file that never changes and that others may map; what the guest wrote is in QEMU's memory alone.
-    Template(File),
-}
-
-impl Memory {
-    pub(crate) fn file(&self) -> &File {
-        match self {
-            Self::Own(file) | Self::Template(file) => file,
-        }
-    }
-}
 
 /// Whether QEMU's stream of this very moment is there: it gives one only once between two stretches of running.
 #[derive(Debug)]

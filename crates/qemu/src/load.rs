@@ -12,10 +12,9 @@ use wire::firecracker::{
 use crate::boot::{Plan, run};
 use crate::config::{Resources, open_regular};
 use crate::fault::Fault;
-use crate::guest::Memory;
 use crate::host::Host;
 use crate::machine::Accelerator;
-use crate::memory;
+use crate::memory::{self, Memory};
 use crate::qmp::Qmp;
 use crate::save::{give_stream, version};
 use crate::snapshot::Header;
@@ -73,13 +72,15 @@ impl Vmm {
         if there != len {
             return Err(of_memory(format!("the file has {there} bytes and the guest {len}")));
         }
-        let (memory, sum) = memory::take_in(&file, len).map_err(|error| of_memory(error.to_string()))?;
+        let (memory, sum) = Memory::of_file(&file, len).map_err(|error| of_memory(error.to_string()))?;
         if sum.is_some_and(|sum| sum != header.memory) {
             return Err(of_memory("it is not the memory that was saved with this state".to_owned()));
         }
+        let memory = if header.pages { memory.into_template() } else { Ok(memory) };
+        let memory = memory.map_err(|error| of_memory(error.to_string()))?;
         Ok(Plan {
             accelerator: self.accelerator(),
-            memory: Memory::Template(memory.into()),
+            memory,
             macs: header.macs.clone(),
             saved: Some((header, stream)),
             run: asked.resume_vm,

@@ -28,7 +28,7 @@ pub(crate) enum Accelerator {
 pub(crate) enum Begin<'a> {
     /// With a kernel.
     Boot { kernel: RawFd, initrd: Option<RawFd>, command_line: &'a str },
-    /// With a saved state, which is given later. Its memory is there and nobody changes it.
+    /// With a saved state, which is given later; its memory is there.
     Load,
 }
 
@@ -40,6 +40,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) smt: bool,
     pub(crate) memory_mib: u64,
     pub(crate) memory: RawFd,
+    /// Whether others have the same memory, so that it must stay as it is.
+    pub(crate) template: bool,
     pub(crate) begin: Begin<'a>,
     pub(crate) disks: Vec<DiskArgs>,
     pub(crate) nics: Vec<NicArgs<'a>>,
@@ -124,9 +126,8 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     let mib = machine.memory_mib;
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    // The memory is a file of ours from the first instruction on, so that a VM that runs can be saved. After a load
-    // others have the same file.
-    let share = if matches!(machine.begin, Begin::Load) { "off" } else { "on" };
+    // The memory is a file of ours from the first instruction on, so that a VM that runs can be saved.
+    let share = if machine.template { "off" } else { "on" };
     let path = format!("/proc/self/fd/{}", machine.memory);
     add(&["-object", &format!("memory-backend-file,id=ram,size={mib}M,mem-path={path},share={share}")]);
     add(&["-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram"]);

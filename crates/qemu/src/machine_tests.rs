@@ -9,6 +9,7 @@ fn machine<'a>(command_line: &'a str, mac: &'a MacAddr) -> Machine<'a> {
         smt: false,
         memory_mib: 256,
         memory: 9,
+        template: false,
         begin: Begin::Boot { kernel: 10, initrd: Some(11), command_line },
         disks: vec![
             DiskArgs { fd: 12, backing: Backing::File, read_only: true, cache: CacheType::Writeback },
@@ -102,7 +103,7 @@ fn the_command_line_gets_what_the_machine_needs() {
 fn a_load_has_the_same_machine_and_no_kernel() {
     let mac = MacAddr::new("02:fc:00:00:00:01").expect("a MAC");
     let boot = arguments(&machine("quiet", &mac));
-    let load = arguments(&Machine { begin: Begin::Load, ..machine("quiet", &mac) });
+    let load = arguments(&Machine { begin: Begin::Load, template: true, ..machine("quiet", &mac) });
     assert_eq!(values(&boot, "-object"), ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=on"]);
     assert_eq!(values(&load, "-object"), ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=off"]);
     assert_eq!(values(&load, "-incoming"), ["defer"]);

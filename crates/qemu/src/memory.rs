@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 
-/// The name under which `/proc` shows it.
-pub(crate) const NAME: &str = "banger-ram";
+/// The name under which `/proc` shows it, to a person.
+const NAME: &str = "banger-ram";
 const PAGE: usize = 4096;
 const PIECE: usize = 1 << 20;
 const ZEROS: [u8; PAGE] = [0; PAGE];
@@ -22,34 +22,93 @@ pub(crate) struct Sum(u64);
 ///
 /// # Errors
 /// What the kernel says.
-pub(crate) fn create(len: u64) -> io::Result<OwnedFd> {
+fn create(len: u64) -> io::Result<File> {
     let fd = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, len)?;
     rustix::fs::fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK)?;
-    Ok(fd)
+    Ok(fd.into())
 }
 
-/// A file's memory, for good: nobody can change it any more, so many may map it. A file that is such already is taken
-/// as it is, and without its sum.
-///
-/// # Errors
-/// What reading says, or the kernel.
-pub(crate) fn take_in(file: &File, len: u64) -> io::Result<(OwnedFd, Option<Sum>)> {
-    let fixed = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW;
-    if rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(fixed)) {
-        return Ok((file.try_clone()?.into(), None));
+/// The guest's memory, and whose it is.
+#[derive(Debug)]
+pub(crate) enum Memory {
+    /// A file of its own.
+    Own(File),
+    /// A file that nobody can change any more, so that many may map it. What the guest writes is in QEMU's memory alone.
+    Template(File),
+}
+
+impl Memory {
+    /// Empty memory of `len` bytes.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn new(len: u64) -> io::Result<Self> {
+        create(len).map(Self::Own)
     }
-    let memory = File::from(create(len)?);
-    let sum = copy(file, &memory, len)?;
-    rustix::fs::fcntl_add_seals(&memory, fixed | SealFlags::SEAL)?;
-    Ok((memory.into(), Some(sum)))
+
+    /// A copy of what a file holds, and its sum; or the file itself, where it is one that can't be changed any more: a
+    /// memory file sealed against writing, growing and shrinking.
+    ///
+    /// # Errors
+    /// What reading says, or the kernel.
+    pub(crate) fn of_file(file: &File, len: u64) -> io::Result<(Self, Option<Sum>)> {
+        let fixed = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW;
+        if rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(fixed)) {
+            return Ok((Self::Template(file.try_clone()?), None));
+        }
+        let memory = create(len)?;
+        let sum = copy(file, &memory, len)?;
+        Ok((Self::Own(memory), Some(sum)))
+    }
+
+    /// The same, for a guest whose saved state has pages of its own: QEMU reads them only where the memory is not shared.
+    ///
+    /// # Errors
+    /// What sealing says.
+    pub(crate) fn into_template(self) -> io::Result<Self> {
+        match self {
+            Self::Own(file) => {
+                rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE)?;
+                Ok(Self::Template(file))
+            }
+            template @ Self::Template(_) => Ok(template),
+        }
+    }
+
+    /// Whether QEMU's stream has the pages that the guest wrote.
+    pub(crate) fn is_template(&self) -> bool {
+        matches!(self, Self::Template(_))
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        match self {
+            Self::Own(file) | Self::Template(file) => file,
+        }
+    }
+
+    /// Writes it out, with what `process`, QEMU's, has of it for itself.
+    ///
+    /// # Errors
+    /// What reading and writing say.
+    pub(crate) fn write(&self, to: &File, len: u64, process: i32) -> io::Result<Sum> {
+        match self {
+            Self::Own(file) => copy(file, to, len),
+            Self::Template(file) => {
+                let whole = create(len)?;
+                copy(file, &whole, len)?;
+                copy_private(process, file, &whole, len)?;
+                copy(&whole, to, len)
+            }
+        }
+    }
 }
 
 /// Copies `len` bytes, but for pages of zeros: `to` has to be empty. Only what `from` holds is read.
 ///
 /// # Errors
 /// What reading and writing say.
-pub(crate) fn copy(from: &File, to: &File, len: u64) -> io::Result<Sum> {
+fn copy(from: &File, to: &File, len: u64) -> io::Result<Sum> {
     rustix::fs::ftruncate(to, len)?;
     let mut sum = Sum::default();
     let mut piece = vec![0; PIECE];
@@ -71,17 +130,19 @@ pub(crate) fn copy(from: &File, to: &File, len: u64) -> io::Result<Sum> {
     Ok(sum)
 }
 
-/// Copies the pages that `process` has written to its own over what is in `memory`, which it maps privately.
+/// Copies the pages that `process` has for itself, since it maps `memory_of` privately and has written to them, over
+/// what is in `memory`.
 ///
 /// # Errors
 /// The process is gone or shows no such map, or what reading and writing say.
-pub(crate) fn copy_private(process: i32, memory: &File, len: u64) -> io::Result<()> {
+fn copy_private(process: i32, memory_of: &File, memory: &File, len: u64) -> io::Result<()> {
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps"))?;
     let pages = File::open(format!("/proc/{process}/pagemap"))?;
     let space = File::open(format!("/proc/{process}/mem"))?;
     let mut piece = [0; PAGE];
     let mut found = 0;
-    for map in maps.lines().filter_map(Map::parse) {
+    let seen = memory_of.metadata()?;
+    for map in maps.lines().filter_map(|line| Map::parse(line, seen.dev(), seen.ino())) {
         found += map.end - map.begin;
         let count = usize::try_from((map.end - map.begin) / PAGE as u64).map_err(io::Error::other)?;
         let mut entries = vec![0; count * 8];
@@ -107,11 +168,12 @@ struct Map {
 }
 
 impl Map {
-    /// Reads a line of `/proc/PID/maps`, if it is one.
-    fn parse(line: &str) -> Option<Self> {
-        let mut words = line.split_ascii_whitespace();
-        let (range, rights, offset) = (words.next()?, words.next()?, words.next()?);
-        if !rights.ends_with('p') || words.nth(2)? != format!("/memfd:{NAME}") {
+    /// Reads a line of `/proc/PID/maps`, if it is a private map of the file with this device and inode.
+    fn parse(line: &str, device: u64, inode: u64) -> Option<Self> {
+        let words: Vec<&str> = line.split_ascii_whitespace().take(5).collect();
+        let [range, rights, offset, its_device, its_inode] = words[..] else { return None };
+        let device = format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device));
+        if !rights.ends_with('p') || its_device != device || its_inode.parse() != Ok(inode) {
             return None;
         }
         let hex = |text| u64::from_str_radix(text, 16).ok();
@@ -180,7 +242,6 @@ impl Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt as _;
 
     fn temporary(len: u64) -> File {
         let file = tempfile::tempfile().expect("a file");
@@ -211,28 +272,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_in_stays_as_it_is_and_is_not_copied_again() {
+    fn a_file_is_copied_unless_nobody_can_change_it() {
         let file = temporary(1 << 20);
         file.write_all_at(b"memory", 4096).expect("written");
-        let (memory, sum) = take_in(&file, 1 << 20).expect("taken in");
-        let memory = File::from(memory);
-        assert!(sum.is_some());
-        assert!(memory.write_all_at(b"x", 0).is_err());
-        assert!(memory.set_len(0).is_err());
-        let (again, sum) = take_in(&memory, 1 << 20).expect("taken in");
-        assert_eq!(
-            (File::from(again).metadata().expect("metadata").ino(), sum),
-            (memory.metadata().expect("it").ino(), None)
-        );
+        let (own, sum) = Memory::of_file(&file, 1 << 20).expect("taken in");
+        assert!(sum.is_some() && matches!(own, Memory::Own(_)));
+        own.file().write_all_at(b"x", 0).expect("the guest's");
+        own.file().set_len(0).expect_err("as long as it is");
+        rustix::fs::fcntl_add_seals(own.file(), SealFlags::WRITE).expect("sealed");
+        let (template, sum) = Memory::of_file(own.file(), 1 << 20).expect("taken in");
+        let inode = |memory: &Memory| memory.file().metadata().expect("metadata").ino();
+        assert!(matches!(template, Memory::Template(_)));
+        assert_eq!((inode(&template), sum), (inode(&own), None));
     }
 
     #[test]
-    fn a_map_is_known_by_its_name_and_that_it_is_private() {
+    fn a_map_is_known_by_its_file_and_that_it_is_private() {
         let line = "7f0-7f8 rw-p 00001000 00:01 1035      /memfd:banger-ram (deleted)";
-        let map = Map::parse(line).expect("one");
+        let parse = |line: &str| Map::parse(line, rustix::fs::makedev(0, 1), 1035);
+        let map = parse(line).expect("one");
         assert_eq!((map.begin, map.end, map.offset), (0x7f0, 0x7f8, 0x1000));
-        for other in [line.replace("rw-p", "rw-s"), line.replace("-ram", "-rom"), "7f0-7f8 rw-p 0 0:0 0".to_owned()] {
-            assert!(Map::parse(&other).is_none(), "{other}");
+        let other = [("rw-p", "rw-s"), (" 1035 ", " 1036 "), ("00:01", "00:02"), ("7f0-7f8", "7f0"), (" 00:01", "")];
+        for (from, to) in other {
+            assert!(parse(&line.replace(from, to)).is_none(), "{to}");
         }
     }
 }

@@ -12,9 +12,8 @@ use wire::firecracker::{SnapshotCreate, SnapshotType, VmConfig, VmState};
 use crate::boot::run;
 use crate::draft::Draft;
 use crate::fault::Fault;
-use crate::guest::{Guest, Memory, Saved};
+use crate::guest::{Guest, Saved};
 use crate::host::Host;
-use crate::memory;
 use crate::qmp::Qmp;
 use crate::snapshot::{Header, stream_file};
 use crate::vmm::{Vmm, store_micros};
@@ -74,19 +73,11 @@ impl Guest {
         let Saved::As(stream) = &self.saved else { return Err("there is no state".to_owned()) };
         let text = |error: std::io::Error| error.to_string();
         let len = self.memory_mib() << 20;
-        let sum = match &self.memory {
-            Memory::Own(file) => memory::copy(file, memory, len),
-            Memory::Template(file) => {
-                // What the guest has read only is the template's; what it wrote lies in QEMU alone.
-                let whole = File::from(memory::create(len).map_err(text)?);
-                memory::copy(file, &whole, len)
-                    .and_then(|_| memory::copy_private(self.process, &whole, len))
-                    .and_then(|()| memory::copy(&whole, memory, len))
-            }
-        };
+        let sum = self.memory.write(memory, len, self.process).map_err(text)?;
         let host = Host::here(&version, &self.program, self.accelerator).map_err(text)?;
         let config = VmConfig { boot_source: None, logger: None, metrics: None, ..self.config.clone() };
-        let header = Header::new(host, config, self.macs.clone(), sum.map_err(text)?, stream).map_err(text)?;
+        let header =
+            Header::new(host, config, self.macs.clone(), (sum, self.memory.is_template()), stream).map_err(text)?;
         header.write(state, stream).map_err(text)
     }
 }

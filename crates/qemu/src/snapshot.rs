@@ -28,6 +28,8 @@ pub(crate) struct Header {
     pub(crate) macs: Vec<MacAddr>,
     /// Of the memory's file.
     pub(crate) memory: Sum,
+    /// Whether QEMU's stream has pages of the memory too, as that of a VM has whose memory is a template.
+    pub(crate) pages: bool,
     /// Of QEMU's stream.
     stream: Sum,
     stream_len: u64,
@@ -42,7 +44,7 @@ impl Header {
         host: Host,
         config: VmConfig,
         macs: Vec<MacAddr>,
-        memory: Sum,
+        (memory, pages): (Sum, bool),
         stream: &File,
     ) -> io::Result<Self> {
         let stream_len = crate::memory::length(stream)?;
@@ -51,7 +53,7 @@ impl Header {
             sum.add(at, piece);
             Ok(())
         })?;
-        Ok(Self { host, config, macs, memory, stream: sum, stream_len })
+        Ok(Self { host, config, macs, memory, pages, stream: sum, stream_len })
     }
 
     /// Writes the whole file.
@@ -140,7 +142,7 @@ mod tests {
         let mut source = stream_file().expect("a file");
         source.write_all(stream).expect("written");
         let config = crate::config::Resources::default().describe();
-        let header = Header::new(host, config, Vec::new(), Sum::default(), &source).expect("a header");
+        let header = Header::new(host, config, Vec::new(), (Sum::default(), false), &source).expect("a header");
         let mut file = tempfile::tempfile().expect("a file");
         header.write(&file, &source).expect("written");
         let mut bytes = Vec::new();

@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -135,11 +136,11 @@ fn snapshot(dir: &Path) -> serde_json::Value {
     serde_json::json!({"snapshot_path": dir.join("state"), "mem_file_path": dir.join("memory")})
 }
 
-fn load(net: &Net, tap: &str, saved: &Path) -> Vmm {
+fn load(net: &Net, tap: &str, saved: &Path, memory: &str) -> Vmm {
     let vmm = net.vmm();
     let body = serde_json::json!({
         "snapshot_path": saved.join("state"),
-        "mem_backend": {"backend_type": "File", "backend_path": saved.join("memory")},
+        "mem_backend": {"backend_type": "File", "backend_path": memory},
         "network_overrides": [{"iface_id": "eth0", "host_dev_name": tap}],
         "vsock_override": {"uds_path": vmm.dir.path().join("v")},
         "resume_vm": true,
@@ -150,6 +151,16 @@ fn load(net: &Net, tap: &str, saved: &Path) -> Vmm {
     assert_eq!(sh(&vmm.dir.path().join("v"), "echo back"), "back\n");
     println!("loaded after {loaded:?}, answered after {:?}", begin.elapsed());
     vmm
+}
+
+/// A copy of a file in memory that nobody can change.
+fn sealed(file: &Path) -> OwnedFd {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let copy = memfd_create("template", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("a memory file");
+    let mut copy = std::fs::File::from(copy);
+    std::io::copy(&mut std::fs::File::open(file).expect("open"), &mut copy).expect("copied");
+    fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW).expect("sealed");
+    copy.into()
 }
 
 #[test]
@@ -168,9 +179,13 @@ fn a_guest_is_saved_and_two_go_on_from_it_with_network_and_vsock() {
     let begin = Instant::now();
     first.done("PUT", "/snapshot/create", &snapshot(saved.path()).to_string());
     println!("saved in {:?}", begin.elapsed());
+    // One from the file; one from a copy that nobody can change, as one who starts many holds it.
+    let file = saved.path().join("memory");
+    let template = sealed(&file);
+    let shared = format!("/proc/{}/fd/{}", std::process::id(), template.as_raw_fd());
     let loaded = std::thread::scope(|threads| {
-        let second = threads.spawn(|| load(&second_net, "two", saved.path()));
-        let third = threads.spawn(|| load(&third_net, "three", saved.path()));
+        let second = threads.spawn(|| load(&second_net, "two", saved.path(), &shared));
+        let third = threads.spawn(|| load(&third_net, "three", saved.path(), file.to_str().expect("text")));
         (second.join().expect("loaded"), third.join().expect("loaded"))
     });
     let all = [(&first_net, &first), (&second_net, &loaded.0), (&third_net, &loaded.1)];
@@ -185,7 +200,7 @@ fn a_guest_is_saved_and_two_go_on_from_it_with_network_and_vsock() {
     loaded.0.done("PATCH", "/vm", r#"{"state":"Paused"}"#);
     loaded.0.done("PUT", "/snapshot/create", &snapshot(again.path()).to_string());
     drop(loaded);
-    let fourth = load(&third_net, "three", again.path());
+    let fourth = load(&third_net, "three", again.path(), again.path().join("memory").to_str().expect("text"));
     assert_eq!(sh(&fourth.dir.path().join("v"), "cat /dev/shm/kept"), "1\n");
     third_net.ping();
 }
