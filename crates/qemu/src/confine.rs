@@ -33,7 +33,12 @@ pub(crate) fn rules(program: &Path, accelerator: Accelerator, told: &[&OwnedFd])
     if let Some(beside) = program.parent().filter(|dir| *dir != Path::new("/usr/bin")) {
         rules.allow(name(beside)?, Access::Read)?;
     }
-    for (paths, access) in [(&PROGRAMS[..], Access::Execute), (&DATA[..], Access::Read)] {
+    // QEMU tries on /dev/null how files are locked.
+    let devices: &[&str] = match accelerator {
+        Accelerator::Kvm => &["/dev/null", "/dev/kvm"],
+        Accelerator::Tcg { .. } => &["/dev/null"],
+    };
+    for (paths, access) in [(&PROGRAMS[..], Access::Execute), (&DATA, Access::Read), (devices, Access::Device)] {
         for path in paths {
             match name(Path::new(path)) {
                 Ok(file) => rules.allow(file, access)?,
@@ -42,11 +47,6 @@ pub(crate) fn rules(program: &Path, accelerator: Accelerator, told: &[&OwnedFd])
                 Err(error) => return Err(error),
             }
         }
-    }
-    // It tries on it how files are locked.
-    rules.allow(name(Path::new("/dev/null"))?, Access::Device)?;
-    if accelerator == Accelerator::Kvm {
-        rules.allow(name(Path::new("/dev/kvm"))?, Access::Device)?;
     }
     told.iter().try_for_each(|file| rules.allow(file, Access::Read))?;
     Ok(rules)
@@ -88,7 +88,7 @@ mod tests {
         );
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &script]).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let child = sys::child::spawn_bound(&mut command, &[file.as_fd()], Some(&rules)).expect("started");
+        let child = sys::child::spawn_confined(&mut command, &[file.as_fd()], Some(&rules)).expect("started");
         let output = child.wait_with_output().expect("ended");
         assert_eq!(String::from_utf8_lossy(&output.stdout), "told\n");
         assert!(output.status.success());

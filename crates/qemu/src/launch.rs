@@ -109,7 +109,7 @@ impl Order {
         let Self { mut command, keep, rules, reply } = self;
         let borrowed: Vec<_> = keep.iter().map(OwnedFd::as_fd).collect();
         let started =
-            sys::child::spawn_bound(&mut command, &borrowed, rules.as_ref()).and_then(|child| watch(child, main));
+            sys::child::spawn_confined(&mut command, &borrowed, rules.as_ref()).and_then(|child| watch(child, main));
         let pidfd = started.as_ref().ok().and_then(|qemu| qemu.pidfd.try_clone().ok());
         // Nobody waits any more only if the process is ending.
         let _ = reply.send(started);

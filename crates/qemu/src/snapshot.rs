@@ -11,6 +11,8 @@ use wire::firecracker::{MacAddr, VmConfig};
 use crate::host::Host;
 use crate::memory::Sum;
 
+/// The format's version, which is the number in the first bytes.
+pub(crate) const VERSION: &str = "1.0.0";
 /// The first bytes; the number changes with the format.
 const MAGIC: &[u8] = b"banger-qemu snapshot 1\n";
 /// The longest header.
@@ -72,16 +74,7 @@ impl Header {
     /// # Errors
     /// Says what is wrong with it.
     pub(crate) fn read(mut file: &File) -> Result<(Self, File), String> {
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
-            _ => error.to_string(),
-        };
-        let mut begin = [0; MAGIC.len()];
-        match file.read_exact(&mut begin) {
-            Ok(()) if begin == *MAGIC => {}
-            Ok(()) => return Err("it is no snapshot of banger-qemu's, or one of another version".to_owned()),
-            Err(error) => return Err(failed(error)),
-        }
+        read_magic(file)?;
         let mut length = [0; 4];
         file.read_exact(&mut length).map_err(failed)?;
         let length = u32::from_le_bytes(length);
@@ -107,6 +100,31 @@ impl Header {
             return Err("its bytes are not those that were written".to_owned());
         }
         Ok((header, stream))
+    }
+}
+
+/// The version of a state file.
+///
+/// # Errors
+/// Says why it is none.
+pub(crate) fn version_of(path: &std::path::Path) -> Result<&'static str, String> {
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    read_magic(&file).map(|()| VERSION)
+}
+
+fn read_magic(mut file: &File) -> Result<(), String> {
+    let mut begin = [0; MAGIC.len()];
+    file.read_exact(&mut begin).map_err(failed)?;
+    if begin != *MAGIC {
+        return Err("it is no snapshot of banger-qemu's, or one of another version".to_owned());
+    }
+    Ok(())
+}
+
+fn failed(error: io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
+        _ => error.to_string(),
     }
 }
 

@@ -11,12 +11,19 @@ use crate::landlock::{self, Ruleset};
 /// Starts `command` so that
 /// - it is killed when the calling *thread* ends, or was killed already when that ended during the start,
 /// - it holds 0, 1, 2 and `keep`, under their numbers here, and no other descriptor,
-/// - it can't gain rights by an exec, and no signal is blocked or ignored in it (but what was ignored from outside),
-/// - it opens only what `rules` allow, where there are some; its program is among what has to be allowed.
+/// - it can't gain rights by an exec, and no signal is blocked or ignored in it (but what was ignored from outside).
 ///
 /// # Errors
 /// What the start says, the child's steps before its exec included.
-pub fn spawn_bound(command: &mut Command, keep: &[BorrowedFd<'_>], rules: Option<&Ruleset>) -> io::Result<Child> {
+pub fn spawn_bound(command: &mut Command, keep: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    spawn_confined(command, keep, None)
+}
+
+/// The same; and it opens only what `rules` allow, where there are some. Its program is among what has to be allowed.
+///
+/// # Errors
+/// As [`spawn_bound`].
+pub fn spawn_confined(command: &mut Command, keep: &[BorrowedFd<'_>], rules: Option<&Ruleset>) -> io::Result<Child> {
     let keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     let rules = rules.map(|rules| rules.fd().as_raw_fd());
     let parent = rustix::process::getpid();
@@ -64,7 +71,7 @@ fn unblock_signals() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::spawn_bound;
+    use super::{spawn_bound, spawn_confined};
     use crate::landlock::{Access, Ruleset};
     use std::os::fd::{AsFd, AsRawFd};
     use std::process::{Command, Stdio};
@@ -75,7 +82,7 @@ mod tests {
         let not_given = std::fs::File::open("/dev/null").expect("open");
         let mut command = Command::new("/bin/ls");
         command.arg("/proc/self/fd").env_clear().stdout(Stdio::piped());
-        let child = spawn_bound(&mut command, &[given.as_fd()], None).expect("started");
+        let child = spawn_bound(&mut command, &[given.as_fd()]).expect("started");
         let output = child.wait_with_output().expect("ended");
         let seen = String::from_utf8(output.stdout).expect("text");
         let seen: Vec<i32> = seen.lines().map(|line| line.parse().expect("a number")).collect();
@@ -86,8 +93,7 @@ mod tests {
 
     #[test]
     fn the_child_dies_with_the_thread_that_made_it() {
-        let made =
-            std::thread::spawn(|| spawn_bound(Command::new("/bin/sleep").arg("60"), &[], None).expect("started"));
+        let made = std::thread::spawn(|| spawn_bound(Command::new("/bin/sleep").arg("60"), &[]).expect("started"));
         let mut child = made.join().expect("the thread");
         let status = child.wait().expect("ended");
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
@@ -117,7 +123,8 @@ mod tests {
         rules.allow(&reader, Access::Read).expect("a pipe needs none");
         let mut command = Command::new("/bin/cat");
         command.args([&open, &shut]).stdout(Stdio::piped()).stderr(Stdio::null());
-        let output = spawn_bound(&mut command, &[], Some(&rules)).expect("started").wait_with_output().expect("ended");
+        let output =
+            spawn_confined(&mut command, &[], Some(&rules)).expect("started").wait_with_output().expect("ended");
         assert_eq!((output.stdout.as_slice(), output.status.success()), (&b"seen"[..], false));
     }
 
@@ -125,7 +132,7 @@ mod tests {
     fn no_new_rights() {
         let mut command = Command::new("/bin/grep");
         command.args(["-E", "^(NoNewPrivs:\t1|SigBlk:\t0+)$", "-c", "/proc/self/status"]).stdout(Stdio::piped());
-        let output = spawn_bound(&mut command, &[], None).expect("started").wait_with_output().expect("ended");
+        let output = spawn_bound(&mut command, &[]).expect("started").wait_with_output().expect("ended");
         assert_eq!(output.stdout, b"2\n");
     }
 }
