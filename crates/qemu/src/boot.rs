@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wire::firecracker::{MacAddr, PartUuid, VmState};
+use wire::firecracker::{HostPath, MacAddr, PartUuid, VmState};
 
 use crate::config::{Disk, Resources};
 use crate::confine;
@@ -17,7 +17,7 @@ use crate::fault::Fault;
 use crate::guest::{Guest, Saved};
 use crate::launch::{self, Qemu};
 use crate::machine::{self, Accelerator, Begin, DiskArgs, Machine, NicArgs};
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::qmp::{Qmp, QmpError};
 use crate::snapshot::Header;
 use crate::throttle;
@@ -61,11 +61,11 @@ impl Vmm {
     }
 
     /// Starts QEMU and brings its guest to where it runs or is paused. Nothing is left of one that fails.
-    pub(crate) fn launch(&self, parts: &mut Resources, plan: Plan) -> Result<Guest, String> {
+    pub(crate) fn launch(&self, parts: &mut Resources, mut plan: Plan) -> Result<Guest, String> {
         let program = launch::program()?;
         let ends = Ends::new(parts).map_err(|error| error.to_string())?;
         let order = assemble(parts, &plan, &ends)?;
-        let rules = self.rules(&program, plan.accelerator, parts)?;
+        let rules = self.rules(&program, &plan, parts)?;
         let (ours, theirs) = ends.split();
         let qemu = launch::order(&self.main, &program, &order.arguments, order.keep, rules)
             .map_err(|error| format!("{}: {error}", program.display()))?;
@@ -74,6 +74,7 @@ impl Vmm {
             Ok(qmp) => qmp,
             Err(error) => return Err(format!("{error}: {}", qemu.end())),
         };
+        plan.memory.unname();
         Ok(Guest {
             qmp,
             process: qemu.pid,
@@ -90,16 +91,12 @@ impl Vmm {
     }
 
     /// The rules under which QEMU opens files; none where the kernel has none, which the log says.
-    fn rules(
-        &self,
-        program: &Path,
-        accelerator: Accelerator,
-        parts: &Resources,
-    ) -> Result<Option<sys::landlock::Ruleset>, String> {
+    fn rules(&self, program: &Path, plan: &Plan, parts: &Resources) -> Result<Option<sys::landlock::Ruleset>, String> {
         let kernel = parts.boot.as_ref().map(|boot| &boot.kernel);
         let initrd = parts.boot.as_ref().and_then(|boot| boot.initrd.as_ref());
         let told: Vec<&OwnedFd> = kernel.into_iter().chain(initrd).collect();
-        match confine::rules(program, accelerator, &told) {
+        let named = plan.memory.name().map(|_| plan.memory.file());
+        match confine::rules(program, plan.accelerator, &told, named) {
             Ok(rules) => Ok(Some(rules)),
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
                 self.log.warn(&format!("This kernel has no Landlock ({error}): QEMU can open what its user can."));
@@ -227,12 +224,25 @@ impl Given {
         self.take(fd.try_clone())
     }
 
+    /// A path by which QEMU opens a file that is open here: of the descriptor, or its own where that can't be.
+    fn told(&mut self, fd: &OwnedFd, path: &HostPath) -> Result<String, String> {
+        if memory::names_descriptors() {
+            return self.copy(fd).map(path_of);
+        }
+        let path = std::path::absolute(path.as_str()).map_err(|error| error.to_string())?;
+        Ok(path.display().to_string())
+    }
+
     fn take(&mut self, copy: std::io::Result<OwnedFd>) -> Result<RawFd, String> {
         let copy = copy.map_err(|error| error.to_string())?;
         let number = copy.as_raw_fd();
         self.0.push(copy);
         Ok(number)
     }
+}
+
+fn path_of(fd: RawFd) -> String {
+    format!("/proc/self/fd/{fd}")
 }
 
 fn assemble(parts: &Resources, plan: &Plan, ends: &Ends) -> Result<Assembled, String> {
@@ -253,10 +263,10 @@ fn assemble(parts: &Resources, plan: &Plan, ends: &Ends) -> Result<Assembled, St
         (None, Some(boot)) => {
             line = machine::command_line(boot.config.boot_args.as_ref(), root, plan.accelerator)
                 .map_err(|fault| fault.to_string())?;
-            let kernel = given.copy(&boot.kernel)?;
+            let initrd = boot.initrd.as_ref().zip(boot.config.initrd_path.as_ref());
             Begin::Boot {
-                kernel,
-                initrd: boot.initrd.as_ref().map(|file| given.copy(file)).transpose()?,
+                kernel: given.told(&boot.kernel, &boot.config.kernel_image_path)?,
+                initrd: initrd.map(|(file, path)| given.told(file, path)).transpose()?,
                 command_line: &line,
             }
         }
@@ -267,7 +277,10 @@ fn assemble(parts: &Resources, plan: &Plan, ends: &Ends) -> Result<Assembled, St
         vcpus: parts.machine.vcpu_count,
         smt: parts.machine.smt,
         memory_mib: parts.machine.mem_size_mib,
-        memory: given.take(plan.memory.file().as_fd().try_clone_to_owned())?,
+        memory: match plan.memory.name() {
+            Some(name) => name.display().to_string(),
+            None => path_of(given.take(plan.memory.file().as_fd().try_clone_to_owned())?),
+        },
         template: plan.memory.is_template(),
         begin,
         disks,

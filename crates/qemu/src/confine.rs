@@ -23,11 +23,16 @@ const DATA: [&str; 5] = [
     "/sys/kernel/mm/transparent_hugepage",
 ];
 
-/// The rules for `program` and the files of `told`.
+/// The rules for `program`, the files of `told`, and the memory's file where QEMU opens it by a name.
 ///
 /// # Errors
 /// `Unsupported` where the kernel has no Landlock; else what opening or the kernel says.
-pub(crate) fn rules(program: &Path, accelerator: Accelerator, told: &[&OwnedFd]) -> io::Result<Ruleset> {
+pub(crate) fn rules(
+    program: &Path,
+    accelerator: Accelerator,
+    told: &[&OwnedFd],
+    memory: Option<&File>,
+) -> io::Result<Ruleset> {
     let rules = Ruleset::new()?;
     rules.allow(name(program)?, Access::Execute)?;
     if let Some(beside) = program.parent().filter(|dir| *dir != Path::new("/usr/bin")) {
@@ -48,6 +53,7 @@ pub(crate) fn rules(program: &Path, accelerator: Accelerator, told: &[&OwnedFd])
             }
         }
     }
+    memory.map_or(Ok(()), |file| rules.allow(file, Access::Write))?;
     told.iter().try_for_each(|file| rules.allow(file, Access::Read))?;
     Ok(rules)
 }
@@ -72,7 +78,7 @@ mod tests {
         std::fs::write(&told, "told").expect("written");
         let file = OwnedFd::from(File::open(&told).expect("open"));
         let accelerator = Accelerator::Tcg { tsc_khz: None };
-        let rules = match rules(Path::new("/bin/sh"), accelerator, &[&file]) {
+        let rules = match rules(Path::new("/bin/sh"), accelerator, &[&file], None) {
             Ok(rules) => rules,
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 eprintln!("not run: this kernel has no Landlock ({error})");

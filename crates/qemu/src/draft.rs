@@ -34,7 +34,11 @@ impl Draft {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(CWD, parent, flags | OFlags::RDONLY, Mode::empty())?;
         let mode = Mode::from_raw_mode(0o600);
-        let nameless = rustix::fs::openat(&dir, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode);
+        // One without a name gets it by way of `/proc`.
+        let nameless = match crate::memory::names_descriptors() {
+            true => rustix::fs::openat(&dir, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode),
+            false => Err(rustix::io::Errno::OPNOTSUPP),
+        };
         let (file, lies_at) = match nameless {
             Ok(file) => (file, None),
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {

@@ -26,8 +26,8 @@ pub(crate) enum Accelerator {
 /// How the guest begins.
 #[derive(Debug)]
 pub(crate) enum Begin<'a> {
-    /// With a kernel.
-    Boot { kernel: RawFd, initrd: Option<RawFd>, command_line: &'a str },
+    /// With a kernel, whose path is an argument of its own.
+    Boot { kernel: String, initrd: Option<String>, command_line: &'a str },
     /// With a saved state, which is given later; its memory is there.
     Load,
 }
@@ -39,7 +39,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) vcpus: u8,
     pub(crate) smt: bool,
     pub(crate) memory_mib: u64,
-    pub(crate) memory: RawFd,
+    /// A path of ours, without anything of a client's.
+    pub(crate) memory: String,
     /// Whether others have the same memory, so that it must stay as it is.
     pub(crate) template: bool,
     pub(crate) begin: Begin<'a>,
@@ -128,7 +129,7 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     // The memory is a file of ours from the first instruction on, so that a VM that runs can be saved.
     let share = if machine.template { "off" } else { "on" };
-    let path = format!("/proc/self/fd/{}", machine.memory);
+    let path = &machine.memory;
     add(&["-object", &format!("memory-backend-file,id=ram,size={mib}M,mem-path={path},share={share}")]);
     add(&["-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram"]);
     match machine.accelerator {
@@ -139,11 +140,11 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     let threads = if machine.smt && vcpus > 1 { 2 } else { 1 };
     add(&["-smp", &format!("{vcpus},sockets=1,cores={},threads={threads}", vcpus / threads)]);
     add(&["-m", &format!("{mib}M")]);
-    match machine.begin {
+    match &machine.begin {
         Begin::Boot { kernel, initrd, command_line } => {
-            add(&["-kernel", &format!("/proc/self/fd/{kernel}")]);
+            add(&["-kernel", kernel]);
             if let Some(initrd) = initrd {
-                add(&["-initrd", &format!("/proc/self/fd/{initrd}")]);
+                add(&["-initrd", initrd]);
             }
             add(&["-append", command_line]);
         }

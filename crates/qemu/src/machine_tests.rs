@@ -8,9 +8,9 @@ fn machine<'a>(command_line: &'a str, mac: &'a MacAddr) -> Machine<'a> {
         vcpus: 2,
         smt: false,
         memory_mib: 256,
-        memory: 9,
+        memory: "/proc/self/fd/9".to_owned(),
         template: false,
-        begin: Begin::Boot { kernel: 10, initrd: Some(11), command_line },
+        begin: Begin::Boot { kernel: "/proc/self/fd/10".to_owned(), initrd: None, command_line },
         disks: vec![
             DiskArgs { fd: 12, backing: Backing::File, read_only: true, cache: CacheType::Writeback },
             DiskArgs { fd: 13, backing: Backing::BlockDevice, read_only: false, cache: CacheType::Unsafe },

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 
@@ -18,24 +19,60 @@ const ZEROS: [u8; PAGE] = [0; PAGE];
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Sum(u64);
 
-/// Empty memory of `len` bytes that stays as long as it is.
-///
-/// # Errors
-/// What the kernel says.
-fn create(len: u64) -> io::Result<File> {
-    let fd = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    rustix::fs::ftruncate(&fd, len)?;
-    rustix::fs::fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK)?;
-    Ok(fd.into())
+/// Where the memory's file gets a name for a moment, where there is no `/proc` to name a descriptor by.
+const PLACE: &str = "/tmp";
+
+/// Whether a descriptor can be named by a path here. In a jail without `/proc` it can't.
+pub(crate) fn names_descriptors() -> bool {
+    Path::new("/proc/self/fd").exists()
+}
+
+/// The memory's file, and the name that it has until QEMU has opened it, where it needs one.
+#[derive(Debug)]
+pub(crate) struct Held {
+    file: File,
+    name: Option<PathBuf>,
+}
+
+impl Held {
+    fn unname(&mut self) {
+        if let Some(name) = self.name.take() {
+            // It was made here under a name that nobody else has.
+            let _ = std::fs::remove_file(name);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.unname();
+    }
+}
+
+/// Empty memory of `len` bytes; where it is the kernel's, it stays as long as it is.
+fn create(len: u64) -> io::Result<Held> {
+    if names_descriptors() {
+        let fd = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&fd, len)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK)?;
+        return Ok(Held { file: fd.into(), name: None });
+    }
+    let mut bytes = [0; 8];
+    crate::boot::random(&mut bytes)?;
+    let name = Path::new(PLACE).join(format!("{NAME}-{:016x}", u64::from_le_bytes(bytes)));
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
+    let held = Held { file, name: Some(name) };
+    held.file.set_len(len)?;
+    Ok(held)
 }
 
 /// The guest's memory, and whose it is.
 #[derive(Debug)]
 pub(crate) enum Memory {
     /// A file of its own.
-    Own(File),
+    Own(Held),
     /// A file that nobody can change any more, so that many may map it. What the guest writes is in QEMU's memory alone.
-    Template(File),
+    Template(Held),
 }
 
 impl Memory {
@@ -54,11 +91,12 @@ impl Memory {
     /// What reading says, or the kernel.
     pub(crate) fn of_file(file: &File, len: u64) -> io::Result<(Self, Option<Sum>)> {
         let fixed = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW;
-        if rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(fixed)) {
-            return Ok((Self::Template(file.try_clone()?), None));
+        let is_fixed = rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(fixed));
+        if is_fixed && names_descriptors() {
+            return Ok((Self::Template(Held { file: file.try_clone()?, name: None }), None));
         }
         let memory = create(len)?;
-        let sum = copy(file, &memory, len)?;
+        let sum = copy(file, &memory.file, len)?;
         Ok((Self::Own(memory), Some(sum)))
     }
 
@@ -68,9 +106,12 @@ impl Memory {
     /// What sealing says.
     pub(crate) fn into_template(self) -> io::Result<Self> {
         match self {
-            Self::Own(file) => {
-                rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE)?;
-                Ok(Self::Template(file))
+            Self::Own(held) => {
+                // One with a name is nobody else's as soon as it has none.
+                if held.name.is_none() {
+                    rustix::fs::fcntl_add_seals(&held.file, SealFlags::WRITE)?;
+                }
+                Ok(Self::Template(held))
             }
             template @ Self::Template(_) => Ok(template),
         }
@@ -83,7 +124,21 @@ impl Memory {
 
     pub(crate) fn file(&self) -> &File {
         match self {
-            Self::Own(file) | Self::Template(file) => file,
+            Self::Own(held) | Self::Template(held) => &held.file,
+        }
+    }
+
+    /// Its name, where it has one.
+    pub(crate) fn name(&self) -> Option<&Path> {
+        match self {
+            Self::Own(held) | Self::Template(held) => held.name.as_deref(),
+        }
+    }
+
+    /// Takes its name away, once QEMU has opened it.
+    pub(crate) fn unname(&mut self) {
+        match self {
+            Self::Own(held) | Self::Template(held) => held.unname(),
         }
     }
 
@@ -93,12 +148,12 @@ impl Memory {
     /// What reading and writing say.
     pub(crate) fn write(&self, to: &File, len: u64, process: i32) -> io::Result<Sum> {
         match self {
-            Self::Own(file) => copy(file, to, len),
-            Self::Template(file) => {
+            Self::Own(held) => copy(&held.file, to, len),
+            Self::Template(held) => {
                 let whole = create(len)?;
-                copy(file, &whole, len)?;
-                copy_private(process, file, &whole, len)?;
-                copy(&whole, to, len)
+                copy(&held.file, &whole.file, len)?;
+                copy_private(process, &held.file, &whole.file, len)?;
+                copy(&whole.file, to, len)
             }
         }
     }

@@ -4,8 +4,9 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{PATIENCE, Vmm, tiny_kernel, wait_until_gone};
@@ -309,4 +310,42 @@ fn the_devices_and_their_limits_come_back() {
     assert!(over.exists());
     second.done("PATCH", "/balloon", r#"{"amount_mib":5}"#);
     assert_eq!(second.get("/balloon/statistics")["target_mib"], 5);
+}
+
+/// As in a jail: no descriptor can be named by a path there, and yet nothing keeps a name.
+#[test]
+fn without_proc_a_guest_boots_is_saved_and_loaded() {
+    let start = || {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c"]).arg("mount -t tmpfs none /proc && exec \"$0\" --api-sock \"$1\"");
+        command.arg(support::program().get_program()).arg(dir.path().join("api"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let vmm = Vmm { child: command.spawn().expect("started"), dir };
+        let end = Instant::now() + PATIENCE;
+        while UnixStream::connect(vmm.api()).is_err() {
+            assert!(Instant::now() < end, "no API socket");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        vmm
+    };
+    let mut first = start();
+    let kernel = tiny_kernel(first.dir.path(), "hello from the guest\n");
+    first.done("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":33}"#);
+    first.done("PUT", "/boot-source", &serde_json::json!({"kernel_image_path": kernel}).to_string());
+    first.done("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    first.wait_for_word("hello from the guest");
+    echo(&mut first, b'a');
+    let kept = Saved { dir: tempfile::tempdir().expect("a directory") };
+    first.done("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    first.done("PUT", "/snapshot/create", &kept.create());
+    let mut second = start();
+    second.done("PUT", "/snapshot/load", &kept.load(true));
+    echo(&mut second, b'b');
+    let names = std::fs::read_dir("/tmp").expect("read").flatten();
+    let left = names.filter(|entry| {
+        let is_ours = entry.file_name().to_string_lossy().starts_with("banger-ram-");
+        is_ours && entry.metadata().is_ok_and(|seen| seen.len() == 33 * MIB)
+    });
+    assert_eq!(left.count(), 0);
 }

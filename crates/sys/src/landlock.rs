@@ -39,6 +39,8 @@ pub enum Access {
     Read,
     /// To read and to execute it, and what is below it.
     Execute,
+    /// To read and to write it.
+    Write,
     /// To use a device: read, write, control.
     Device,
 }
@@ -84,6 +86,7 @@ impl Ruleset {
         let rights = match access {
             Access::Read => READ_FILE | READ_DIR,
             Access::Execute => READ_FILE | READ_DIR | EXECUTE,
+            Access::Write => READ_FILE | WRITE_FILE,
             Access::Device => READ_FILE | WRITE_FILE | IOCTL_DEV,
         };
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(what)?.st_mode);
