@@ -26,25 +26,36 @@ fn every_request_of_firecrackers_api_is_known() {
         (Method::Put, "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
         (Method::Patch, "/vm", r#"{"state":"Paused"}"#),
         (Method::Patch, "/vm", r#"{"state":"Resumed"}"#),
+        (Method::Get, "/balloon", ""),
+        (Method::Get, "/balloon/statistics", ""),
+        (Method::Put, "/balloon", r#"{"amount_mib":1,"deflate_on_oom":true}"#),
+        (Method::Patch, "/balloon", r#"{"amount_mib":1}"#),
+        (Method::Patch, "/balloon/statistics", r#"{"stats_polling_interval_s":1}"#),
+        (Method::Put, "/entropy", "{}"),
+        (Method::Put, "/serial", r#"{"serial_out_path":"/s"}"#),
+        (Method::Patch, "/drives/a", r#"{"drive_id":"a"}"#),
+        (Method::Patch, "/network-interfaces/a", r#"{"iface_id":"a"}"#),
+        (Method::Delete, "/drives/a", ""),
+        (Method::Put, "/snapshot/create", r#"{"snapshot_path":"/s","mem_file_path":"/m"}"#),
+        (Method::Put, "/snapshot/load", r#"{"snapshot_path":"/s","mem_file_path":"/m"}"#),
     ] {
         let action = parse(method, path, body.as_bytes());
         assert!(!matches!(action, Err(_) | Ok(Action::Foreign(_))), "{method:?} {path}: {action:?}");
     }
     for (method, path, body) in [
-        (Method::Get, "/balloon", ""),
-        (Method::Get, "/balloon/statistics", ""),
+        (Method::Get, "/balloon/hinting/status", ""),
+        (Method::Patch, "/balloon/hinting/start", ""),
         (Method::Patch, "/balloon/hinting/stop", ""),
-        (Method::Put, "/snapshot/create", "{}"),
-        (Method::Put, "/snapshot/load", "{}"),
         (Method::Get, "/mmds", ""),
+        (Method::Put, "/mmds", "{}"),
+        (Method::Patch, "/mmds", "{}"),
         (Method::Put, "/mmds/config", "{}"),
-        (Method::Put, "/entropy", "{}"),
-        (Method::Put, "/serial", "{}"),
         (Method::Put, "/cpu-config", "{}"),
         (Method::Put, "/pmem/a", "{}"),
+        (Method::Patch, "/pmem/a", "{}"),
+        (Method::Get, "/hotplug/memory", ""),
         (Method::Put, "/hotplug/memory", "{}"),
-        (Method::Patch, "/drives/a", "{}"),
-        (Method::Patch, "/network-interfaces/a", "{}"),
+        (Method::Patch, "/hotplug/memory", "{}"),
     ] {
         let action = parse(method, path, body.as_bytes());
         assert!(matches!(action, Ok(Action::Foreign(_))), "{method:?} {path}: {action:?}");
@@ -57,7 +68,9 @@ fn the_words_are_firecrackers() {
     assert_eq!(refused(Method::Delete, "/vm", ""), "Invalid request method and/or path: DELETE vm.");
     assert_eq!(refused(Method::Get, "/", "x"), "GET request cannot have a body.");
     assert_eq!(refused(Method::Put, "/vsock", ""), "Empty PUT request.");
-    assert_eq!(refused(Method::Patch, "/vm", ""), "Empty PATCH request.");
+    for path in ["/vm", "/balloon", "/balloon/statistics"] {
+        assert_eq!(refused(Method::Patch, path, ""), "Empty PATCH request.");
+    }
     assert_eq!(refused(Method::Put, "/drives", "{}"), "The ID cannot be empty.");
     let id = "API Resource IDs can only contain alphanumeric characters and underscores.";
     for path in ["/drives/a-b", "/drives/a,b", "/drives/%2e%2e", "/network-interfaces/é"] {
@@ -67,6 +80,12 @@ fn the_words_are_firecrackers() {
     assert_eq!(refused(Method::Put, "/drives/a", other), "The id from the path does not match the id from the body!");
     let unknown = refused(Method::Put, "/boot-source", r#"{"kernel_image_path":"/k","append":"x"}"#);
     assert!(unknown.starts_with("An error occurred when deserializing the json body of a request: unknown field"));
+}
+
+#[test]
+fn the_memory_of_a_load_is_told_once() {
+    let said = refused(Method::Put, "/snapshot/load", r#"{"snapshot_path":"/s"}"#);
+    assert!(said.contains("missing field: either `mem_backend` or `mem_file_path` is required"), "{said}");
 }
 
 #[test]

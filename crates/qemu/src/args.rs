@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 use wire::firecracker::{API_VERSION, HostPath, InstanceId, LogLevel};
 
+use crate::snapshot;
+
 /// Where the API listens unless told otherwise; Firecracker's place.
 const DEFAULT_API_SOCK: &str = "/run/firecracker.socket";
 /// The id of a VM that was given none.
@@ -60,8 +62,10 @@ Options, as Firecracker's:
   --http-api-max-payload-size BYTES   [51200]
   --no-seccomp, --boot-timer, --start-time-us N, --start-time-cpu-us N, --parent-cpu-time-us N, --mmds-size-limit N
                            accepted, without effect: QEMU keeps its own sandbox
+  --snapshot-version, --describe-snapshot FILE
+                           the version of a snapshot's state file: of this program's, of a file
   --version, --help
-Not supported: --seccomp-filter, --metadata, --enable-pci, --snapshot-version, --describe-snapshot.
+Not supported: --seccomp-filter, --metadata, --enable-pci.
 docs/banger-qemu.md lists what differs.
 ";
 
@@ -95,6 +99,12 @@ pub(crate) fn parse(words: impl IntoIterator<Item = std::ffi::OsString>) -> Resu
         }
         match name.as_str() {
             "version" => return Ok(Asked::Print(version())),
+            "snapshot-version" => return Ok(Asked::Print(format!("v{}\n", snapshot::VERSION))),
+            "describe-snapshot" => {
+                let path = value(&mut parser)?;
+                let version = snapshot::version_of(path.as_ref()).map_err(|error| format!("--{name}: {error}."))?;
+                return Ok(Asked::Print(format!("v{version}\n")));
+            }
             "help" => return Ok(Asked::Print(format!("{}{HELP}", version()))),
             "api-sock" => api_sock = Some(PathBuf::from(value(&mut parser)?)),
             "config-file" => args.config_file = Some(PathBuf::from(value(&mut parser)?)),
@@ -115,7 +125,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = std::ffi::OsString>) -> Resu
             "mmds-size-limit" | "start-time-us" | "start-time-cpu-us" | "parent-cpu-time-us" => {
                 number(&name, &value(&mut parser)?)?;
             }
-            "seccomp-filter" | "metadata" | "enable-pci" | "snapshot-version" | "describe-snapshot" => {
+            "seccomp-filter" | "metadata" | "enable-pci" => {
                 return Err(format!("--{name} is not supported by banger-qemu."));
             }
             _ => return Err(format!("Found argument '{name}' which wasn't expected; --help lists the options.")),
@@ -180,6 +190,8 @@ mod tests {
             (&["--seccomp-filter", "/f"], "not supported"),
             (&["--http-api-max-payload-size", "-1"], "not a number"),
             (&["--level", "loud"], "--level"),
+            (&["--describe-snapshot", "/etc/passwd"], "no snapshot"),
+            (&["--snapshot-version"], "v1.0.0"),
         ] {
             let error = run(words).expect_err("refused");
             assert!(error.contains(said), "{words:?}: {error}");

@@ -7,15 +7,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 
 use wire::firecracker::{
-    BootSource, CpuTemplate, Drive, HugePages, MAX_VCPUS, MachineConfig, MachineConfigUpdate, NetworkInterface,
-    RateLimiter, VmConfig, Vsock,
+    Balloon, BootSource, CpuTemplate, Drive, Entropy, HugePages, MAX_VCPUS, MachineConfig, MachineConfigUpdate,
+    NetworkInterface, RateLimiter, Serial, TokenBucket, VmConfig, Vsock,
 };
 
 use crate::fault::Fault;
+use crate::serial::Console;
 use crate::socket::OwnSocket;
 
 /// The most virtio devices: `microvm` has 24 places, one is the relay's port.
 const MAX_DEVICES: usize = 23;
+/// What a request for a balloon is that is larger than the guest.
+const TOO_MANY_PAGES: &str = "Balloon config error: Amount of pages requested is too large.";
 
 /// The gathered parts.
 #[derive(Debug, Default)]
@@ -26,6 +29,11 @@ pub(crate) struct Resources {
     pub(crate) disks: Vec<Disk>,
     pub(crate) nics: Vec<Nic>,
     pub(crate) vsock: Option<(Vsock, OwnSocket)>,
+    pub(crate) balloon: Option<Balloon>,
+    pub(crate) entropy: Option<Entropy>,
+    pub(crate) console: Option<Console>,
+    /// Whether anything was asked for that a load would have to throw away.
+    pub(crate) touched: bool,
     pub(crate) logger: Option<wire::firecracker::Logger>,
     pub(crate) metrics: Option<wire::firecracker::Metrics>,
 }
@@ -72,11 +80,14 @@ impl Resources {
         if !matches!(config.cpu_template, None | Some(CpuTemplate::None)) {
             return Err(Fault::not_supported("cpu_template"));
         }
-        if config.track_dirty_pages {
-            return Err(Fault::not_supported("track_dirty_pages"));
-        }
         if config.huge_pages != HugePages::None {
             return Err(Fault::not_supported("huge_pages"));
+        }
+        if self.balloon.is_some_and(|balloon| u64::from(balloon.amount_mib) > config.mem_size_mib) {
+            return Err(Fault::new(
+                "Machine config error: The memory size (MiB) is smaller than the previously set balloon device target \
+                 size.",
+            ));
         }
         self.machine = config;
         Ok(())
@@ -122,7 +133,6 @@ impl Resources {
         if config.socket.is_some() {
             return Err(Fault::not_supported("a drive's vhost-user socket"));
         }
-        refuse_limiter(config.rate_limiter.as_ref(), "a drive's rate_limiter")?;
         let Some(path) = &config.path_on_host else {
             return Err(Fault::new("Drive config error: path_on_host is missing."));
         };
@@ -157,8 +167,7 @@ impl Resources {
         if config.mtu.is_some_and(|mtu| mtu < 68) {
             return Err(Fault::new("Network config error: mtu is from 68 to 65535."));
         }
-        refuse_limiter(config.rx_rate_limiter.as_ref(), "rx_rate_limiter")?;
-        refuse_limiter(config.tx_rate_limiter.as_ref(), "tx_rate_limiter")?;
+        refuse_network_limits([config.rx_rate_limiter.as_ref(), config.tx_rate_limiter.as_ref()])?;
         if same.is_none() {
             self.room_for_one_more()?;
         }
@@ -187,6 +196,48 @@ impl Resources {
         Ok(())
     }
 
+    pub(crate) fn set_balloon(&mut self, config: Balloon) -> Result<(), Fault> {
+        if u64::from(config.amount_mib) > self.machine.mem_size_mib {
+            return Err(Fault::new(TOO_MANY_PAGES));
+        }
+        if config.free_page_hinting {
+            return Err(Fault::not_supported("free_page_hinting"));
+        }
+        if self.balloon.is_none() {
+            self.room_for_one_more()?;
+        }
+        self.balloon = Some(config);
+        Ok(())
+    }
+
+    pub(crate) fn set_entropy(&mut self, config: Entropy) -> Result<(), Fault> {
+        let limiter = config.rate_limiter.unwrap_or_default();
+        let bucket = limiter.bandwidth.filter(TokenBucket::limits);
+        // A number of bytes each so many milliseconds, both of which QEMU holds in 31 bits.
+        let most = u64::from(u32::MAX / 2);
+        let fits = bucket.is_none_or(|bucket| {
+            bucket.one_time_burst.unwrap_or(0) == 0 && bucket.size <= most && bucket.refill_time <= most
+        });
+        if limiter.ops.is_some_and(|ops| ops.limits()) || !fits {
+            return Err(Fault::not_supported("an entropy device's limit of operations, or with a one_time_burst"));
+        }
+        if self.entropy.is_none() {
+            self.room_for_one_more()?;
+        }
+        self.entropy = Some(config);
+        Ok(())
+    }
+
+    /// Says where the console's output goes; nothing named means standard output.
+    pub(crate) fn set_serial(&mut self, config: &Serial) -> Result<(), Fault> {
+        if config.serial_out_path.is_none() && config.rate_limiter.is_some_and(|limit| limit.limits()) {
+            return Err(Fault::not_supported("a serial rate_limiter without a serial_out_path"));
+        }
+        self.console = Console::open(config)
+            .map_err(|error| Fault::new(format!("Serial config error: Cannot open the serial output: {error}")))?;
+        Ok(())
+    }
+
     /// The whole of it, as `GET /vm/config` tells it.
     pub(crate) fn describe(&self) -> VmConfig {
         VmConfig {
@@ -197,25 +248,30 @@ impl Resources {
             vsock: self.vsock.as_ref().map(|(config, _)| config.clone()),
             logger: self.logger.clone(),
             metrics: self.metrics.clone(),
-            balloon: None,
+            balloon: self.balloon,
+            entropy: self.entropy,
             cpu_config: None,
             mmds_config: None,
-            entropy: None,
             memory_hotplug: None,
             pmem: Vec::new(),
         }
     }
 
     fn room_for_one_more(&self) -> Result<(), Fault> {
-        if self.disks.len() + self.nics.len() < MAX_DEVICES {
+        let single = usize::from(self.balloon.is_some()) + usize::from(self.entropy.is_some());
+        if self.disks.len() + self.nics.len() + single < MAX_DEVICES {
             return Ok(());
         }
-        Err(Fault::not_supported(&format!("more than {MAX_DEVICES} drives and interfaces")))
+        Err(Fault::not_supported(&format!("more than {MAX_DEVICES} devices")))
     }
 }
 
-fn refuse_limiter(limiter: Option<&RateLimiter>, what: &str) -> Result<(), Fault> {
-    if limiter.is_some_and(RateLimiter::limits) { Err(Fault::not_supported(what)) } else { Ok(()) }
+/// QEMU has none for a tap.
+pub(crate) fn refuse_network_limits(limiters: [Option<&RateLimiter>; 2]) -> Result<(), Fault> {
+    if limiters.into_iter().flatten().any(RateLimiter::limits) {
+        return Err(Fault::not_supported("a network interface's rx_rate_limiter and tx_rate_limiter"));
+    }
+    Ok(())
 }
 
 fn attach(name: &str) -> Result<OwnedFd, Fault> {
@@ -236,7 +292,7 @@ fn options() -> std::fs::OpenOptions {
     options
 }
 
-fn open_regular(path: &str) -> io::Result<File> {
+pub(crate) fn open_regular(path: &str) -> io::Result<File> {
     let file = options().open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
 }
@@ -252,7 +308,11 @@ fn check_kernel(mut file: File) -> io::Result<File> {
     }
 }
 
-fn open_disk(path: &str, read_only: bool) -> io::Result<(OwnedFd, Backing)> {
+/// Opens what is to be behind a drive.
+///
+/// # Errors
+/// What opening says, or that it is no file and no block device.
+pub(crate) fn open_disk(path: &str, read_only: bool) -> io::Result<(OwnedFd, Backing)> {
     let file = options().write(!read_only).open(path)?;
     let kind = file.metadata()?.file_type();
     let backing = if kind.is_file() {

@@ -66,14 +66,21 @@ fn a_drive_is_a_file_that_can_be_opened_as_asked() {
 #[test]
 fn what_qemu_cant_do_is_refused_not_ignored() {
     let (files, mut parts) = (Files::new(), Resources::default());
-    let limiter = serde_json::from_str(r#"{"ops":{"size":1,"refill_time":1}}"#).expect("a limiter");
-    let limited = Drive { rate_limiter: Some(limiter), ..files.drive("a", false) };
     let remote = Drive { socket: Some(files.path("s")), ..files.drive("a", false) };
-    for drive in [limited, remote] {
-        assert!(parts.set_drive(drive).expect_err("refused").to_string().contains("not supported"));
+    assert!(parts.set_drive(remote).expect_err("refused").to_string().contains("not supported"));
+    let limited = r#"{"iface_id":"a","host_dev_name":"t","tx_rate_limiter":{"ops":{"size":1,"refill_time":1}}}"#;
+    let said = parts.set_nic(serde_json::from_str(limited).expect("an interface")).expect_err("refused").to_string();
+    assert!(said.contains("tx_rate_limiter"), "{said}");
+    let hinting = r#"{"amount_mib":1,"deflate_on_oom":false,"free_page_hinting":true}"#;
+    let said = parts.set_balloon(serde_json::from_str(hinting).expect("a balloon")).expect_err("refused").to_string();
+    assert!(said.contains("free_page_hinting"), "{said}");
+    for limit in
+        [r#"{"ops":{"size":1,"refill_time":1}}"#, r#"{"bandwidth":{"size":1,"refill_time":1,"one_time_burst":1}}"#]
+    {
+        let entropy = serde_json::from_str(&format!(r#"{{"rate_limiter":{limit}}}"#)).expect("an entropy device");
+        parts.set_entropy(entropy).expect_err(limit);
     }
     for machine in [
-        MachineConfig { track_dirty_pages: true, ..MachineConfig::default() },
         MachineConfig { huge_pages: HugePages::Hugetlbfs2M, ..MachineConfig::default() },
         MachineConfig { cpu_template: Some(CpuTemplate::T2), ..MachineConfig::default() },
     ] {
@@ -140,4 +147,16 @@ fn a_vsock_that_is_set_again_leaves_one_socket() {
     let left: Vec<_> =
         std::fs::read_dir(files.0.path()).expect("read").map(|e| e.expect("entry").file_name()).collect();
     assert_eq!(left, ["two"]);
+}
+
+#[test]
+fn a_balloon_is_not_larger_than_the_guest() {
+    let mut parts = Resources::default();
+    let balloon =
+        |mib: u32| serde_json::from_str(&format!(r#"{{"amount_mib":{mib},"deflate_on_oom":true}}"#)).expect("it");
+    parts.set_balloon(balloon(128)).expect("all of it");
+    let said = parts.set_balloon(balloon(129)).expect_err("more").to_string();
+    assert_eq!(said, "Balloon config error: Amount of pages requested is too large.");
+    let smaller = MachineConfigUpdate { mem_size_mib: Some(64), ..MachineConfigUpdate::default() };
+    assert!(parts.update_machine(&smaller).expect_err("smaller").to_string().contains("balloon"));
 }

@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use sys::landlock::Ruleset;
+
 use crate::rate::Rate;
 
 /// The only places of QEMU; never `PATH`.
@@ -37,6 +39,7 @@ pub(crate) enum Event {
 pub(crate) struct Order {
     command: Command,
     keep: Vec<OwnedFd>,
+    rules: Option<Ruleset>,
     reply: SyncSender<io::Result<Qemu>>,
 }
 
@@ -44,6 +47,8 @@ pub(crate) struct Order {
 #[derive(Debug)]
 pub(crate) struct Qemu {
     pub(crate) pidfd: OwnedFd,
+    /// Its number, for as long as this process lives: this one ends with it.
+    pub(crate) pid: i32,
     phase: Arc<Phase>,
     words: Option<JoinHandle<Vec<u8>>>,
 }
@@ -78,7 +83,8 @@ pub(crate) fn program() -> Result<PathBuf, String> {
     })
 }
 
-/// Has the main thread start QEMU with `arguments` and the descriptors `keep`.
+/// Has the main thread start QEMU with `arguments` and the descriptors `keep`; it opens what `rules` allow, where
+/// there are some.
 ///
 /// # Errors
 /// What starting says, or that the main thread is ending.
@@ -87,21 +93,23 @@ pub(crate) fn order(
     program: &Path,
     arguments: &[String],
     keep: Vec<OwnedFd>,
+    rules: Option<Ruleset>,
 ) -> io::Result<Qemu> {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().current_dir("/").stderr(Stdio::piped());
     let (reply, answer) = sync_channel(1);
     let ending = |_| io::Error::other("banger-qemu is ending");
-    main.send(Event::Order(Box::new(Order { command, keep, reply }))).map_err(|_| ending(()))?;
+    main.send(Event::Order(Box::new(Order { command, keep, rules, reply }))).map_err(|_| ending(()))?;
     answer.recv().map_err(|_| ending(()))?
 }
 
 impl Order {
     /// Starts it, from the calling thread, and answers. Gives QEMU's pidfd back.
     pub(crate) fn fulfil(self, main: &Sender<Event>) -> Option<OwnedFd> {
-        let Self { mut command, keep, reply } = self;
+        let Self { mut command, keep, rules, reply } = self;
         let borrowed: Vec<_> = keep.iter().map(OwnedFd::as_fd).collect();
-        let started = sys::child::spawn_bound(&mut command, &borrowed).and_then(|child| watch(child, main));
+        let started =
+            sys::child::spawn_confined(&mut command, &borrowed, rules.as_ref()).and_then(|child| watch(child, main));
         let pidfd = started.as_ref().ok().and_then(|qemu| qemu.pidfd.try_clone().ok());
         // Nobody waits any more only if the process is ending.
         let _ = reply.send(started);
@@ -141,7 +149,7 @@ fn try_watch(mut child: Child, main: Sender<Event>) -> io::Result<Qemu> {
         let _ = main.send(Event::Ended(status, was == Now::Running));
         told.changed.notify_all();
     })?;
-    Ok(Qemu { pidfd, phase, words: Some(words) })
+    Ok(Qemu { pidfd, pid: pid.as_raw_nonzero().get(), phase, words: Some(words) })
 }
 
 /// Copies what QEMU says to our own standard error, up to a measure, and keeps its end.

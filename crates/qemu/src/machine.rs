@@ -5,7 +5,7 @@
 
 use std::os::fd::RawFd;
 
-use wire::firecracker::{BootArgs, CacheType, MAX_BOOT_ARGS, MacAddr};
+use wire::firecracker::{Balloon, BootArgs, CacheType, Entropy, MAX_BOOT_ARGS, MacAddr, TokenBucket};
 
 use crate::config::Backing;
 use crate::fault::Fault;
@@ -23,6 +23,15 @@ pub(crate) enum Accelerator {
     Tcg { tsc_khz: Option<u64> },
 }
 
+/// How the guest begins.
+#[derive(Debug)]
+pub(crate) enum Begin<'a> {
+    /// With a kernel, whose path is an argument of its own.
+    Boot { kernel: String, initrd: Option<String>, command_line: &'a str },
+    /// With a saved state, which is given later; its memory is there.
+    Load,
+}
+
 /// All that the arguments depend on.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
@@ -30,11 +39,17 @@ pub(crate) struct Machine<'a> {
     pub(crate) vcpus: u8,
     pub(crate) smt: bool,
     pub(crate) memory_mib: u64,
-    pub(crate) kernel: RawFd,
-    pub(crate) initrd: Option<RawFd>,
-    pub(crate) command_line: &'a str,
+    /// A path of ours, without anything of a client's.
+    pub(crate) memory: String,
+    /// Whether others have the same memory, so that it must stay as it is.
+    pub(crate) template: bool,
+    pub(crate) begin: Begin<'a>,
     pub(crate) disks: Vec<DiskArgs>,
     pub(crate) nics: Vec<NicArgs<'a>>,
+    pub(crate) balloon: Option<Balloon>,
+    pub(crate) entropy: Option<Entropy>,
+    /// Where the console goes; else to standard output.
+    pub(crate) console: Option<RawFd>,
     pub(crate) qmp: RawFd,
     pub(crate) relay: Option<RawFd>,
 }
@@ -112,8 +127,10 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     let mib = machine.memory_mib;
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    // The RAM can be given out as a file from the first instruction on: a VM that runs can be saved.
-    add(&["-object", &format!("memory-backend-memfd,id=ram,size={mib}M,share=on")]);
+    // The memory is a file of ours from the first instruction on, so that a VM that runs can be saved.
+    let share = if machine.template { "off" } else { "on" };
+    let path = &machine.memory;
+    add(&["-object", &format!("memory-backend-file,id=ram,size={mib}M,mem-path={path},share={share}")]);
     add(&["-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram"]);
     match machine.accelerator {
         Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
@@ -123,20 +140,29 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     let threads = if machine.smt && vcpus > 1 { 2 } else { 1 };
     add(&["-smp", &format!("{vcpus},sockets=1,cores={},threads={threads}", vcpus / threads)]);
     add(&["-m", &format!("{mib}M")]);
-    add(&["-kernel", &format!("/proc/self/fd/{}", machine.kernel)]);
-    if let Some(initrd) = machine.initrd {
-        add(&["-initrd", &format!("/proc/self/fd/{initrd}")]);
+    match &machine.begin {
+        Begin::Boot { kernel, initrd, command_line } => {
+            add(&["-kernel", kernel]);
+            if let Some(initrd) = initrd {
+                add(&["-initrd", initrd]);
+            }
+            add(&["-append", command_line]);
+        }
+        Begin::Load => add(&["-incoming", "defer"]),
     }
-    add(&["-append", machine.command_line]);
     // Firecracker has this keyboard controller too: `reboot=k` and Ctrl-Alt-Del are told by it.
     add(&["-device", "i8042"]);
-    add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    match machine.console {
+        Some(console) => add(&["-chardev", &format!("socket,id=console,fd={console}")]),
+        None => add(&["-chardev", "stdio,id=console,signal=off"]),
+    }
+    add(&["-serial", "chardev:console"]);
     add(&["-chardev", &format!("socket,id=qmp,fd={}", machine.qmp), "-mon", "chardev=qmp,mode=control"]);
     for (n, disk) in machine.disks.iter().enumerate() {
         add(&["-add-fd", &format!("fd={},set={n}", disk.fd)]);
         add(&["-blockdev", &blockdev(n, disk)]);
         // A write that fails is the guest's to know, as in Firecracker; QEMU would stop the VM on a full disk.
-        add(&["-device", &format!("virtio-blk-device,drive=disk{n},werror=report,rerror=report")]);
+        add(&["-device", &format!("virtio-blk-device,id=drive{n},drive=disk{n},werror=report,rerror=report")]);
     }
     for (n, nic) in machine.nics.iter().enumerate() {
         add(&["-netdev", &format!("tap,id=net{n},fd={},vhost=off", nic.fd)]);
@@ -148,29 +174,52 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
         add(&["-chardev", &format!("socket,id=relay,fd={relay}")]);
         add(&["-device", "virtserialport,id=agent,chardev=relay,name=banger.agent,nr=1"]);
     }
+    if let Some(balloon) = &machine.balloon {
+        let on = |value| if value { "on" } else { "off" };
+        let (deflate, report) = (on(balloon.deflate_on_oom), on(balloon.free_page_reporting));
+        let options = format!("deflate-on-oom={deflate},free-page-reporting={report}");
+        add(&["-device", &format!("virtio-balloon-device,id=balloon,{options}")]);
+    }
+    if let Some(entropy) = &machine.entropy {
+        add(&["-object", "rng-builtin,id=rng"]);
+        let limit = entropy.rate_limiter.and_then(|limiter| limiter.bandwidth).filter(TokenBucket::limits);
+        let limit =
+            limit.map_or(String::new(), |limit| format!(",max-bytes={},period={}", limit.size, limit.refill_time));
+        add(&["-device", &format!("virtio-rng-device,rng=rng{limit}")]);
+    }
     args
 }
 
 fn blockdev(n: usize, disk: &DiskArgs) -> String {
+    let file = file_node(&format!("disk{n}_0"), n, disk);
+    raw_node(n, disk, file).to_string()
+}
+
+/// A drive's node with what is behind it: a node's name, or a node. Never guessed to be another format than raw: a guest
+/// that writes another one's header into its disk changes nothing.
+pub(crate) fn raw_node(n: usize, disk: &DiskArgs, file: serde_json::Value) -> serde_json::Value {
+    serde_json::json!({
+        "driver": "raw",
+        "node-name": format!("disk{n}"),
+        "read-only": disk.read_only,
+        "cache": {"no-flush": disk.cache == CacheType::Unsafe},
+        "file": file,
+    })
+}
+
+/// The node of the file that is number `set` of QEMU's.
+pub(crate) fn file_node(name: &str, set: usize, disk: &DiskArgs) -> serde_json::Value {
     let driver = match disk.backing {
         Backing::File => "file",
         Backing::BlockDevice => "host_device",
     };
-    let no_flush = disk.cache == CacheType::Unsafe;
     serde_json::json!({
-        // Never guessed: a guest that writes another format's header into its raw disk changes nothing.
-        "driver": "raw",
-        "node-name": format!("disk{n}"),
+        "driver": driver,
+        "node-name": name,
+        "filename": format!("/dev/fdset/{set}"),
         "read-only": disk.read_only,
-        "cache": {"no-flush": no_flush},
-        "file": {
-            "driver": driver,
-            "filename": format!("/dev/fdset/{n}"),
-            "read-only": disk.read_only,
-            "cache": {"no-flush": no_flush},
-        },
+        "cache": {"no-flush": disk.cache == CacheType::Unsafe},
     })
-    .to_string()
 }
 
 #[cfg(test)]

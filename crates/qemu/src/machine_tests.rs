@@ -8,14 +8,17 @@ fn machine<'a>(command_line: &'a str, mac: &'a MacAddr) -> Machine<'a> {
         vcpus: 2,
         smt: false,
         memory_mib: 256,
-        kernel: 10,
-        initrd: Some(11),
-        command_line,
+        memory: "/proc/self/fd/9".to_owned(),
+        template: false,
+        begin: Begin::Boot { kernel: "/proc/self/fd/10".to_owned(), initrd: None, command_line },
         disks: vec![
             DiskArgs { fd: 12, backing: Backing::File, read_only: true, cache: CacheType::Writeback },
             DiskArgs { fd: 13, backing: Backing::BlockDevice, read_only: false, cache: CacheType::Unsafe },
         ],
         nics: vec![NicArgs { fd: 14, mac, mtu: Some(1400) }],
+        balloon: None,
+        entropy: None,
+        console: None,
         qmp: 15,
         relay: Some(16),
     }
@@ -94,4 +97,32 @@ fn the_command_line_gets_what_the_machine_needs() {
     assert!(command_line(None, None, tcg).expect("a line").starts_with("reboot=k panic=1 nomodule"));
     assert!(command_line(Some(&args(&"x".repeat(2047))), None, Accelerator::Kvm).is_ok());
     assert!(command_line(Some(&args(&"x".repeat(2040))), None, tcg).is_err());
+}
+
+#[test]
+fn a_load_has_the_same_machine_and_no_kernel() {
+    let mac = MacAddr::new("02:fc:00:00:00:01").expect("a MAC");
+    let boot = arguments(&machine("quiet", &mac));
+    let load = arguments(&Machine { begin: Begin::Load, template: true, ..machine("quiet", &mac) });
+    assert_eq!(values(&boot, "-object"), ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=on"]);
+    assert_eq!(values(&load, "-object"), ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=off"]);
+    assert_eq!(values(&load, "-incoming"), ["defer"]);
+    for option in ["-M", "-cpu", "-smp", "-device", "-blockdev", "-netdev", "-chardev"] {
+        assert_eq!(values(&boot, option), values(&load, option));
+    }
+    assert!(!load.iter().any(|word| word == "-kernel" || word == "-initrd" || word == "-append"));
+}
+
+#[test]
+fn devices_are_made_as_they_were_asked_for() {
+    let mac = MacAddr::new("02:fc:00:00:00:01").expect("a MAC");
+    let read = |text| serde_json::from_str(text).expect("a body");
+    let balloon = serde_json::from_str(r#"{"amount_mib":1,"deflate_on_oom":true}"#).expect("a balloon");
+    let entropy: Entropy = read(r#"{"rate_limiter":{"bandwidth":{"size":64,"refill_time":500}}}"#);
+    let args =
+        arguments(&Machine { balloon: Some(balloon), entropy: Some(entropy), console: Some(20), ..machine("x", &mac) });
+    let devices = values(&args, "-device");
+    assert!(devices.contains(&"virtio-balloon-device,id=balloon,deflate-on-oom=on,free-page-reporting=off"));
+    assert!(devices.contains(&"virtio-rng-device,rng=rng,max-bytes=64,period=500"), "{devices:?}");
+    assert!(values(&args, "-chardev").contains(&"socket,id=console,fd=20"));
 }

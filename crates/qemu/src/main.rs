@@ -6,17 +6,28 @@
 
 mod api;
 mod args;
+mod boot;
 mod config;
+mod confine;
+mod draft;
 mod fault;
+mod guest;
+mod host;
 mod http;
 mod launch;
+mod load;
 mod log;
 mod machine;
+mod memory;
 mod metrics;
 mod qmp;
 mod rate;
+mod save;
+mod serial;
 mod serve;
+mod snapshot;
 mod socket;
+mod throttle;
 mod vmm;
 mod vsock;
 

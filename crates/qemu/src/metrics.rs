@@ -17,6 +17,8 @@ pub(crate) struct Metrics {
     pub(crate) api_requests: AtomicU64,
     pub(crate) api_refused: AtomicU64,
     pub(crate) boot_us: AtomicU64,
+    pub(crate) save_us: AtomicU64,
+    pub(crate) load_us: AtomicU64,
     pub(crate) pause_us: AtomicU64,
     pub(crate) resume_us: AtomicU64,
     pub(crate) conns_added: AtomicU64,
@@ -61,6 +63,8 @@ impl Metrics {
             "api_server": {"requests": read(&self.api_requests), "refused": read(&self.api_refused)},
             "latencies_us": {
                 "boot_vm": read(&self.boot_us),
+                "full_create_snapshot": read(&self.save_us),
+                "load_snapshot": read(&self.load_us),
                 "pause_vm": read(&self.pause_us),
                 "resume_vm": read(&self.resume_us),
             },

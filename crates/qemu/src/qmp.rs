@@ -1,10 +1,13 @@
 //! QEMU's monitor: one command at a time, answers told apart from events, both read for as long as QEMU lives.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Deserialize;
 
 /// The longest line that is read.
@@ -113,11 +116,28 @@ impl Qmp {
     /// # Errors
     /// [`QmpError`]
     pub(crate) fn run(&mut self, command: &serde_json::Value) -> Result<serde_json::Value, QmpError> {
+        self.run_with(command, None)
+    }
+
+    /// Runs one command, and sends a descriptor along, which becomes QEMU's too.
+    ///
+    /// # Errors
+    /// [`QmpError`]
+    pub(crate) fn run_with(
+        &mut self,
+        command: &serde_json::Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<serde_json::Value, QmpError> {
         let id = self.next;
         self.next += 1;
         let mut command = command.clone();
         command["id"] = id.into();
-        self.socket.write_all(format!("{command}\n").as_bytes()).map_err(|_| QmpError::Gone)?;
+        let line = format!("{command}\n");
+        let sent = match fd {
+            Some(fd) => self.send_with(line.as_bytes(), fd).map_err(|_| QmpError::Gone)?,
+            None => 0,
+        };
+        self.socket.write_all(&line.as_bytes()[sent..]).map_err(|_| QmpError::Gone)?;
         loop {
             let message = self.receive(Duration::from_secs(10))?;
             // An answer that came too late for the command before is no answer to this one.
@@ -128,6 +148,17 @@ impl Qmp {
                 };
             }
         }
+    }
+
+    /// Sends the beginning of `bytes` with a descriptor, and tells how many of them.
+    fn send_with(&self, bytes: &[u8], fd: BorrowedFd<'_>) -> std::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut along = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd];
+        if !along.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
+        Ok(rustix::net::sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut along, SendFlags::NOSIGNAL)?)
     }
 
     fn receive(&self, patience: Duration) -> Result<Message, QmpError> {

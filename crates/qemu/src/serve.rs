@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use wire::firecracker::Fault as FaultBody;
 
+use crate::GENERIC_ERROR;
 use crate::api;
 use crate::http::{self, Bad};
 use crate::socket::OwnSocket;
@@ -112,24 +113,37 @@ fn connection(stream: UnixStream, vmm: &Vmm, max_body: usize) {
                 return;
             }
         };
-        let (status, body) = answer(vmm, &request);
-        if http::write(&mut stream, status, body.as_deref(), request.keep_alive).is_err() || !request.keep_alive {
+        let Answer { status, body, ends } = answer(vmm, &request);
+        let keep_alive = request.keep_alive && ends.is_none();
+        let written = http::write(&mut stream, status, body.as_deref(), keep_alive);
+        if let Some(why) = ends {
+            vmm.give_up(GENERIC_ERROR, &why);
+        }
+        if written.is_err() || !keep_alive {
             return;
         }
     }
 }
 
-fn answer(vmm: &Vmm, request: &http::Request) -> (u16, Option<String>) {
+/// What is sent, and why the process ends afterwards, where it does.
+struct Answer {
+    status: u16,
+    body: Option<String>,
+    ends: Option<String>,
+}
+
+fn answer(vmm: &Vmm, request: &http::Request) -> Answer {
     let what = format!("{:?} request on {:?}", request.method, request.path);
     vmm.log().info(&format!("The API server received a {what}."));
     vmm.metrics().api_requests.fetch_add(1, Relaxed);
     match api::parse(request.method, &request.path, &request.body).and_then(|action| api::dispatch(vmm, action)) {
-        Ok(None) => (204, None),
-        Ok(Some(body)) => (200, Some(body)),
+        Ok(None) => Answer { status: 204, body: None, ends: None },
+        Ok(Some(body)) => Answer { status: 200, body: Some(body), ends: None },
         Err(refusal) => {
             vmm.metrics().api_refused.fetch_add(1, Relaxed);
             vmm.log().error(&format!("{what}: {refusal}"));
-            (400, Some(fault(&refusal.to_string())))
+            let ends = refusal.ends.then(|| refusal.to_string());
+            Answer { status: 400, body: Some(fault(&refusal.to_string())), ends }
         }
     }
 }

@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use agent::relay::{Event, MAX_STREAMS, Mux, NONCE_LEN, Stream};
 use rustix::event::PollFlags;
 
+use crate::boot::random;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::rate::Rate;
 use crate::socket::OwnSocket;
-use crate::vmm::random;
 use conn::Conn;
 use ready::Source;
 use request::{Line, Pending};
@@ -35,6 +35,15 @@ const REST: Duration = Duration::from_millis(100);
 /// The most lines of the log that guests and clients can cause, and in which time: what they can do again and again
 /// must not fill a disk.
 const MOST_LINES: (u64, Duration) = (20, Duration::from_secs(60));
+
+/// What the guest's end of the port is like when the relay begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Greeting {
+    /// Nobody has opened it yet.
+    Booted,
+    /// It was open when the VM was saved, and may be in the middle of something.
+    Loaded,
+}
 
 /// The relay's host end and all that is connected to it.
 #[derive(Debug)]
@@ -66,6 +75,7 @@ impl Relay {
         socket: &OwnSocket,
         port: UnixStream,
         opened: UnixStream,
+        greeting: Greeting,
         log: Arc<Log>,
         metrics: Arc<Metrics>,
     ) -> io::Result<()> {
@@ -74,10 +84,13 @@ impl Relay {
         port.set_nonblocking(true)?;
         opened.set_nonblocking(true)?;
         let mut relay = Self {
-            mux: Mux::host(nonce()?),
+            mux: match greeting {
+                Greeting::Booted => Mux::host(nonce()?),
+                Greeting::Loaded => Mux::host_resuming(nonce()?),
+            },
             port,
             opened,
-            opened_before: false,
+            opened_before: greeting == Greeting::Loaded,
             listener,
             path: socket.path().to_path_buf(),
             pending: Vec::new(),

@@ -38,7 +38,8 @@ impl Vsock {
         log.update(&serde_json::from_str(r#"{"level":"Off"}"#).expect("a logger")).expect("quiet");
         let metrics = Arc::new(Metrics::default());
         let log = Arc::new(log);
-        Relay::start(&socket, port, opened_near, Arc::clone(&log), Arc::clone(&metrics)).expect("started");
+        Relay::start(&socket, port, opened_near, super::Greeting::Booted, Arc::clone(&log), Arc::clone(&metrics))
+            .expect("started");
         Self { dir, guest, opened, log, metrics, _socket: socket }
     }
 

@@ -42,7 +42,14 @@ fn before_the_boot_there_is_nothing_to_pause() {
     assert_eq!(vmm.refused("PATCH", "/vm", r#"{"state":"Paused"}"#), expected);
     assert_eq!(vmm.refused("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#), expected);
     assert_eq!(vmm.refused("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#), expected);
-    assert!(vmm.refused("PUT", "/snapshot/create", "{}").contains("not supported"));
+    let files = r#"{"snapshot_path":"/s","mem_file_path":"/m"}"#;
+    assert_eq!(vmm.refused("PUT", "/snapshot/create", files), expected);
+    assert_eq!(vmm.refused("PATCH", "/balloon", r#"{"amount_mib":1}"#), expected);
+    assert_eq!(vmm.refused("GET", "/balloon/statistics", ""), expected);
+    assert_eq!(vmm.refused("PATCH", "/drives/a", r#"{"drive_id":"a"}"#), expected);
+    assert_eq!(vmm.refused("DELETE", "/drives/a", ""), expected);
+    assert_eq!(vmm.refused("GET", "/balloon", ""), "Balloon config error: No balloon device found.");
+    assert!(vmm.refused("PUT", "/cpu-config", "{}").contains("not supported"));
     assert!(vmm.refused("PUT", "/nothing", "{}").starts_with("Invalid request method and/or path: PUT"));
 }
 
@@ -155,7 +162,7 @@ fn bad_starts_have_firecrackers_codes_and_a_reason() {
         ("{}", "boot-source"),
         (r#"{"boot-source":{"kernel_image_path":"/none"}}"#, "kernel file"),
         (r#"{"boot-source":{"kernel_image_path":"/none"},"devices":[]}"#, "devices"),
-        (r#"{"boot-source":{"kernel_image_path":"/none"},"balloon":{"amount_mib":1}}"#, "not supported"),
+        (r#"{"boot-source":{"kernel_image_path":"/none"},"mmds-config":{"network_interfaces":[]}}"#, "not supported"),
     ] {
         let output = program().args(["--api-sock", &api, "--config-file", &file(config)]).output().expect("run");
         let words = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -184,3 +184,70 @@ fn a_boot_that_fails_is_told_and_can_be_tried_again() {
     vmm.done("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
     vmm.wait_for_word("hello from the guest");
 }
+
+/// A drive that two would write is refused to the second: QEMU locks it, also where it opens nothing by a path.
+#[test]
+fn a_drive_has_one_writer() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = dir.path().join("disk");
+    std::fs::write(&disk, vec![0; 1 << 20]).expect("written");
+    let drive = serde_json::json!({"drive_id": "d", "is_root_device": false, "path_on_host": disk});
+    let _first = boot(serde_json::json!({"drives": [drive]}));
+    let second = Vmm::start(&[]);
+    let kernel = tiny_kernel(second.dir.path(), HELLO);
+    second.done("PUT", "/boot-source", &serde_json::json!({"kernel_image_path": kernel}).to_string());
+    second.done("PUT", "/drives/d", &drive.to_string());
+    let said = second.refused("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    assert!(said.contains("lock"), "{said}");
+}
+
+#[test]
+fn the_console_goes_to_the_file_that_is_named() {
+    let vmm = Vmm::start(&[]);
+    let kernel = tiny_kernel(vmm.dir.path(), HELLO);
+    let console = vmm.dir.path().join("console");
+    let limit = serde_json::json!({"size": 5, "refill_time": 3_600_000});
+    assert!(vmm.refused("PUT", "/serial", &serde_json::json!({"rate_limiter": limit}).to_string()).contains("serial"));
+    let serial = serde_json::json!({"serial_out_path": console, "rate_limiter": limit});
+    vmm.done("PUT", "/serial", &serial.to_string());
+    vmm.done("PUT", "/boot-source", &serde_json::json!({"kernel_image_path": kernel}).to_string());
+    vmm.done("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":32}"#);
+    vmm.done("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    let end = std::time::Instant::now() + support::PATIENCE;
+    while std::fs::read(&console).expect("a file").len() < 5 {
+        assert!(std::time::Instant::now() < end, "nothing came");
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(std::fs::read_to_string(&console).expect("text"), "hello", "what is beyond the limit is dropped");
+    assert_eq!(vmm.get("/")["state"], "Running");
+}
+
+/// What Firecracker says of a VM that runs and has none of these.
+#[test]
+fn a_running_vm_says_what_it_has_not() {
+    let vmm = boot(serde_json::json!({}));
+    let after = "The requested operation is not supported after starting the microVM.";
+    let none = "Failed perform action on device: Device not found";
+    for (method, path, body, said) in [
+        ("PUT", "/drives/a", r#"{"drive_id":"a","is_root_device":false,"path_on_host":"/x"}"#, "PCI is not enabled"),
+        ("DELETE", "/drives/a", "", "PCI is not enabled"),
+        ("PUT", "/balloon", r#"{"amount_mib":1,"deflate_on_oom":true}"#, after),
+        ("PUT", "/entropy", "{}", after),
+        ("PUT", "/serial", "{}", after),
+        ("PUT", "/cpu-config", "{}", after),
+        ("PUT", "/mmds/config", "{}", after),
+        ("GET", "/balloon", "", &format!("Internal VMM error: {none}")),
+        ("GET", "/balloon/statistics", "", &format!("Internal VMM error: {none}")),
+        ("PATCH", "/balloon", r#"{"amount_mib":1}"#, &format!("Balloon update error: {none}")),
+        ("GET", "/balloon/hinting/status", "", &format!("Balloon update error: {none}")),
+        ("GET", "/hotplug/memory", "", &format!("Internal VMM error: {none}")),
+        (
+            "PATCH",
+            "/network-interfaces/a",
+            r#"{"iface_id":"a"}"#,
+            &format!("Network config error: Unable to update the net device: {none}"),
+        ),
+    ] {
+        assert_eq!(vmm.refused(method, path, body), said, "{method} {path}");
+    }
+}

@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use crate::landlock::{self, Ruleset};
+
 /// Starts `command` so that
 /// - it is killed when the calling *thread* ends, or was killed already when that ended during the start,
 /// - it holds 0, 1, 2 and `keep`, under their numbers here, and no other descriptor,
@@ -14,7 +16,16 @@ use std::process::{Child, Command};
 /// # Errors
 /// What the start says, the child's steps before its exec included.
 pub fn spawn_bound(command: &mut Command, keep: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    spawn_confined(command, keep, None)
+}
+
+/// The same; and it opens only what `rules` allow, where there are some. Its program is among what has to be allowed.
+///
+/// # Errors
+/// As [`spawn_bound`].
+pub fn spawn_confined(command: &mut Command, keep: &[BorrowedFd<'_>], rules: Option<&Ruleset>) -> io::Result<Child> {
     let keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    let rules = rules.map(|rules| rules.fd().as_raw_fd());
     let parent = rustix::process::getpid();
     let before_exec = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -23,6 +34,9 @@ pub fn spawn_bound(command: &mut Command, keep: &[BorrowedFd<'_>]) -> io::Result
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         rustix::thread::set_no_new_privs(true)?;
+        if let Some(rules) = rules {
+            landlock::restrict_self(rules)?;
+        }
         close_all_but(&keep)?;
         unblock_signals()
     };
@@ -57,7 +71,8 @@ fn unblock_signals() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::spawn_bound;
+    use super::{spawn_bound, spawn_confined};
+    use crate::landlock::{Access, Ruleset};
     use std::os::fd::{AsFd, AsRawFd};
     use std::process::{Command, Stdio};
 
@@ -82,6 +97,35 @@ mod tests {
         let mut child = made.join().expect("the thread");
         let status = child.wait().expect("ended");
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    }
+
+    /// Where the kernel has no Landlock this can't be shown, and says so.
+    #[test]
+    fn the_child_opens_what_the_rules_name() {
+        let rules = match Ruleset::new() {
+            Ok(rules) => rules,
+            Err(error) => {
+                eprintln!("not run: this kernel has no Landlock ({error})");
+                return;
+            }
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let (open, shut) = (dir.path().join("open"), dir.path().join("shut"));
+        std::fs::write(&open, "seen").expect("written");
+        std::fs::write(&shut, "unseen").expect("written");
+        for path in ["/bin/cat", "/lib", "/lib64", "/usr/lib"] {
+            if let Ok(file) = std::fs::File::open(path) {
+                rules.allow(&file, Access::Execute).expect(path);
+            }
+        }
+        rules.allow(std::fs::File::open(&open).expect("open"), Access::Read).expect("a file's rule");
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        rules.allow(&reader, Access::Read).expect("a pipe needs none");
+        let mut command = Command::new("/bin/cat");
+        command.args([&open, &shut]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let output =
+            spawn_confined(&mut command, &[], Some(&rules)).expect("started").wait_with_output().expect("ended");
+        assert_eq!((output.stdout.as_slice(), output.status.success()), (&b"seen"[..], false));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod exec;
 pub mod fork;
 pub mod guest;
 pub mod kvm;
+pub mod landlock;
 pub mod mount;
 pub mod netlink;
 pub mod netlink_events;

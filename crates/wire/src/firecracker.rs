@@ -4,10 +4,20 @@
 //! description (1.17); an unknown field is refused, as Firecracker does. What holds for every VMM is checked here, what
 //! one of them can't do is that one's to refuse.
 
+mod devices;
+mod snapshot;
 mod text;
 
 use serde::{Deserialize, Serialize};
 
+pub use devices::{
+    Balloon, BalloonStats, BalloonStatsUpdate, BalloonUpdate, DriveUpdate, Entropy, NetworkUpdate, RateLimiter, Serial,
+    TokenBucket,
+};
+pub use snapshot::{
+    LoadHugePages, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
+    VsockOverride,
+};
 pub use text::{
     BootArgs, HostDevName, HostPath, InstanceId, Invalid, MAX_BOOT_ARGS, MAX_ID, MAX_PATH, MacAddr, PartUuid,
     ResourceId,
@@ -50,38 +60,6 @@ pub enum IoEngine {
     Sync,
     /// With io_uring.
     Async,
-}
-
-/// One bucket of a rate limiter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenBucket {
-    /// Tokens that it holds.
-    pub size: u64,
-    /// Tokens beside them that can be used once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub one_time_burst: Option<u64>,
-    /// Milliseconds in which it is full again.
-    pub refill_time: u64,
-}
-
-/// A limit of bytes and of operations; absent: none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RateLimiter {
-    /// Bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bandwidth: Option<TokenBucket>,
-    /// Operations.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ops: Option<TokenBucket>,
-}
-
-impl RateLimiter {
-    /// Whether it limits anything: a bucket of size 0 or without refill time does not, as in Firecracker.
-    pub fn limits(&self) -> bool {
-        [self.bandwidth, self.ops].iter().flatten().any(|bucket| bucket.size != 0 && bucket.refill_time != 0)
-    }
 }
 
 /// `PUT /drives/ID`.
@@ -421,22 +399,22 @@ pub struct VmConfig {
     /// The metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
-    /// Devices and services that only Firecracker has: `null` is accepted, as its own answers hold it.
+    /// The balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub balloon: Option<Absent>,
-    /// See `balloon`.
+    pub balloon: Option<Balloon>,
+    /// The source of randomness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<Entropy>,
+    /// Devices and services that only Firecracker has: `null` is accepted, as its own answers hold it.
     #[serde(rename = "cpu-config", default, skip_serializing_if = "Option::is_none")]
     pub cpu_config: Option<Absent>,
-    /// See `balloon`.
+    /// See `cpu_config`.
     #[serde(rename = "mmds-config", default, skip_serializing_if = "Option::is_none")]
     pub mmds_config: Option<Absent>,
-    /// See `balloon`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub entropy: Option<Absent>,
-    /// See `balloon`.
+    /// See `cpu_config`.
     #[serde(rename = "memory-hotplug", default, skip_serializing_if = "Option::is_none")]
     pub memory_hotplug: Option<Absent>,
-    /// See `balloon`; an empty list is accepted.
+    /// See `cpu_config`; an empty list is accepted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<Absent>,
 }
@@ -447,9 +425,7 @@ pub enum Absent {}
 
 impl<'de> Deserialize<'de> for Absent {
     fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
-        Err(serde::de::Error::custom(
-            "balloon, cpu-config, mmds-config, entropy, memory-hotplug and pmem are not supported",
-        ))
+        Err(serde::de::Error::custom("cpu-config, mmds-config, memory-hotplug and pmem are not supported"))
     }
 }
 

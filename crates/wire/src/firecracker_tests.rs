@@ -30,8 +30,8 @@ fn nulls_of_firecrackers_own_answers_are_accepted() {
     ))
     .expect("nulls");
     assert_eq!(config.drives, []);
-    let refused = read::<VmConfig>(r#"{"boot-source":{"kernel_image_path":"/k"},"balloon":{"amount_mib":1}}"#);
-    assert!(refused.expect_err("a balloon").contains("not supported"));
+    let refused = read::<VmConfig>(r#"{"boot-source":{"kernel_image_path":"/k"},"cpu-config":{}}"#);
+    assert!(refused.expect_err("a CPU's configuration").contains("not supported"));
 }
 
 #[test]
@@ -101,4 +101,25 @@ fn a_limiter_of_nothing_limits_nothing() {
     assert!(!limiter.limits());
     let limiter: RateLimiter = read(r#"{"ops":{"size":10,"refill_time":100}}"#).expect("a bucket");
     assert!(limiter.limits());
+}
+
+#[test]
+fn a_limit_is_changed_by_what_is_told() {
+    let limiter: RateLimiter =
+        read(r#"{"bandwidth":{"size":5,"refill_time":1},"ops":{"size":7,"refill_time":1}}"#).expect("a limit");
+    let update: RateLimiter = read(r#"{"ops":{"size":0,"refill_time":0}}"#).expect("an update");
+    let now = limiter.updated(update);
+    assert_eq!((now.bandwidth, now.ops.map(|ops| ops.limits())), (limiter.bandwidth, Some(false)));
+}
+
+#[test]
+fn the_memory_of_a_load_is_told_in_one_way() {
+    let told =
+        |more: &str| read::<SnapshotLoad>(&format!(r#"{{"snapshot_path":"/s"{more}}}"#)).expect("a load").memory();
+    let old = told(r#","mem_file_path":"/m""#).expect("the old way");
+    let new = told(r#","mem_backend":{"backend_type":"File","backend_path":"/m"}"#).expect("the new way");
+    assert_eq!(old, new);
+    assert!(told("").expect_err("neither").starts_with("missing field"));
+    let both = r#","mem_file_path":"/m","mem_backend":{"backend_type":"File","backend_path":"/m"}"#;
+    assert!(told(both).expect_err("both").starts_with("too many fields"));
 }

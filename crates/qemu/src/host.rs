@@ -1,0 +1,118 @@
+//! What a saved state is bound to: it is right only for the same QEMU, and for a CPU that can do and counts the same.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::machine::Accelerator;
+
+/// How much of QEMU's program is looked at: its head, in which the identity of its build stands.
+const HEAD: u64 = 64 * 1024;
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Host {
+    /// QEMU's version and package, as it tells them.
+    version: String,
+    /// The SHA-256 of the head of its program.
+    program: String,
+    /// `kvm` or `tcg`.
+    accelerator: String,
+    /// The SHA-256 of the CPU's names and flags; under emulation it doesn't matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cpu: Option<String>,
+    /// The rate of the time stamp counter in kHz, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tsc_khz: Option<u64>,
+}
+
+impl Host {
+    /// This host, with the QEMU that says it is `version`.
+    ///
+    /// # Errors
+    /// The program can't be read.
+    pub(crate) fn here(version: &str, program: &Path, accelerator: Accelerator) -> std::io::Result<Self> {
+        let mut head = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::Read::take(std::fs::File::open(program)?, HEAD), &mut head)?;
+        let (accelerator, cpu, tsc_khz) = match accelerator {
+            Accelerator::Kvm => ("kvm", Some(cpu(&std::fs::read_to_string("/proc/cpuinfo")?)), None),
+            Accelerator::Tcg { tsc_khz } => ("tcg", None, tsc_khz),
+        };
+        let program = hex(&Sha256::digest(&head));
+        Ok(Self { version: version.to_owned(), program, accelerator: accelerator.to_owned(), cpu, tsc_khz })
+    }
+
+    /// Whether a state of `saved`'s can go on here.
+    ///
+    /// # Errors
+    /// Says what differs.
+    pub(crate) fn takes(&self, saved: &Self) -> Result<(), String> {
+        if self.version != saved.version || self.program != saved.program {
+            return Err(format!("it was saved by another QEMU ({}), this one is {}", saved.version, self.version));
+        }
+        if self.accelerator != saved.accelerator {
+            return Err(format!("it was saved on {}, and this host has {}", saved.accelerator, self.accelerator));
+        }
+        if self.cpu != saved.cpu {
+            return Err("it was saved on a CPU of another kind or with other flags".to_owned());
+        }
+        match (self.tsc_khz, saved.tsc_khz) {
+            // Two measurements agree within a tenth of this.
+            (Some(here), Some(there)) if here.abs_diff(there) > there / 1000 => Err(format!(
+                "its time stamp counter ran at {there} kHz and this host's runs at {here} kHz: its clock would be wrong"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The digest of the first CPU's names and flags.
+fn cpu(info: &str) -> String {
+    let keys = ["vendor_id", "cpu family", "model", "stepping", "flags"];
+    let lines = info.lines().take_while(|line| !line.is_empty());
+    let mut digest = Sha256::new();
+    for (key, value) in lines.filter_map(|line| line.split_once(':')) {
+        if keys.contains(&key.trim()) {
+            digest.update(value.trim());
+            digest.update("\n");
+        }
+    }
+    hex(&digest.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_is_told() {
+        let tcg = |khz| Accelerator::Tcg { tsc_khz: Some(khz) };
+        let program = Path::new("/proc/self/exe");
+        let here = Host::here("7.2.22", program, tcg(2_600_000)).expect("readable");
+        here.takes(&here).expect("itself");
+        here.takes(&Host { tsc_khz: Some(2_600_100), ..here.clone() }).expect("the same counter");
+        for (other, said) in [
+            (Host { version: "10.0.2".into(), ..here.clone() }, "10.0.2"),
+            (Host { program: "0".into(), ..here.clone() }, "another QEMU"),
+            (Host { accelerator: "kvm".into(), ..here.clone() }, "kvm"),
+            (Host { cpu: Some("x".into()), ..here.clone() }, "CPU"),
+            (Host { tsc_khz: Some(2_860_000), ..here.clone() }, "2860000 kHz"),
+        ] {
+            let error = here.takes(&other).expect_err(said);
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cpu_is_known_by_its_flags_and_not_by_its_speed() {
+        let info = "vendor_id\t: A\ncpu MHz\t\t: 1\nflags\t\t: fpu avx\n\nvendor_id\t: B\n";
+        assert_eq!(cpu(info), cpu(&info.replace(": 1", ": 2").replace(": B", ": C")));
+        assert_ne!(cpu(info), cpu(&info.replace(" avx", "")));
+    }
+}
