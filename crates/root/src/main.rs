@@ -7,6 +7,7 @@
 
 mod args;
 mod conn;
+mod disk;
 mod fail;
 mod gate;
 mod host;
@@ -138,6 +139,7 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
     Ok(Host {
         log: log(),
         faults: steps::Faults::parse(&settings.fault).map_err(|mistake| format!("fault: {mistake}"))?,
+        locks: locks::Locks::default(),
         net: net::Net::open(&settings).map_err(told)?,
         vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log()).map_err(told)?,
         records,

@@ -1,0 +1,89 @@
+//! Loop devices, by what is behind them.
+
+use super::{Inode, refused};
+use crate::fail::Fail;
+use rustix::fs::Access;
+use sys::dir::Dir;
+use sys::loopdev::{Bound, Loop};
+use wire::name::dm::LoopNumber;
+
+/// Where the kernel tells of its own block devices; no part of it is a link.
+const BLOCK: &str = "/sys/devices/virtual/block";
+
+/// A loop device that is bound to a file.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) number: LoopNumber,
+    /// Which device it is.
+    pub(super) device: u64,
+    pub(super) bound: Bound,
+    /// Held while somebody decides by it: as long as it is, the binding can't become another.
+    pub(super) open: Loop,
+}
+
+impl Found {
+    /// The file behind it.
+    pub(super) fn inode(&self) -> Inode {
+        Inode { dev: self.bound.dev, ino: self.bound.ino }
+    }
+}
+
+/// The loop device of that number. `None` where there is none, or nothing is bound to it.
+pub(super) fn find(number: LoopNumber) -> Result<Option<Found>, Fail> {
+    // Asked first: a device that nothing is bound to is not even opened.
+    if rustix::fs::access(format!("{BLOCK}/loop{}/loop", number.0), Access::EXISTS).is_err() {
+        return Ok(None);
+    }
+    let Some(open) = Loop::open(number.0).map_err(refused)? else { return Ok(None) };
+    let Some(bound) = open.bound().map_err(refused)? else { return Ok(None) };
+    let device = open.device().map_err(refused)?;
+    Ok(Some(Found { number, device, bound, open }))
+}
+
+/// Every loop device that is bound to one of these files.
+pub(super) fn on(files: &[Inode]) -> Result<Vec<Found>, Fail> {
+    let mut found = Vec::new();
+    for number in numbers()? {
+        found.extend(find(number)?.filter(|one| files.contains(&one.inode())));
+    }
+    Ok(found)
+}
+
+/// The loop device that is the device `dev`.
+pub(super) fn by_device(dev: u64) -> Result<Option<Found>, Fail> {
+    const MAJOR: u32 = 7;
+    if rustix::fs::major(dev) != MAJOR {
+        return Ok(None);
+    }
+    // Its minor is its number, but where the module was loaded with partitions.
+    let likely = find(LoopNumber(rustix::fs::minor(dev)))?.filter(|one| one.device == dev);
+    if likely.is_some() {
+        return Ok(likely);
+    }
+    for number in numbers()? {
+        if let Some(found) = find(number)?.filter(|one| one.device == dev) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// The numbers of all loop devices.
+fn numbers() -> Result<Vec<LoopNumber>, Fail> {
+    let names = Dir::open(BLOCK).and_then(|dir| dir.names());
+    let names = names.map_err(|error| Fail::new("the block devices can't be listed").because(error))?;
+    let number = |name: &String| name.strip_prefix("loop")?.parse().ok().map(LoopNumber);
+    Ok(names.iter().filter_map(number).collect())
+}
+
+/// The names of the devices that stand on the device with that name: `dm-3` on `loop4`.
+pub(super) fn standing_on(name: &str) -> Vec<String> {
+    // Gone meanwhile: then nothing stands on it.
+    Dir::open(&format!("{BLOCK}/{name}/holders")).and_then(|dir| dir.names()).unwrap_or_default()
+}
+
+/// What the kernel says was the name of the file behind a loop device: to be shown, or to be looked up and compared.
+pub(super) fn backing_name(number: LoopNumber) -> Option<String> {
+    let text = std::fs::read(format!("{BLOCK}/loop{}/loop/backing_file", number.0)).ok()?;
+    Some(String::from_utf8(text).ok()?.trim_end_matches('\n').to_owned())
+}
