@@ -3,14 +3,25 @@
 //! The kernel is the record of what exists. A dm device is ours by its UUID, a loop device by the inode behind it; names
 //! and paths prove nothing. Locks are taken in the order snapshot, then inodes in the order of their names.
 
+mod cleanup;
+mod cow;
+mod create;
 mod device;
 pub(crate) mod holders;
+mod list;
 mod loops;
+mod node;
 pub(crate) mod snapshot;
+mod watch;
 
 use crate::fail::Fail;
 use std::time::{Duration, Instant};
 use sys::dir::{CallError, Facts};
+
+pub(crate) use cleanup::{cleanup as cleanup_dm_snapshot, remove as remove_dm_snapshot};
+pub(crate) use create::create as create_dm_snapshot;
+pub(crate) use list::list;
+pub(crate) use watch::{Disk, arm as watch};
 
 /// How long something gets that the kernel, udev or a dying VMM is about to let go.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -58,7 +58,7 @@ pub(crate) fn of_file(host: &Host, file: Inode) -> Result<Vec<Holder>, Fail> {
 
 /// A loop device as a holder of its file.
 pub(super) fn of_loop(found: &loops::Found) -> Holder {
-    let under = loops::standing_on(&format!("loop{}", found.number.0));
+    let under = loops::standing_on(&found.name());
     let under = under.into_iter().map(|name| dm_name(&name).unwrap_or(name)).collect();
     Holder::Loop { number: found.number, is_read_only: found.bound.is_read_only, under }
 }
@@ -95,8 +95,13 @@ pub(crate) fn of_device(dev: u64, kernel_name: &str) -> Vec<Holder> {
     holders
 }
 
+/// Whether a device is mounted in the helper's own mount namespace.
+pub(super) fn is_mounted(dev: u64, kernel_name: &str) -> bool {
+    !mounted(&read("/proc/self/mountinfo"), dev, &[format!("/dev/{kernel_name}")]).is_empty()
+}
+
 /// The name that a dm device was given, by the kernel's for it: `dm-3`.
-fn dm_name(kernel_name: &str) -> Option<String> {
+pub(super) fn dm_name(kernel_name: &str) -> Option<String> {
     let text = read(&format!("/sys/devices/virtual/block/{kernel_name}/dm/name"));
     let name = text.trim_end();
     (!name.is_empty()).then(|| name.to_owned())

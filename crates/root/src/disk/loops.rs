@@ -26,6 +26,28 @@ impl Found {
     pub(super) fn inode(&self) -> Inode {
         Inode { dev: self.bound.dev, ino: self.bound.ino }
     }
+
+    /// Nothing stands on it and it is not mounted: it clears itself as soon as udev or whoever looks at it closes it.
+    pub(super) fn is_ending(&self) -> bool {
+        self.bound.is_autoclear && standing_on(&self.name()).is_empty() && !self.is_mounted()
+    }
+
+    /// The device, where a snapshot can have it as its base beside others: all of the file, as we bind it, and no mount
+    /// has it for itself.
+    pub(super) fn shareable(self) -> Option<Loop> {
+        let is_as_ours = self.bound.is_whole && self.bound.is_autoclear && !self.is_mounted();
+        is_as_ours.then_some(self.open)
+    }
+
+    /// Whether it is mounted where the helper sees it.
+    pub(super) fn is_mounted(&self) -> bool {
+        super::holders::is_mounted(self.device, &self.name())
+    }
+
+    /// The kernel's name for it.
+    pub(super) fn name(&self) -> String {
+        format!("loop{}", self.number.0)
+    }
 }
 
 /// The loop device of that number. `None` where there is none, or nothing is bound to it.
