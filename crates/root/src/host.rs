@@ -1,7 +1,7 @@
 //! What every operation is given: the settings, whose helper this is, the places, the kernel's objects.
 
-use crate::locks::Locks;
 use crate::disk::Disk;
+use crate::locks::Locks;
 use crate::log::Log;
 use crate::net::Net;
 use crate::places::Place;

@@ -20,6 +20,11 @@ mod lab {
 
     const MIB: u64 = 1 << 20;
 
+    /// dmsetup, which does not wait for udev: that one would answer in another IPC namespace than the test's.
+    fn dmsetup(arguments: &[&str]) -> String {
+        output("dmsetup", &[arguments, &["--noudevsync"]].concat())
+    }
+
     fn listed(helper: &Helper) -> Vec<Value> {
         helper.ok("priv.list_resources", &json!({}))["snapshots"].as_array().expect("a list").clone()
     }
@@ -128,9 +133,9 @@ mod lab {
             assert!(message.contains(&format!("process {} (", std::process::id())), "{message}");
             // A device on it.
             drop(held);
-            output("dmsetup", &["create", "banger-test-above", "--table", &format!("0 128 linear {} 0", node("b"))]);
+            dmsetup(&["create", "banger-test-above", "--table", &format!("0 128 linear {} 0", node("b"))]);
             let (_, message) = helper.err(REMOVE, &target("b"));
-            output("dmsetup", &["remove", "banger-test-above"]);
+            dmsetup(&["remove", "--retry", "banger-test-above"]);
             assert!(message.contains("the device banger-test-above"), "{message}");
             // One that lets go late, as a VMM that was killed.
             let late = File::open(node("b")).unwrap();
@@ -197,7 +202,7 @@ mod lab {
             }
             let outside = (Losetup::bind(&["-r"], "/mnt/o/base"), Losetup::bind(&[], "/mnt/o/cow"));
             let table = format!("0 128 snapshot {} {} P 8", outside.0.0, outside.1.0);
-            output("dmsetup", &["create", "fc-rootfs-f", "--table", &table]);
+            dmsetup(&["create", "fc-rootfs-f", "--table", &table]);
             for (method, params) in [
                 (CREATE, new("f")),
                 (REMOVE, target("f")),
@@ -209,12 +214,12 @@ mod lab {
             }
             assert!(listed(&helper).is_empty());
             assert_eq!(devices().into_iter().collect::<Vec<_>>(), ["fc-rootfs-f"]);
-            output("dmsetup", &["remove", "--retry", "fc-rootfs-f"]);
+            dmsetup(&["remove", "--retry", "fc-rootfs-f"]);
 
             // What an older banger left: no mark, but both files are ours.
             let older = (Losetup::bind(&["-r"], BASE), Losetup::bind(&[], &store("f")));
             let table = format!("0 128 snapshot {} {} P 8", older.0.0, older.1.0);
-            output("dmsetup", &["create", "fc-rootfs-f", "--table", &table]);
+            dmsetup(&["create", "fc-rootfs-f", "--table", &table]);
             assert_eq!(listed(&helper)[0]["cow"], store("f"));
             helper.ok(CLEANUP, &json!({
                 "BaseLoop": older.0.0, "COWLoop": older.1.0, "DMName": "fc-rootfs-f", "DMDev": node("f")

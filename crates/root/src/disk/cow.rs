@@ -36,9 +36,10 @@ pub(super) fn check(file: &File, size: u64, path: &str) -> Result<(), Fail> {
     // struct disk_header: magic, valid, version, chunk_size.
     let word = |at: usize| start.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
     match [0, 4, 8, 12].map(word) {
-        [Some(MAGIC), Some(0), ..] => Err(bad(
-            "was full, so that all that was changed is lost: make an empty file of more bytes in its place".to_owned(),
-        )),
+        [Some(MAGIC), Some(0), ..] => {
+            Err(bad("was full, so that all that was changed is lost: make an empty file of more bytes in its place"
+                .to_owned()))
+        }
         [Some(MAGIC), Some(_), Some(VERSION), Some(chunk)] if u64::from(chunk) == CHUNK => Ok(()),
         [Some(MAGIC), ..] => Err(bad("holds a snapshot's changes in another version or chunk size".to_owned())),
         _ => Err(bad(
