@@ -42,9 +42,9 @@ mod lab {
             let on_base = loops_on(BASE);
             assert_eq!((on_base.len(), loops().len()), (1, MANY + 1));
             assert!(on_base[0]["ro"] == true && on_base[0]["autoclear"] == true && on_base[0]["dio"] == true, "{on_base:?}");
-            for n in 0..MANY {
+            for (n, handles) in handles.iter().enumerate() {
                 write_block(&node(&id(n)), n % 64, &block(&format!("snapshot {n} ")));
-                assert_eq!(handles[n]["BaseLoop"], on_base[0]["name"]);
+                assert_eq!(handles["BaseLoop"], on_base[0]["name"]);
             }
             for n in 0..MANY {
                 let mut wanted = base_bytes.clone();

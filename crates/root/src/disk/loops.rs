@@ -1,5 +1,7 @@
 //! Loop devices, by what is behind them.
 
+mod ask;
+
 use super::{Inode, refused};
 use crate::fail::Fail;
 use rustix::fs::Access;
@@ -52,6 +54,22 @@ impl Found {
 
 /// The loop device of that number. `None` where there is none, or nothing is bound to it.
 pub(super) fn find(number: LoopNumber) -> Result<Option<Found>, Fail> {
+    match ask::each(vec![number], look)?.pop() {
+        Some(found) => Ok(found),
+        None => {
+            Err(Fail::new(format!("the file system behind {} does not answer: end what serves it", number.device())))
+        }
+    }
+}
+
+/// Every loop device that is bound to one of these files. One whose file system does not answer is bound to none of
+/// them: they lie on one that does.
+pub(super) fn on(files: &[Inode]) -> Result<Vec<Found>, Fail> {
+    let all = ask::each(numbers()?, look)?.into_iter().flatten();
+    Ok(all.filter(|found| files.contains(&found.inode())).collect())
+}
+
+fn look(number: LoopNumber) -> Result<Option<Found>, Fail> {
     // Asked first: a device that nothing is bound to is not even opened.
     if rustix::fs::access(format!("{BLOCK}/loop{}/loop", number.0), Access::EXISTS).is_err() {
         return Ok(None);
@@ -60,15 +78,6 @@ pub(super) fn find(number: LoopNumber) -> Result<Option<Found>, Fail> {
     let Some(bound) = open.bound().map_err(refused)? else { return Ok(None) };
     let device = open.device().map_err(refused)?;
     Ok(Some(Found { number, device, bound, open }))
-}
-
-/// Every loop device that is bound to one of these files.
-pub(super) fn on(files: &[Inode]) -> Result<Vec<Found>, Fail> {
-    let mut found = Vec::new();
-    for number in numbers()? {
-        found.extend(find(number)?.filter(|one| files.contains(&one.inode())));
-    }
-    Ok(found)
 }
 
 /// The loop device that is the device `dev`.
@@ -82,12 +91,7 @@ pub(super) fn by_device(dev: u64) -> Result<Option<Found>, Fail> {
     if likely.is_some() {
         return Ok(likely);
     }
-    for number in numbers()? {
-        if let Some(found) = find(number)?.filter(|one| one.device == dev) {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
+    Ok(ask::each(numbers()?, look)?.into_iter().flatten().find(|one| one.device == dev))
 }
 
 /// The numbers of all loop devices.
@@ -106,6 +110,6 @@ pub(super) fn standing_on(name: &str) -> Vec<String> {
 
 /// What the kernel says was the name of the file behind a loop device: to be shown, or to be looked up and compared.
 pub(super) fn backing_name(number: LoopNumber) -> Option<String> {
-    let text = std::fs::read(format!("{BLOCK}/loop{}/loop/backing_file", number.0)).ok()?;
-    Some(String::from_utf8(text).ok()?.trim_end_matches('\n').to_owned())
+    let text = std::fs::read_to_string(format!("{BLOCK}/loop{}/loop/backing_file", number.0)).ok()?;
+    Some(text.trim_end_matches('\n').to_owned())
 }
