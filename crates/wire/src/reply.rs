@@ -173,6 +173,8 @@ pub struct SnapshotFound {
     pub in_use: bool,
     /// How it does.
     pub state: SnapshotState,
+    /// What makes it ours.
+    pub why: String,
 }
 
 /// How a snapshot does.

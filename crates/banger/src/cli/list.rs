@@ -70,7 +70,7 @@ fn rows(found: &Resources) -> Vec<Row> {
             snapshot.used_bytes,
             snapshot.cow_bytes
         );
-        add("snapshot", &snapshot.name, &snapshot.rootfs, &state, detail);
+        add("snapshot", &snapshot.name, &snapshot.rootfs, &state, because(&detail, &snapshot.why));
     }
     for vm in &found.vms {
         let detail = format!("pid {}, cid {}, {}, {}", vm.pid, vm.cid, vm.program, vm.socket);

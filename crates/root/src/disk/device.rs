@@ -61,6 +61,14 @@ impl Ours {
     pub(super) fn by(&self) -> By<'_> {
         if self.device.uuid.is_empty() { By::Name(&self.device.name) } else { By::Uuid(&self.device.uuid) }
     }
+
+    /// What makes it ours.
+    pub(super) fn why(&self) -> String {
+        match self.device.uuid.as_str() {
+            "" => "a snapshot of an older banger's, over two files of the state directory".to_owned(),
+            uuid => format!("a dm device whose UUID is {uuid}"),
+        }
+    }
 }
 
 /// Opens the way to device-mapper. `None` where the kernel has none: then nothing of it is there.

@@ -19,6 +19,7 @@ fn told(control: &Control, ours: &device::Ours) -> SnapshotFound {
         name: ours.device.name.clone(),
         state: SnapshotState::Unfinished,
         in_use: ours.device.open_count > 0,
+        why: ours.why(),
         ..SnapshotFound::default()
     };
     // What is gone since a moment ago is told without its parts.
