@@ -1,5 +1,7 @@
 //! What every operation is given: the settings, whose helper this is, the places, the kernel's objects.
 
+use crate::disk::Disk;
+use crate::locks::Locks;
 use crate::log::Log;
 use crate::net::Net;
 use crate::places::Place;
@@ -20,6 +22,10 @@ pub(crate) struct Host {
     pub(crate) runtime: Place,
     /// Records that only root reads and writes (0700).
     pub(crate) records: Place,
+    /// Who works on which file and which snapshot.
+    pub(crate) locks: Locks,
+    /// Snapshots.
+    pub(crate) disk: Disk,
     /// Links and rules.
     pub(crate) net: Net,
     /// VMs that were launched.

@@ -7,6 +7,7 @@
 
 mod args;
 mod conn;
+mod disk;
 mod fail;
 mod gate;
 mod host;
@@ -90,6 +91,7 @@ fn run(flags: Flags) -> Result<(), String> {
     let server = Server::new(host, listener)?;
     net::isolate(&server.host);
     net::watch(&server.host);
+    disk::watch(&server.host);
     server.open()?;
     tell_started(server, &install.version, &install.commit);
     tell(server, &started, "READY=1");
@@ -138,6 +140,8 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
     Ok(Host {
         log: log(),
         faults: steps::Faults::parse(&settings.fault).map_err(|mistake| format!("fault: {mistake}"))?,
+        locks: locks::Locks::default(),
+        disk: disk::Disk::default(),
         net: net::Net::open(&settings).map_err(told)?,
         vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log()).map_err(told)?,
         records,

@@ -2,7 +2,7 @@
 
 use crate::fail::Fail;
 use crate::host::Host;
-use crate::{net, vm};
+use crate::{disk, net, vm};
 use wire::reply::Resources;
 use wire::{Method, Reply, Request};
 
@@ -16,9 +16,9 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
         Request::ClearResolverRouting(Some(bridge)) => net::clear_resolver_routing(host, bridge).map(done),
         Request::SyncResolverRouting(None) | Request::ClearResolverRouting(None) => Ok(Reply::Done),
         Request::EnsureNat(nat) => net::ensure_nat(host, nat).map(done),
-        Request::CreateDmSnapshot(_) => Err(missing(Method::CreateDmSnapshot)),
-        Request::CleanupDmSnapshot(_) => Err(missing(Method::CleanupDmSnapshot)),
-        Request::RemoveDmSnapshot(_) => Err(missing(Method::RemoveDmSnapshot)),
+        Request::CreateDmSnapshot(new) => disk::create_dm_snapshot(host, new).map(Reply::Handles),
+        Request::CleanupDmSnapshot(handles) => disk::cleanup_dm_snapshot(host, handles).map(done),
+        Request::RemoveDmSnapshot(name) => disk::remove_dm_snapshot(host, name).map(done),
         Request::FsckSnapshot(_) => Err(missing(Method::FsckSnapshot)),
         Request::ReadExt4File(_) => Err(missing(Method::ReadExt4File)),
         Request::WriteExt4Files(_) => Err(missing(Method::WriteExt4Files)),
@@ -46,6 +46,7 @@ fn list(host: &Host) -> Result<Resources, Fail> {
     let mut found = Resources::default();
     net::list(host, &mut found)?;
     vm::list(host, &mut found)?;
+    disk::list(host, &mut found)?;
     Ok(found)
 }
 

@@ -105,6 +105,8 @@ pub(crate) struct Limits {
     pub(crate) guests: usize,
     /// VMs.
     pub(crate) vms: usize,
+    /// Snapshots. Each takes a loop device, and each image that has some another one.
+    pub(crate) snapshots: usize,
 }
 
 impl Default for Limits {
@@ -126,6 +128,7 @@ impl Default for Limits {
             taps: 1024,
             guests: 1024,
             vms: 256,
+            snapshots: 512,
         }
     }
 }
@@ -152,7 +155,7 @@ impl Limits {
     }
 
     /// Every number with its name and the least and the most that it may be.
-    fn bounds(&self) -> [(&'static str, usize, usize, usize); 16] {
+    fn bounds(&self) -> [(&'static str, usize, usize, usize); 17] {
         let most = 1 << 20;
         [
             ("connections", self.connections, 1, 65_536),
@@ -171,6 +174,7 @@ impl Limits {
             ("taps", self.taps, 1, most),
             ("guests", self.guests, 1, most),
             ("vms", self.vms, 1, most),
+            ("snapshots", self.snapshots, 1, most),
         ]
     }
 }

@@ -49,6 +49,8 @@ pub struct Resources {
     pub blocked_by: Vec<BlockedBy>,
     /// Switches of the kernel's that were changed for guests.
     pub sysctls: Vec<SysctlFound>,
+    /// Snapshots with our mark.
+    pub snapshots: Vec<SnapshotFound>,
 }
 
 /// A bridge of ours.
@@ -149,6 +151,47 @@ pub struct BlockedBy {
     pub handle: u64,
     /// What it does, and what to do.
     pub why: String,
+}
+
+/// A snapshot of ours.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SnapshotFound {
+    /// Its name; its node is `/dev/mapper/` and that.
+    pub name: String,
+    /// The file that it is a snapshot of, as the kernel names it.
+    pub rootfs: String,
+    /// The file that holds what was changed.
+    pub cow: String,
+    /// The loop device of the first.
+    pub base_loop: String,
+    /// The loop device of the second.
+    pub cow_loop: String,
+    /// How many bytes of the second are used, the format's own among them.
+    pub used_bytes: u64,
+    /// How many there are. Once all are used the snapshot is invalid.
+    pub cow_bytes: u64,
+    /// Whether somebody has it open.
+    pub in_use: bool,
+    /// How it does.
+    pub state: SnapshotState,
+    /// What makes it ours.
+    pub why: String,
+}
+
+/// How a snapshot does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum SnapshotState {
+    /// It can be used.
+    #[default]
+    Ready,
+    /// Its making was cut off: `create_dm_snapshot` makes it anew, `remove_dm_snapshot` takes it away.
+    Unfinished,
+    /// Its store was full: all that was changed is lost.
+    Invalid,
 }
 
 /// A VM that runs.

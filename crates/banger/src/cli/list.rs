@@ -5,7 +5,7 @@ use super::{List, output, text};
 use serde_json::value::RawValue;
 use wire::Method;
 use wire::client::Error;
-use wire::reply::{Resources, TapFound};
+use wire::reply::{Resources, SnapshotFound, SnapshotState, TapFound};
 
 const HEADER: [&str; 5] = ["KIND", "NAME", "ON", "STATE", "DETAIL"];
 type Row = [String; HEADER.len()];
@@ -57,6 +57,21 @@ fn rows(found: &Resources) -> Vec<Row> {
     for by in &found.blocked_by {
         add("foreign", &format!("{} {}", by.table, by.chain), &by.family, "drops", by.why.clone());
     }
+    for snapshot in &found.snapshots {
+        let state = match snapshot.state {
+            SnapshotState::Ready => format!("{} % used", percent(snapshot)),
+            SnapshotState::Unfinished => "unfinished".to_owned(),
+            SnapshotState::Invalid => "invalid: was full".to_owned(),
+        };
+        let detail = format!(
+            "{}, {}: {} of {} bytes",
+            if snapshot.in_use { "in use" } else { "free" },
+            snapshot.cow,
+            snapshot.used_bytes,
+            snapshot.cow_bytes
+        );
+        add("snapshot", &snapshot.name, &snapshot.rootfs, &state, because(&detail, &snapshot.why));
+    }
     for vm in &found.vms {
         let detail = format!("pid {}, cid {}, {}, {}", vm.pid, vm.cid, vm.program, vm.socket);
         add("vm", &vm.vm_id, &vm.tap, "runs", detail);
@@ -72,6 +87,10 @@ fn because(detail: &str, why: &str) -> String {
 fn use_of(tap: &TapFound) -> String {
     let used = if tap.carrier { "in use" } else { "free" };
     if tap.isolated { format!("{used}, isolated") } else { used.to_owned() }
+}
+
+fn percent(snapshot: &SnapshotFound) -> u64 {
+    snapshot.used_bytes.saturating_mul(100).checked_div(snapshot.cow_bytes).unwrap_or(0)
 }
 
 fn up(up: bool) -> &'static str {
@@ -127,14 +146,24 @@ mod tests {
                 set: 1,
                 why: "answers".into(),
             }],
+            snapshots: vec![SnapshotFound {
+                name: "fc-rootfs-a".into(),
+                rootfs: "/s/a.ext4".into(),
+                cow: "/s/a.cow".into(),
+                used_bytes: 84_000,
+                cow_bytes: 100_000,
+                in_use: true,
+                ..SnapshotFound::default()
+            }],
             ..Resources::default()
         };
         assert_eq!(
             table(&rows(&found)),
-            "KIND    NAME                           ON  STATE          DETAIL\n\
-             bridge  br-fc                          -   up             172.16.0.1/24, ports: 1; a bridge whose alias is \"banger bridge\"\n\
-             tap     tap-fc-\\t1                     -   up             in use, isolated\n\
-             sysctl  net.ipv4.conf.eth0.forwarding  -   changed since  0, answers\n"
+            "KIND      NAME                           ON         STATE          DETAIL\n\
+             bridge    br-fc                          -          up             172.16.0.1/24, ports: 1; a bridge whose alias is \"banger bridge\"\n\
+             tap       tap-fc-\\t1                     -          up             in use, isolated\n\
+             sysctl    net.ipv4.conf.eth0.forwarding  -          changed since  0, answers\n\
+             snapshot  fc-rootfs-a                    /s/a.ext4  84 % used      in use, /s/a.cow: 84000 of 100000 bytes\n"
         );
         assert_eq!(table(&[]), "");
     }

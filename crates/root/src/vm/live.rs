@@ -193,6 +193,22 @@ impl Vms {
         })
     }
 
+    /// The VMs that run or are being launched and have a drive of that device and inode: their ids, and whether they
+    /// write it.
+    pub(crate) fn with_drive(&self, dev: u64, ino: u64) -> Vec<(String, bool)> {
+        let table = self.shared.lock();
+        let lives = |vm: &&Vm| match &vm.state {
+            State::Running(vmm) => vmm.is_alive(),
+            State::Launching => true,
+            State::Ending => false,
+        };
+        let drive = |vm: &Vm| {
+            let found = vm.record.drives.iter().find(|drive| (drive.dev, drive.ino) == (dev, ino))?;
+            Some((vm.record.vm_id.clone(), !found.read_only))
+        };
+        table.vms.values().filter(lives).filter_map(drive).collect()
+    }
+
     /// Waits until an ended VM is cleared away, so that what it had is free when the caller answers.
     pub(super) fn settle(&self, vm_id: &str) {
         self.shared.settle(vm_id);

@@ -73,9 +73,10 @@ pub(crate) fn isolate(module: &str, name: &str, body: impl FnOnce()) {
 /// The ground: `/run`, `/var/lib`, `/mnt` empty and ours, two more users, the owner's and root's directories.
 fn prepare() {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("private mounts");
-    for at in ["/run", "/var/lib", "/mnt"] {
+    for at in ["/mnt", "/var/lib"] {
         mount("tmpfs", at, "tmpfs", MountFlags::empty(), Some(c"mode=755")).expect("a tmpfs");
     }
+    fresh_run();
     fresh_sysfs();
     for (file, lines) in [
         (
@@ -108,6 +109,17 @@ fn prepare() {
     }
     fs::write(META, meta()).expect("metadata");
     fs::set_permissions(META, fs::Permissions::from_mode(0o644)).expect("mode");
+}
+
+/// `/run` empty, but for what tells of a udev that runs: devices are everybody's.
+fn fresh_run() {
+    fs::create_dir("/mnt/.udev").expect("a place");
+    let udev = mount_bind_recursive("/run/udev", "/mnt/.udev");
+    mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), Some(c"mode=755")).expect("a tmpfs");
+    if udev.is_ok() {
+        fs::create_dir("/run/udev").expect("a place");
+        mount_bind_recursive("/mnt/.udev", "/run/udev").expect("udev's directory");
+    }
 }
 
 /// `/sys` of this network namespace; the control groups stay where they were.
