@@ -2,13 +2,16 @@
 
 pub mod child;
 pub mod confine;
+pub mod confined;
 pub mod creds;
 pub mod dir;
 pub mod dm;
 pub mod entropy;
 pub mod exec;
 pub mod fork;
+pub mod ground;
 pub mod guest;
+pub mod handle;
 pub mod kvm;
 pub mod landlock;
 pub mod loopdev;

@@ -180,7 +180,7 @@ pub fn hold(plan: &Plan<'_>) -> io::Result<Held> {
 }
 
 /// A fork with a pidfd. `None` is the child.
-fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
+pub(crate) fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
     let mut pidfd: RawFd = -1;
     // SAFETY: all fields are integers, for which zeros are a value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -202,10 +202,10 @@ fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
 }
 
 /// All signals blocked in this thread, so that none of our handlers runs in the child; undone when dropped.
-struct BlockedSignals(libc::sigset_t);
+pub(crate) struct BlockedSignals(libc::sigset_t);
 
 impl BlockedSignals {
-    fn new() -> io::Result<BlockedSignals> {
+    pub(crate) fn new() -> io::Result<BlockedSignals> {
         // SAFETY: zeros are a value of the type.
         let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
@@ -296,9 +296,9 @@ fn of(user: Option<&User<'_>>, step: impl FnOnce(&User<'_>) -> Step) -> Step {
 }
 
 /// Done, or an errno.
-type Step = Result<(), i32>;
+pub(crate) type Step = Result<(), i32>;
 
-fn call(number: libc::c_long, args: [usize; 5]) -> Step {
+pub(crate) fn call(number: libc::c_long, args: [usize; 5]) -> Step {
     let [a, b, c, d, e] = args;
     // SAFETY: the callers of this file give numbers, or addresses of memory that lives until the child has gone.
     match unsafe { libc::syscall(number, a, b, c, d, e) } {
@@ -307,14 +307,14 @@ fn call(number: libc::c_long, args: [usize; 5]) -> Step {
     }
 }
 
-fn errno() -> i32 {
+pub(crate) fn errno() -> i32 {
     // SAFETY: the address of this thread's own errno.
     let at = unsafe { libc::__errno_location() };
     // SAFETY: it is valid as long as the thread is.
     unsafe { *at }
 }
 
-fn exit() -> ! {
+pub(crate) fn exit() -> ! {
     // SAFETY: ends the process at once, without the handlers that belong to its parent.
     unsafe { libc::_exit(127) }
 }
@@ -356,7 +356,7 @@ fn wait_at_gate() {
 }
 
 /// By the bare call: the C library refuses the two signals that it keeps for itself, and they may be ignored too.
-fn default_signals() -> Step {
+pub(crate) fn default_signals() -> Step {
     // The kernel's struct, all zero: SIG_DFL, no flags, no restorer, an empty mask.
     let default = [0usize; 4];
     for signal in 1..=64 {
@@ -367,7 +367,7 @@ fn default_signals() -> Step {
     Ok(())
 }
 
-fn unblock_signals() -> Step {
+pub(crate) fn unblock_signals() -> Step {
     // SAFETY: zeros are the empty set.
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: reads a set that we own.
@@ -387,17 +387,17 @@ fn write_oom(value: &CStr) -> Step {
     call(libc::SYS_close, [fd as usize, 0, 0, 0, 0])
 }
 
-fn limit(resource: i32, most: u64) -> Step {
+pub(crate) fn limit(resource: i32, most: u64) -> Step {
     let limit = libc::rlimit64 { rlim_cur: most, rlim_max: most };
     call(libc::SYS_prlimit64, [0, resource as usize, &raw const limit as usize, 0, 0])
 }
 
-fn prctl(option: i32, value: usize) -> Step {
+pub(crate) fn prctl(option: i32, value: usize) -> Step {
     call(libc::SYS_prctl, [option as usize, value, 0, 0, 0])
 }
 
 /// Every capability that this kernel knows: the first that it doesn't is EINVAL.
-fn drop_bounding_set() -> Step {
+pub(crate) fn drop_bounding_set() -> Step {
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, capability) {
             Err(libc::EINVAL) => return Ok(()),
@@ -409,7 +409,7 @@ fn drop_bounding_set() -> Step {
 
 /// An empty session keyring, the new user's: who has ours possesses the keys in it, whatever his uid. A kernel without
 /// keys, and a filter that forbids them to us, forbids them to the program too.
-fn own_keyring() -> Step {
+pub(crate) fn own_keyring() -> Step {
     match call(libc::SYS_keyctl, [libc::KEYCTL_JOIN_SESSION_KEYRING as usize, 0, 0, 0, 0]) {
         Err(libc::ENOSYS | libc::EPERM) => Ok(()),
         other => other,
@@ -417,7 +417,7 @@ fn own_keyring() -> Step {
 }
 
 /// The change of the user has cleared the effective and the permitted set; this clears the inheritable one.
-fn no_capabilities() -> Step {
+pub(crate) fn no_capabilities() -> Step {
     const VERSION_3: u32 = 0x2008_0522;
     let header: [u32; 2] = [VERSION_3, 0];
     let sets = [0u32; 6];
