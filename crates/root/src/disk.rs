@@ -1,4 +1,4 @@
-//! Block devices over the owner's files: the snapshot methods.
+//! Block devices over the owner's files, the snapshot methods; and files inside images.
 //!
 //! The kernel is the record of what exists. A dm device is ours by its UUID, a loop device by the inode behind it; names
 //! and paths prove nothing. Locks are taken in the order snapshot, then inodes in the order of their names.
@@ -7,12 +7,18 @@ mod cleanup;
 mod cow;
 mod create;
 mod device;
+mod files;
+mod fsck;
 pub(crate) mod holders;
+mod images;
+mod journal;
 mod list;
 mod loops;
 mod node;
 pub(crate) mod snapshot;
+mod uses;
 mod watch;
+mod worker;
 
 use crate::fail::Fail;
 use std::time::{Duration, Instant};
@@ -20,6 +26,9 @@ use sys::dir::{CallError, Facts};
 
 pub(crate) use cleanup::{cleanup as cleanup_dm_snapshot, remove as remove_dm_snapshot};
 pub(crate) use create::create as create_dm_snapshot;
+pub(crate) use files::{prepare, read, write};
+pub(crate) use fsck::fsck;
+pub(crate) use images::Images;
 pub(crate) use list::list;
 pub(crate) use watch::{Disk, arm as watch};
 

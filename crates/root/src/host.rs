@@ -30,6 +30,8 @@ pub(crate) struct Host {
     pub(crate) net: Net,
     /// VMs that were launched.
     pub(crate) vms: Vms,
+    /// Files inside images.
+    pub(crate) images: crate::disk::Images,
     /// The log.
     pub(crate) log: Log,
     /// A fault that a test asked for.

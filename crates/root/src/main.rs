@@ -21,6 +21,7 @@ mod net;
 mod notify;
 mod ops;
 mod places;
+mod program;
 mod rights;
 mod serve;
 mod settings;
@@ -87,6 +88,7 @@ fn run(flags: Flags) -> Result<(), String> {
         _ => Listener::passed(passed)?,
     };
 
+    host.images.recover(&host);
     host.vms.watch();
     let server = Server::new(host, listener)?;
     net::isolate(&server.host);
@@ -125,7 +127,7 @@ fn leave_the_starter() -> Result<(Started, Vec<rustix::fd::OwnedFd>), String> {
 fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, String> {
     let state = owners_dir(&settings.roots.state, &owner, "--state-dir")?;
     let runtime = owners_dir(&settings.roots.runtime, &owner, "--runtime-dir")?;
-    match Dir::open(&settings.lib_dir) {
+    let lib_dir = match Dir::open(&settings.lib_dir) {
         Err(error) if error.is_missing() => listen::make_dir(&settings.lib_dir, 0o700)?,
         _ => trusted::dir(&settings.lib_dir)?,
     };
@@ -134,6 +136,8 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
         opened => opened,
     };
     let records = Place::new(records.map_err(|error| error.to_string())?);
+    let again = |dir: &Dir| dir.dir(".").map_err(|error| error.to_string());
+    let images = disk::Images::new(again(&lib_dir)?, again(run_dir)?);
     let (state, runtime) = (Place::new(state), Place::new(runtime));
     let told = |fail: fail::Fail| [vec![fail.message], fail.causes].concat().join(": ");
     let log = || Log::new(settings.log_level, settings.limits.log_lines_per_second);
@@ -142,6 +146,7 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
         faults: steps::Faults::parse(&settings.fault).map_err(|mistake| format!("fault: {mistake}"))?,
         locks: locks::Locks::default(),
         disk: disk::Disk::default(),
+        images,
         net: net::Net::open(&settings).map_err(told)?,
         vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log()).map_err(told)?,
         records,

@@ -4,7 +4,7 @@ use crate::fail::Fail;
 use crate::host::Host;
 use crate::{disk, net, vm};
 use wire::reply::Resources;
-use wire::{Method, Reply, Request};
+use wire::{Reply, Request};
 
 /// Does what is asked.
 pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
@@ -19,11 +19,13 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
         Request::CreateDmSnapshot(new) => disk::create_dm_snapshot(host, new).map(Reply::Handles),
         Request::CleanupDmSnapshot(handles) => disk::cleanup_dm_snapshot(host, handles).map(done),
         Request::RemoveDmSnapshot(name) => disk::remove_dm_snapshot(host, name).map(done),
-        Request::FsckSnapshot(_) => Err(missing(Method::FsckSnapshot)),
-        Request::ReadExt4File(_) => Err(missing(Method::ReadExt4File)),
-        Request::WriteExt4Files(_) => Err(missing(Method::WriteExt4Files)),
+        Request::FsckSnapshot(name) => disk::fsck(host, name).map(done),
+        Request::ReadExt4File(asked) => disk::read(host, asked).map(Reply::Data),
+        Request::WriteExt4Files(asked) => disk::write(host, asked).map(done),
         Request::ResolveFirecrackerBinary(wanted) => vm::resolve(host, wanted).map(Reply::Path),
         Request::LaunchFirecracker(launch) => {
+            let images: Vec<_> = launch.drives.iter().map(|drive| drive.image.clone()).collect();
+            let _using = disk::prepare(host, &images)?;
             vm::launch(host, launch, &|| net::fresh_port(host, &launch.tap)).map(Reply::Pid)
         }
         Request::EnsureSocketAccess(access) => vm::ensure_socket_access(host, access).map(done),
@@ -48,11 +50,4 @@ fn list(host: &Host) -> Result<Resources, Fail> {
     vm::list(host, &mut found)?;
     disk::list(host, &mut found)?;
     Ok(found)
-}
-
-fn missing(method: Method) -> Fail {
-    Fail::new(format!(
-        "{} is not in this version of bangerd-root yet; the README's table says which methods are",
-        method.name()
-    ))
 }

@@ -15,6 +15,8 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN // a socket, a tap's file, the 
     .union(CapabilitySet::SETGID) // with his groups and no others
     .union(CapabilitySet::SETPCAP) // a VMM's bounding set is emptied
     .union(CapabilitySet::NET_ADMIN) // links, addresses, taps, rules
+    .union(CapabilitySet::MKNOD) // a snapshot's node in the root directory of its e2fsck
+    .union(CapabilitySet::SYS_CHROOT) // a process that works on an image enters another root directory
     .union(CapabilitySet::SYS_ADMIN) // mount namespaces, cgroups
     .union(CapabilitySet::SYS_CHROOT) // a jailer's, and to have a mount namespace of one's own
     .union(CapabilitySet::MKNOD) // a jail's devices

@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) jailer_names: Vec<String>,
     /// Our tables are the helper's alone, where the kernel has that.
     pub(crate) own_tables: bool,
+    /// The user that workers for images run as. `None`: one that no account and no other worker has.
+    pub(crate) worker_uid: Option<u32>,
     /// Lines below it are not logged.
     pub(crate) log_level: Level,
     /// A fault that a test asks for, as `steps` reads it.
@@ -107,6 +109,14 @@ pub(crate) struct Limits {
     pub(crate) vms: usize,
     /// Snapshots. Each takes a loop device, and each image that has some another one.
     pub(crate) snapshots: usize,
+    /// Images that are read or written at once.
+    pub(crate) image_workers: usize,
+    /// Seconds that a read or a write of files in an image may take, and that it may wait for others.
+    image_seconds: u32,
+    /// Seconds that the check of a snapshot's file system may take.
+    fsck_seconds: u32,
+    /// Mebibytes of memory of a process that works on an image.
+    image_mebibytes: usize,
 }
 
 impl Default for Limits {
@@ -129,6 +139,10 @@ impl Default for Limits {
             guests: 1024,
             vms: 256,
             snapshots: 512,
+            image_workers: 4,
+            image_seconds: 60,
+            fsck_seconds: 600,
+            image_mebibytes: 1024,
         }
     }
 }
@@ -154,8 +168,23 @@ impl Limits {
         Duration::from_secs(self.launch_seconds.into())
     }
 
+    /// For a read or a write of files in an image.
+    pub(crate) fn image_time(&self) -> Duration {
+        Duration::from_secs(self.image_seconds.into())
+    }
+
+    /// For a check of a snapshot's file system.
+    pub(crate) fn fsck_time(&self) -> Duration {
+        Duration::from_secs(self.fsck_seconds.into())
+    }
+
+    /// Bytes of memory of a process that works on an image.
+    pub(crate) fn image_bytes(&self) -> u64 {
+        (self.image_mebibytes * MIB) as u64
+    }
+
     /// Every number with its name and the least and the most that it may be.
-    fn bounds(&self) -> [(&'static str, usize, usize, usize); 17] {
+    fn bounds(&self) -> [(&'static str, usize, usize, usize); 21] {
         let most = 1 << 20;
         [
             ("connections", self.connections, 1, 65_536),
@@ -175,6 +204,10 @@ impl Limits {
             ("guests", self.guests, 1, most),
             ("vms", self.vms, 1, most),
             ("snapshots", self.snapshots, 1, most),
+            ("image_workers", self.image_workers, 1, 256),
+            ("image_seconds", self.image_seconds as usize, 1, 3600),
+            ("fsck_seconds", self.fsck_seconds as usize, 1, 86_400),
+            ("image_mebibytes", self.image_mebibytes, 64, most),
         ]
     }
 }
@@ -192,6 +225,7 @@ struct File {
     jailer_names: Vec<String>,
     /// Our tables are the helper's alone, where the kernel has that.
     own_tables: Option<bool>,
+    worker_uid: Option<u32>,
     log_level: Option<String>,
     fault: String,
     isolate_guests: bool,
@@ -255,6 +289,7 @@ impl Settings {
             vmm_names: names(&in_file("vmm_names"), &["firecracker", "banger-qemu"], file.vmm_names)?,
             jailer_names: names(&in_file("jailer_names"), &["jailer", "banger-jailer"], file.jailer_names)?,
             own_tables: file.own_tables.unwrap_or(true),
+            worker_uid: worker(&in_file("worker_uid"), file.worker_uid)?,
             log_level: flags.log_level.or(level.transpose()?).unwrap_or(Level::Info),
             fault: file.fault,
             isolate_guests: file.isolate_guests,
@@ -296,6 +331,14 @@ fn absolute(what: &str, path: Option<String>, default: &str) -> Result<String, S
     Ok(path)
 }
 
+/// Root is no user without rights.
+fn worker(what: &str, uid: Option<u32>) -> Result<Option<u32>, String> {
+    match uid {
+        Some(0 | u32::MAX) => Err(format!("{what} must be the uid of a user that has nothing, and nobody else's")),
+        uid => Ok(uid),
+    }
+}
+
 fn names(what: &str, ours: &[&str], more: Vec<String>) -> Result<Vec<String>, String> {
     for name in &more {
         if name.contains('/') || matches!(name.as_str(), "" | "." | "..") {
@@ -334,6 +377,7 @@ mod tests {
         assert_eq!(shipped.isolate_guests, settings.isolate_guests);
         assert_eq!((shipped.mark, shipped.mark_mask), (Some(settings.mark.value), Some(settings.mark.mask)));
         assert!(shipped.vmm_names.is_empty() && shipped.jailer_names.is_empty() && shipped.fault.is_empty());
+        assert_eq!(shipped.worker_uid, settings.worker_uid);
     }
 
     #[test]

@@ -9,10 +9,8 @@ mod contents;
 mod jail;
 mod launch;
 mod live;
-mod mounts;
 mod older;
 mod process;
-mod program;
 mod record;
 mod sockets;
 mod stage;
@@ -57,7 +55,7 @@ impl Vms {
 }
 
 pub(crate) fn resolve(host: &Host, wanted: &Wanted) -> Result<String, Fail> {
-    program::resolve(host, wanted)
+    crate::program::resolve(host, wanted)
 }
 
 pub(crate) fn ensure_socket_access(host: &Host, access: &SocketAccess) -> Result<(), Fail> {

@@ -76,10 +76,9 @@ pub fn start(start: &Start<'_>) -> Result<PidFd, Failed> {
     let mut argv: Vec<*const c_char> = start.argv.iter().map(|arg| arg.as_ptr()).collect();
     argv.push(std::ptr::null());
     let mut fds = places(start, &report_in);
-    let filter = start.filter.map(|code| libc::sock_fprog {
-        len: u16::try_from(code.len()).unwrap_or(0),
-        filter: code.as_ptr().cast_mut(),
-    });
+    let filter = start
+        .filter
+        .map(|code| libc::sock_fprog { len: u16::try_from(code.len()).unwrap_or(0), filter: code.as_ptr().cast_mut() });
     let parent = rustix::process::getpid().as_raw_nonzero().get();
     let signals = BlockedSignals::new().map_err(failed("pthread_sigmask"))?;
     let (pid, pidfd) = match spawn::fork().map_err(failed("clone3"))? {

@@ -37,9 +37,8 @@ pub fn of(file: impl AsFd) -> Result<Handle, CallError> {
         let mut mount = 0;
         let (fd, empty) = (file.as_raw_fd(), c"".as_ptr());
         // SAFETY: `asked` begins as a `file_handle` does and has the room behind it that its length says.
-        let answer = unsafe {
-            libc::syscall(libc::SYS_name_to_handle_at, fd, empty, &raw mut asked, &raw mut mount, flags)
-        };
+        let answer =
+            unsafe { libc::syscall(libc::SYS_name_to_handle_at, fd, empty, &raw mut asked, &raw mut mount, flags) };
         if answer == 0 {
             let length = usize::try_from(asked.length).unwrap_or(LONGEST).min(LONGEST);
             return Ok(Handle { kind: asked.kind, bytes: asked.bytes[..length].to_vec() });

@@ -8,6 +8,7 @@ pub mod dir;
 pub mod dm;
 pub mod entropy;
 pub mod exec;
+pub mod filter;
 pub mod fork;
 pub mod ground;
 pub mod guest;

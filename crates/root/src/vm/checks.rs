@@ -5,12 +5,12 @@
 //! whoever exchanges a file in between gets at nothing that was not his already.
 
 use super::jail;
-use super::program::Program;
 use super::record;
 use super::sockets;
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::places::Purpose;
+use crate::program::Program;
 use std::fs::File;
 use sys::dir::{Dir, Facts};
 use wire::code::shown;

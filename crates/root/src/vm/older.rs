@@ -3,8 +3,8 @@
 //!
 //! The owner can start such a process himself, and end it himself: by being found here he gains nothing.
 
-use super::program::Program;
 use crate::host::Host;
+use crate::program::Program;
 use rustix::fs::{AtFlags, OFlags};
 use std::io::Read;
 use sys::dir::{Dir, Facts};

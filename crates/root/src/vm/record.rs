@@ -114,7 +114,7 @@ impl Process {
 
 impl Record {
     /// The record of a launch that has no process yet.
-    pub(crate) fn new(asked: &Launch, program: &super::program::Program, drives: Vec<Drive>) -> Record {
+    pub(crate) fn new(asked: &Launch, program: &crate::program::Program, drives: Vec<Drive>) -> Record {
         Record {
             vm_id: asked.vm_id.to_string(),
             phase: Phase::Starting,

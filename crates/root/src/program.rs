@@ -1,8 +1,10 @@
-//! Programs: which file may be run as a VMM, found and checked by descriptor, so that what was checked is what runs.
+//! Programs: which file may be run, found and checked by descriptor, so that what was checked is what runs.
 
-use super::mounts::{Forgeable, Mounts};
+mod mounts;
+
 use crate::fail::Fail;
 use crate::host::Host;
+use mounts::{Forgeable, Mounts};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,6 +37,36 @@ pub(crate) fn resolve(host: &Host, wanted: &Wanted) -> Result<String, Fail> {
         Wanted::Path(path) => Program::open(path.as_str(), &names).map(|program| program.path),
         Wanted::Name(name) => find(&host.settings.program_dirs, name, &names),
     }
+}
+
+/// The program `name` that the helper needs for itself, in the first of `dirs` that has one. `None` where none has.
+pub(crate) fn of_ours(dirs: &[String], name: &str) -> Result<Option<Program>, Fail> {
+    let names = [name.to_owned()];
+    for dir in dirs {
+        if let Some(program) = Program::look(&format!("{dir}/{name}"), &names, Chosen::ByRoot)? {
+            return Ok(Some(program));
+        }
+    }
+    Ok(None)
+}
+
+/// A library of root's that nobody else can have written, links to it followed. `None` where it isn't that, or isn't
+/// there.
+pub(crate) fn library(path: &str) -> Option<OwnedFd> {
+    const MOST_LINKS: usize = 8;
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let entry = walk(&path, Chosen::ByRoot).ok()?;
+        let name = path.rsplit('/').next().unwrap_or("");
+        let Some(target) = link_target(&entry, name).ok()? else {
+            let facts = Facts::of(&entry).ok()?;
+            let is_roots = facts.kind == FileType::RegularFile && facts.uid == 0 && !facts.is_writable_by_others();
+            return is_roots.then_some(entry);
+        };
+        let dir = path.strip_suffix(name).unwrap_or("/");
+        path = if target.starts_with('/') { target } else { format!("{dir}{target}") };
+    }
+    None
 }
 
 /// Looks for `name` in `dirs`; the first one that is there counts. `PATH` has no say: it is the starter's.

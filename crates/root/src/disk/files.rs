@@ -1,0 +1,199 @@
+//! Files inside images: read and written by a worker that can't write the image, its changes put in their places here.
+
+use super::journal::{Image as ImageFile, Log};
+use super::snapshot::{self, For};
+use super::uses::{Key, Using};
+use super::worker::{self, Job};
+use super::{Inode, holders};
+use crate::fail::Fail;
+use crate::host::Host;
+use crate::places::Purpose;
+use crate::steps::{self, Steps};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use sys::dir::{CallError, Facts};
+use wire::code::shown;
+use wire::image::{Image, NewFile, Read, Write};
+use wire::name::dm::DmName;
+use wire::path::HostPath;
+use wire::worker::reply::Reply;
+use wire::worker::{MAX_READ, ask, log};
+
+const WRITE: &str = "write_ext4_files";
+
+/// Reads a file inside an image, whole.
+pub(crate) fn read(host: &Host, asked: &Read) -> Result<Vec<u8>, Fail> {
+    let (image, _using) = open_to_read(host, &asked.image)?;
+    let request = request(&ask::read(&asked.path), &[])?;
+    let out = worker::memory_file("read")?;
+    let job = Job { image: image.as_fd(), request: &request, out: &out, most: MAX_READ };
+    let size = match worker::ask(host, &job)? {
+        Reply::Read { size } => size,
+        Reply::Refused { why, text } => return Err(worker::refused(why, &text)),
+        Reply::Written { .. } => return Err(worker::nonsense("a read was answered as a write")),
+    };
+    // The reply's bound is the protocol's; that there are so many bytes is asked before they get room.
+    let have = Facts::of(&out).map_err(|error| worker::nonsense(error))?.size;
+    if size != have {
+        return Err(worker::nonsense(format!("{size} bytes are said to be read, {have} are there")));
+    }
+    let mut data = vec![0; usize::try_from(size).map_err(worker::nonsense)?];
+    out.read_exact_at(&mut data, 0).map_err(worker::nonsense)?;
+    Ok(data)
+}
+
+/// Writes files inside an image: on a file all of them or none.
+pub(crate) fn write(host: &Host, asked: &Write) -> Result<(), Fail> {
+    match &asked.image {
+        Image::File(path) => write_file(host, path, &asked.files),
+        Image::Snapshot(name) => write_snapshot(host, name, &asked.files),
+    }
+}
+
+fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fail> {
+    let image = ImageFile::open(host, path)?;
+    let inode = Inode::from(&image.facts);
+    let _using = host.images.uses.alone(Key::File(inode), host.settings.limits.image_time())?;
+    let _held = host.locks.hold(inode.lock_name());
+    host.images.journal.finish(host, path)?;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let holders = holders::of_file(host, inode)?;
+    if !holders.is_empty() {
+        let who = holders::named(&holders);
+        return Err(Fail::new(format!("the image is in use: {who} has it; end that first")));
+    }
+    // Opened again for the worker, for reading alone: and seen to be the same.
+    let readable = host.state.open_file(path, Purpose::Read, &host.owner)?;
+    let facts = Facts::of(&readable).map_err(worker::nonsense)?;
+    if !facts.is_same_file(&image.facts) || facts.size != image.facts.size {
+        return Err(Fail::new("the image was exchanged or changed its size meanwhile; try again"));
+    }
+    let journal = &host.images.journal;
+    steps::run(WRITE, &host.faults, |steps| {
+        let request = steps.act("request", || write_request(files))?;
+        let log = steps.act("log", || journal.begin(&image))?;
+        let name = log.name.clone();
+        steps.undo("log", move || journal.abandon(&name));
+        match ask_to_write(host, steps, &readable, &request, &log)? {
+            0 => journal.abandon(&log.name),
+            length => journal.carry_out(steps, &image, &log, length),
+        }
+    })
+}
+
+/// A snapshot is made anew where a write of it fails, so its changes are put in their places at once.
+fn write_snapshot(host: &Host, name: &DmName, files: &[NewFile]) -> Result<(), Fail> {
+    let _using = host.images.uses.alone(Key::of_snapshot(name), host.settings.limits.image_time())?;
+    let _held = host.locks.hold(snapshot::lock_name(name));
+    let device = snapshot::open(host, name, For::Changing)?;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let readable = again_for_reading(&device.fd)?;
+    let half = |cause: std::io::Error| {
+        let told = shown(name.as_str());
+        Fail::new(format!("the snapshot {told} is half written: remove it and make it anew")).because(cause)
+    };
+    steps::run(WRITE, &host.faults, |steps| {
+        let request = steps.act("request", || write_request(files))?;
+        let log = steps.act("log", || host.images.journal.unnamed())?;
+        let length = ask_to_write(host, steps, &readable, &request, &log)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let changes = log.changes(length, device.size)?;
+        let device = File::from(device.fd);
+        steps.act("apply", || log.put_into(&device, &changes).map_err(half))?;
+        steps.act("sync", || device.sync_data().map_err(half))
+    })
+}
+
+/// The same device, by its descriptor and not by a name, for reading alone.
+fn again_for_reading(device: &OwnedFd) -> Result<File, Fail> {
+    let path = format!("/proc/self/fd/{}", device.as_raw_fd());
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(File::from).map_err(|errno| {
+        Fail::new("the snapshot can't be opened for the worker")
+            .because(CallError::new("open of the descriptor", errno))
+    })
+}
+
+/// The length of the log that the worker wrote; 0 where nothing is to be changed.
+fn ask_to_write(host: &Host, steps: &mut Steps<'_>, image: &File, request: &File, out: &Log) -> Result<u64, Fail> {
+    let job = Job { image: image.as_fd(), request, out: &out.file, most: log::MAX_LOG };
+    match steps.act("worker", || worker::ask(host, &job))? {
+        Reply::Written { log: length, .. } => {
+            let have = Facts::of(&out.file).map_err(worker::nonsense)?.size;
+            if length != 0 && length != have {
+                return Err(worker::nonsense(format!("a log of {length} bytes is said to be there, {have} are")));
+            }
+            Ok(length)
+        }
+        Reply::Refused { why, text } => Err(worker::refused(why, &text)),
+        Reply::Read { .. } => Err(worker::nonsense("a write was answered as a read")),
+    }
+}
+
+/// The request to write these files, sealed.
+fn write_request(files: &[NewFile]) -> Result<File, Fail> {
+    request(&ask::write_head(files), files)
+}
+
+fn request(head: &[u8], files: &[NewFile]) -> Result<File, Fail> {
+    let mut request = worker::memory_file("request")?;
+    let failed = |error: std::io::Error| Fail::new("the request can't be handed on").because(error);
+    request.write_all(head).map_err(failed)?;
+    for file in files {
+        request.write_all(&file.data).map_err(failed)?;
+    }
+    worker::seal(&request)?;
+    Ok(request)
+}
+
+/// Opens an image for the worker. Nobody changes it, as far as this helper does, until the second value is dropped.
+fn open_to_read<'a>(host: &'a Host, image: &Image) -> Result<(File, Using<'a>), Fail> {
+    match image {
+        Image::File(path) => {
+            let file = host.state.open_file(path, Purpose::Read, &host.owner)?;
+            let key = Key::of_file(&Facts::of(&file).map_err(worker::nonsense)?);
+            let time = host.settings.limits.image_time();
+            if host.images.journal.has_pending() {
+                let _alone = host.images.uses.alone(key.clone(), time)?;
+                host.images.journal.finish(host, path)?;
+            }
+            Ok((file, host.images.uses.share(key, time)?))
+        }
+        Image::Snapshot(name) => {
+            let using = host.images.uses.share(Key::of_snapshot(name), host.settings.limits.image_time())?;
+            let _held = host.locks.hold(snapshot::lock_name(name));
+            let device = snapshot::open(host, name, For::Reading)?;
+            Ok((File::from(device.fd), using))
+        }
+    }
+}
+
+/// Sees to it that no image of these is being written, and none has a write that is to be finished. So it stays until
+/// what is returned is dropped.
+pub(crate) fn prepare<'a>(host: &'a Host, images: &[Image]) -> Result<Vec<Using<'a>>, Fail> {
+    let (mut using, mut keys) = (Vec::new(), Vec::new());
+    for image in images {
+        let Image::File(path) = image else { continue };
+        // What can't be opened is the caller's to say, in his words.
+        let Ok((_, facts)) = host.state.look(path, &host.owner) else { continue };
+        let (key, time) = (Key::of_file(&facts), host.settings.limits.image_time());
+        if keys.contains(&key) {
+            continue;
+        }
+        keys.push(key.clone());
+        if host.images.journal.has_pending() {
+            let _alone = host.images.uses.alone(key.clone(), time)?;
+            host.images.journal.finish(host, path)?;
+        }
+        using.push(host.images.uses.share(key, time)?);
+    }
+    Ok(using)
+}
