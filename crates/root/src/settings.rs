@@ -207,7 +207,7 @@ impl Limits {
             ("image_workers", self.image_workers, 1, 256),
             ("image_seconds", self.image_seconds as usize, 1, 3600),
             ("fsck_seconds", self.fsck_seconds as usize, 1, 86_400),
-            ("image_mebibytes", self.image_mebibytes, 64, most),
+            ("image_mebibytes", self.image_mebibytes, 256, most),
         ]
     }
 }

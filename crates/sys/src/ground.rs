@@ -57,6 +57,8 @@ fn build(at: &Dir, files: &[Shown<'_>]) -> Result<Ground, CallError> {
     let copies = files.iter().map(|shown| open_tree(shown.file, "", clone).map_err(failed("open_tree(<library>)")));
     let copies = copies.collect::<Result<Vec<OwnedFd>, _>>()?;
     unshare_all().map_err(failed("unshare(mnt, net, ipc, uts)"))?;
+    // This thread's own by now, as its root directory is.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let opened = |kind: &str| {
         let path = format!("/proc/thread-self/ns/{kind}");
         rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

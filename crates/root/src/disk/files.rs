@@ -20,7 +20,7 @@ use wire::image::{Image, NewFile, Read, Write};
 use wire::name::dm::DmName;
 use wire::path::HostPath;
 use wire::worker::reply::Reply;
-use wire::worker::{MAX_READ, ask, log};
+use wire::worker::ask;
 
 const WRITE: &str = "write_ext4_files";
 
@@ -29,7 +29,7 @@ pub(crate) fn read(host: &Host, asked: &Read) -> Result<Vec<u8>, Fail> {
     let (image, _using) = open_to_read(host, &asked.image)?;
     let request = request(&ask::read(&asked.path), &[])?;
     let out = worker::memory_file("read")?;
-    let job = Job { image: image.as_fd(), request: &request, out: &out, most: MAX_READ };
+    let job = Job { image: image.as_fd(), request: &request, out: &out };
     let size = match worker::ask(host, &job)? {
         Reply::Read { size } => size,
         Reply::Refused { why, text } => return Err(worker::refused(why, &text)),
@@ -124,7 +124,7 @@ fn again_for_reading(device: &OwnedFd) -> Result<File, Fail> {
 
 /// The length of the log that the worker wrote; 0 where nothing is to be changed.
 fn ask_to_write(host: &Host, steps: &mut Steps<'_>, image: &File, request: &File, out: &Log) -> Result<u64, Fail> {
-    let job = Job { image: image.as_fd(), request, out: &out.file, most: log::MAX_LOG };
+    let job = Job { image: image.as_fd(), request, out: &out.file };
     match steps.act("worker", || worker::ask(host, &job))? {
         Reply::Written { log: length, .. } => {
             let have = Facts::of(&out.file).map_err(worker::nonsense)?.size;

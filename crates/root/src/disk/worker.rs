@@ -15,6 +15,7 @@ use sys::confined::{self, Bounds, Start};
 use sys::dir::{CallError, Dir};
 use sys::ground::{Ground, Shown};
 use sys::pidfd::PidFd;
+use wire::worker::log::MAX_LOG;
 use wire::worker::reply::{self, Reply, Why};
 
 /// The worker's program.
@@ -92,8 +93,6 @@ pub(super) struct Job<'a> {
     pub(super) request: &'a File,
     /// Where its bytes go.
     pub(super) out: &'a File,
-    /// How many they may be.
-    pub(super) most: u64,
 }
 
 impl Workers {
@@ -160,20 +159,18 @@ fn version(path: &str) -> Version {
     Some((stat.st_dev, stat.st_ino, stat.st_ctime))
 }
 
-/// The worker's program: beside the helper's own, where both were installed or built together, or where programs are.
+/// The worker's program: where programs are, or beside the helper's own, where both were built together.
 fn program(host: &Host) -> Result<Program, Fail> {
+    let dirs = &host.settings.program_dirs;
+    if let Some(program) = program::of_ours(dirs, PROGRAM)? {
+        return Ok(program);
+    }
     let own = rustix::fs::readlink("/proc/self/exe", Vec::new()).ok();
     let beside = own.and_then(|path| Some(path.to_str().ok()?.rsplit_once('/')?.0.to_owned()));
     let beside = beside.and_then(|dir| program::of_ours(&[dir], PROGRAM).ok().flatten());
-    if let Some(program) = beside {
-        return Ok(program);
-    }
-    let dirs = &host.settings.program_dirs;
-    program::of_ours(dirs, PROGRAM)?.ok_or_else(|| {
+    beside.ok_or_else(|| {
         let dirs = dirs.join(", ");
-        Fail::new(format!(
-            "files in images need {PROGRAM}, which is neither beside bangerd-root nor in {dirs}: install it"
-        ))
+        Fail::new(format!("files in images need {PROGRAM}, and there is none in {dirs}: install it there"))
     })
 }
 
@@ -191,7 +188,8 @@ pub(super) fn ask(host: &Host, job: &Job<'_>) -> Result<Reply, Fail> {
         devices: None,
         output: None,
         filter: None,
-        file: job.most,
+        // The worker lowers these further, by what it is asked.
+        file: MAX_LOG,
         processes: 1,
         time: host.settings.limits.image_time(),
     };
@@ -231,7 +229,8 @@ impl Run<'_> {
             passed: self.passed,
             bounds: Bounds {
                 memory: limits.image_bytes(),
-                seconds: self.time.as_secs() + 1,
+                // The time that passes is bounded too: this is for a worker that outlives its helper.
+                seconds: self.time.as_secs().max(30),
                 file: self.file,
                 // They are counted by user, and all may have the same.
                 processes: self.processes
