@@ -118,7 +118,7 @@ fn memory_file_system(size: &str, attributes: MountAttrFlags) -> Result<OwnedFd,
 }
 
 /// A directory `/dev` with one block device in it, `/dev/NAME`, that belongs to `id` and nobody else can open: to be
-/// given to one program (`confined::Start::devices`).
+/// given to one program (`stripped::Start::devices`).
 ///
 /// # Errors
 /// The call that failed. `EPERM` without the right to make device nodes.

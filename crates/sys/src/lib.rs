@@ -2,7 +2,6 @@
 
 pub mod child;
 pub mod confine;
-pub mod confined;
 pub mod creds;
 pub mod dir;
 pub mod dm;
@@ -23,6 +22,7 @@ pub mod pidfd;
 pub mod sandbox;
 pub mod sigwait;
 pub mod spawn;
+pub mod stripped;
 pub mod tapfd;
 pub mod tsc;
 pub mod tun;

@@ -19,8 +19,8 @@ use wire::code::shown;
 use wire::image::{Image, NewFile, Read, Write};
 use wire::name::dm::DmName;
 use wire::path::HostPath;
-use wire::worker::reply::Reply;
 use wire::worker::ask;
+use wire::worker::reply::Reply;
 
 const WRITE: &str = "write_ext4_files";
 

@@ -11,10 +11,10 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use sys::confined::{self, Bounds, Start};
 use sys::dir::{CallError, Dir};
 use sys::ground::{Ground, Shown};
 use sys::pidfd::PidFd;
+use sys::stripped::{self, Bounds, Start};
 use wire::worker::log::MAX_LOG;
 use wire::worker::reply::{self, Reply, Why};
 
@@ -238,13 +238,13 @@ impl Run<'_> {
             },
             filter: self.filter,
         };
-        confined::start(&start).map_err(|error| failed(&error))
+        stripped::start(&start).map_err(|error| failed(&error))
     }
 
     /// Waits for its end, not longer than its time, and reaps it.
     pub(super) fn wait(&self, name: &str, limit: &str, child: &PidFd) -> Result<WaitIdStatus, Fail> {
         let is_late = !child.wait_end(self.time);
-        let status = confined::end(child);
+        let status = stripped::end(child);
         if is_late {
             let seconds = self.time.as_secs();
             return Err(Fail::new(format!("{name} gave no answer within {seconds} s ({limit}) and was ended")));
