@@ -83,12 +83,13 @@ fn run(flags: Flags) -> Result<(), String> {
     let _lock = listen::lock(&run_dir)?;
     let host = places(settings, install.owner, &run_dir)?;
     rights::give_up()?;
+    // Before anybody can be in the way, with the rights that a request has.
+    host.images.recover(&host);
     let listener = match passed.len() {
         0 => Listener::make(&host.settings, &host.owner)?,
         _ => Listener::passed(passed)?,
     };
 
-    host.images.recover(&host);
     host.vms.watch();
     let server = Server::new(host, listener)?;
     net::isolate(&server.host);
