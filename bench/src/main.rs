@@ -5,6 +5,7 @@
 
 mod bare;
 mod disk;
+mod image;
 mod net;
 mod others;
 mod stats;
@@ -26,5 +27,6 @@ fn main() -> Result<()> {
     trip::measure(rounds)?;
     net::measure(rounds)?;
     taps::measure(rounds)?;
-    others::measure(rounds)
+    others::measure(rounds)?;
+    image::measure(rounds)
 }
