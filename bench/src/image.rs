@@ -89,9 +89,8 @@ fn on_disk(rounds: usize) -> Result<()> {
         theirs.take(|| run(&format!("debugfs -f /run/script {THEIRS}")))?;
     }
     compare("read a small file", &ours, &theirs, "debugfs");
-    for path in [OURS, THEIRS] {
-        run(&format!("e2fsck -fn {path}")).context("the image is broken")?;
-    }
+    // Theirs may be broken by now: nothing of it is whole or not at all.
+    run(&format!("e2fsck -fn {OURS}")).context("the image is broken")?;
     Ok(())
 }
 
