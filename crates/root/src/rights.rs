@@ -15,11 +15,9 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN // a socket, a tap's file, the 
     .union(CapabilitySet::SETGID) // with his groups and no others
     .union(CapabilitySet::SETPCAP) // a VMM's bounding set is emptied
     .union(CapabilitySet::NET_ADMIN) // links, addresses, taps, rules
-    .union(CapabilitySet::MKNOD) // a snapshot's node in the root directory of its e2fsck
-    .union(CapabilitySet::SYS_CHROOT) // a process that works on an image enters another root directory
     .union(CapabilitySet::SYS_ADMIN) // mount namespaces, cgroups
-    .union(CapabilitySet::SYS_CHROOT) // a jailer's, and to have a mount namespace of one's own
-    .union(CapabilitySet::MKNOD) // a jail's devices
+    .union(CapabilitySet::SYS_CHROOT) // a jailer's, an image worker's, and to have a mount namespace of one's own
+    .union(CapabilitySet::MKNOD) // a jail's devices, e2fsck's
     .union(CapabilitySet::SYS_PTRACE); // which program the owner's process runs: /proc/PID/exe
 
 /// What it keeps aside, in effect in no operation: `iptables-legacy` opens a raw socket to speak to the kernel's old

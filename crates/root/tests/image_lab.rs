@@ -69,7 +69,7 @@ mod lab {
             install();
             make_image(BASE, 32, &[]);
             let helper = helper();
-            let handles = make(&helper, "f", 16 * MIB);
+            let handles = make(&helper, "f", 64 * MIB);
             fsck(&helper, "f").expect("clean");
             output("debugfs", &["-w", "-R", "set_inode_field /etc/motd links_count 9", &node("f")]);
             assert!(!Command::new("e2fsck").args(["-fn", &node("f")]).status().expect("e2fsck").success());
@@ -78,7 +78,7 @@ mod lab {
             assert_eq!(inside(&node("f"), "/etc/hostname").as_deref(), Some(&b"guest\n"[..]));
 
             let device = fs::File::options().write(true).open(node("f")).expect("the device");
-            (&device).write_all(&vec![0; 16 << 20]).and_then(|()| device.sync_all()).expect("zeros");
+            (&device).write_all(&vec![0; 30 << 20]).and_then(|()| device.sync_all()).expect("zeros");
             let message = fsck(&helper, "f").expect_err("somebody has it open");
             assert!(message.contains("process"), "{message}");
             drop(device);

@@ -299,7 +299,6 @@ isolated! {
         assert_eq!(line("Groups:"), "");
         // CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, SETPCAP, NET_ADMIN, SYS_CHROOT, SYS_PTRACE, SYS_ADMIN,
         // MKNOD.
-        // CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, SETPCAP, NET_ADMIN, SYS_CHROOT, SYS_PTRACE, SYS_ADMIN, MKNOD.
         let kept: u64 = [0, 1, 3, 5, 6, 7, 8, 12, 18, 19, 21, 27].iter().map(|bit| 1_u64 << bit).sum();
         // NET_RAW is for iptables-legacy, and in effect here never.
         for (set, aside) in [("CapPrm:", 1 << 13), ("CapEff:", 0), ("CapBnd:", 1 << 13)] {
