@@ -35,6 +35,7 @@ const CALLS: &[Call] = &[
     Call::Remap,
     Call::Break,
     Call::Time,
+    Call::TimeOfDay,
     Call::Memory,
     Call::AlternateStack,
     Call::Exit,

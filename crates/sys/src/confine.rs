@@ -91,6 +91,8 @@ pub enum Call {
     Break,
     /// `clock_gettime`, where the kernel gives no way without a call
     Time,
+    /// `gettimeofday`, the same: libext2fs asks by it
+    TimeOfDay,
     /// `sysinfo`, by which glibc's `qsort` asks how much memory there is
     Memory,
     /// `sigaltstack`, which the end of a Rust program calls
@@ -110,6 +112,7 @@ impl Call {
             Call::Remap => libc::SYS_mremap,
             Call::Break => libc::SYS_brk,
             Call::Time => libc::SYS_clock_gettime,
+            Call::TimeOfDay => libc::SYS_gettimeofday,
             Call::Memory => libc::SYS_sysinfo,
             Call::AlternateStack => libc::SYS_sigaltstack,
             Call::Exit => libc::SYS_exit_group,

@@ -36,7 +36,7 @@ pub(crate) fn read(host: &Host, asked: &Read) -> Result<Vec<u8>, Fail> {
         Reply::Written { .. } => return Err(worker::nonsense("a read was answered as a write")),
     };
     // The reply's bound is the protocol's; that there are so many bytes is asked before they get room.
-    let have = Facts::of(&out).map_err(|error| worker::nonsense(error))?.size;
+    let have = Facts::of(&out).map_err(worker::nonsense)?.size;
     if size != have {
         return Err(worker::nonsense(format!("{size} bytes are said to be read, {have} are there")));
     }
