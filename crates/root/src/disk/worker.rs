@@ -108,7 +108,9 @@ impl Workers {
         while slots.len() >= most {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(crate::work::limit("image_workers", most, "images are being worked on"));
+                return Err(Fail::new(format!(
+                    "{most} images are being worked on, and more are not taken (limits.image_workers); try again"
+                )));
             }
             slots = self.freed.wait_timeout(slots, left).unwrap_or_else(PoisonError::into_inner).0;
         }
