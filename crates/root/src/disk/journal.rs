@@ -369,7 +369,8 @@ mod tests {
     #[test]
     fn a_seal_is_whole_or_none() {
         let dir = tempfile::tempdir().unwrap();
-        let file = File::options().read(true).write(true).create(true).open(dir.path().join("log")).unwrap();
+        let file =
+            File::options().read(true).write(true).create(true).truncate(true).open(dir.path().join("log")).unwrap();
         let handle = Handle { kind: 1, bytes: vec![1, 2, 3, 4, 5, 6, 7, 8] };
         let sealed = seal(100, "/var/lib/banger/a.ext4", &handle);
         file.write_all_at(&sealed, 100).unwrap();
