@@ -126,7 +126,7 @@ isolated! {
         assert_eq!(code(&reply), "bad_request");
         assert!(message(&reply).contains("33554432 bytes"), "{reply}");
         assert!(helper.status_kib("VmHWM") < 100 << 10, "{} KiB", helper.status_kib("VmHWM"));
-        eventually("the memory comes back", || helper.status_kib("VmRSS") < 8 << 10);
+        eventually("the memory comes back", || helper.status_kib("RssAnon") < 3 << 10);
         serves();
     }
 }
@@ -200,7 +200,7 @@ isolated! {
         // Small ones pass.
         serves();
         drop(held);
-        eventually("there is room again", || helper.status_kib("VmRSS") < 8 << 10);
+        eventually("there is room again", || helper.status_kib("RssAnon") < 3 << 10);
     }
 }
 
@@ -218,7 +218,7 @@ isolated! {
         serves();
         eventually("they are given up", || helper.open_files() <= before);
         assert!(log_text().contains("reply given up") && log_text().contains("limits.reply_seconds"));
-        eventually("their memory comes back", || helper.status_kib("VmRSS") < 8 << 10);
+        eventually("their memory comes back", || helper.status_kib("RssAnon") < 3 << 10);
     }
 }
 

@@ -205,6 +205,6 @@ isolated! {
         assert!(helper.status_kib("VmRSS") < 160 << 10, "{} KiB", helper.status_kib("VmRSS"));
         assert_eq!(exchange(OWNER, ASK)["ok"], true);
         drop(halves);
-        eventually("their memory is given back", || helper.status_kib("VmRSS") < 10 << 10);
+        eventually("their memory is given back", || helper.status_kib("RssAnon") < 4 << 10);
     }
 }
