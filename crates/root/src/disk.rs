@@ -30,6 +30,7 @@ pub(crate) use files::{prepare, read, write};
 pub(crate) use fsck::fsck;
 pub(crate) use images::Images;
 pub(crate) use list::list;
+pub(crate) use snapshot::open_drive;
 pub(crate) use watch::{Disk, arm as watch};
 
 /// How long something gets that the kernel, udev or a dying VMM is about to let go.

@@ -3,6 +3,7 @@
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::{disk, net, vm};
+use wire::name::dm::DmName;
 use wire::reply::Resources;
 use wire::{Reply, Request};
 
@@ -26,7 +27,10 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
         Request::LaunchFirecracker(launch) => {
             let images: Vec<_> = launch.drives.iter().map(|drive| drive.image.clone()).collect();
             let _using = disk::prepare(host, &images)?;
-            vm::launch(host, launch, &|| net::fresh_port(host, &launch.tap)).map(Reply::Pid)
+            let open = |name: &DmName, writable| {
+                disk::open_drive(host, name, writable).map(|(fd, number, size)| vm::Device { _held: fd, number, size })
+            };
+            vm::launch(host, launch, &open, &|| net::fresh_port(host, &launch.tap)).map(Reply::Pid)
         }
         Request::EnsureSocketAccess(access) => vm::ensure_socket_access(host, access).map(done),
         Request::FindFirecrackerPid(api_sock) => vm::find(host, api_sock).map(Reply::Pid),

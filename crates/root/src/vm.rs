@@ -6,6 +6,7 @@ mod checks;
 mod chroot;
 mod config;
 mod contents;
+mod devices;
 mod jail;
 mod launch;
 mod live;
@@ -26,6 +27,7 @@ use wire::reply::{Resources, VmFound};
 use wire::vm::{SocketAccess, Wanted};
 
 pub(crate) use chroot::cleanup as cleanup_chroot;
+pub(crate) use devices::Device;
 pub(crate) use launch::launch;
 pub(crate) use live::Vms;
 pub(crate) use process::{find, kill, running, signal};

@@ -63,6 +63,14 @@ pub(crate) fn open(host: &Host, name: &DmName, wanted: For) -> Result<OurDevice,
     Ok(OurDevice { fd, dev: ours.device.dev, size: parts.sectors * 512 })
 }
 
+/// Opens a snapshot for a VM: the device, its number, its size in bytes. One that is to be written is nobody else's, and
+/// is mounted by nobody as long as the first value lives.
+pub(crate) fn open_drive(host: &Host, name: &DmName, writable: bool) -> Result<(OwnedFd, u64, u64), Fail> {
+    let _held = host.locks.hold(lock_name(name));
+    let device = open(host, name, if writable { For::Changing } else { For::Reading })?;
+    Ok((device.fd, device.dev, device.size))
+}
+
 /// Opens the kernel's own node of a device, and sees that it is that device's.
 #[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 fn node(ours: &Ours, wanted: For) -> Result<OwnedFd, CallError> {

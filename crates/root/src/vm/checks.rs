@@ -4,6 +4,7 @@
 //! What is opened here is closed again before the VMM runs, and the VMM opens the paths itself. It does so as the owner:
 //! whoever exchanges a file in between gets at nothing that was not his already.
 
+use super::devices::{Device, OpenSnapshot};
 use super::jail;
 use super::record;
 use super::sockets;
@@ -37,14 +38,15 @@ pub(super) struct Checked {
 }
 
 /// What is behind a drive, open.
-pub(super) struct Opened {
-    pub(super) file: File,
-    /// Its number, where it is a block device.
-    pub(super) device: Option<u64>,
+pub(super) enum Opened {
+    /// A file of the owner's.
+    File(File),
+    /// A snapshot.
+    Device(Device),
 }
 
 /// Checks a launch in the existing helper's order; what that one doesn't check comes last.
-pub(super) fn all(host: &Host, asked: &Launch) -> Result<Checked, Fail> {
+pub(super) fn all(host: &Host, asked: &Launch, open_snapshot: OpenSnapshot<'_>) -> Result<Checked, Fail> {
     let socket_dir = sockets::directory(host, &asked.socket, "socket_path")?;
     let vsock_dir = sockets::directory(host, &asked.vsock, "vsock_path")?;
     output(host, &asked.log, "log_path")?;
@@ -52,7 +54,7 @@ pub(super) fn all(host: &Host, asked: &Launch) -> Result<Checked, Fail> {
     let kernel = kernel(host, &asked.kernel)?;
     let initrd = asked.initrd.as_ref().map(|path| initrd(host, path)).transpose()?;
     let program = Program::open(asked.program.as_str(), &host.settings.vmm_names)?;
-    let drives = asked.drives.iter().map(|each| drive(host, each)).collect::<Result<Vec<_>, Fail>>()?;
+    let drives = asked.drives.iter().map(|each| drive(host, each, open_snapshot)).collect::<Result<Vec<_>, Fail>>()?;
     let (drives, opened): (Vec<_>, Vec<_>) = drives.into_iter().unzip();
     for (nth, drive) in drives.iter().enumerate() {
         if drives[..nth].iter().any(|other| drive.clashes(other)) {
@@ -125,13 +127,18 @@ fn jailer_program(host: &Host, jailer: &Jailer) -> Result<Program, Fail> {
     Ok(program)
 }
 
-fn drive(host: &Host, drive: &Drive) -> Result<(record::Drive, Opened), Fail> {
+fn drive(host: &Host, drive: &Drive, open_snapshot: OpenSnapshot<'_>) -> Result<(record::Drive, Opened), Fail> {
     const FIELD: &str = "drives";
     let path = match &drive.image {
         Image::File(path) => path,
         Image::Snapshot(name) => {
-            let name = shown(&name.device());
-            return Err(Fail::new(format!("{FIELD}: {name}: this version of bangerd-root makes no snapshots yet")));
+            let device = open_snapshot(name, !drive.read_only).map_err(|fail| with_field(fail, FIELD))?;
+            if device.size < MIN_DRIVE {
+                return Err(Fail::new(format!("{FIELD}: {} is smaller than a sector", shown(&name.device()))));
+            }
+            // A device has no inode of its own: its number is enough.
+            let record = record::Drive { dev: device.number, ino: 0, read_only: drive.read_only };
+            return Ok((record, Opened::Device(device)));
         }
     };
     let purpose = if drive.read_only { Purpose::Read } else { Purpose::ReadWrite };
@@ -141,7 +148,7 @@ fn drive(host: &Host, drive: &Drive) -> Result<(record::Drive, Opened), Fail> {
         return Err(Fail::new(format!("{FIELD}: {} is smaller than a sector", shown(path.as_str()))));
     }
     let record = record::Drive { dev: facts.dev, ino: facts.ino, read_only: drive.read_only };
-    Ok((record, Opened { file, device: None }))
+    Ok((record, Opened::File(file)))
 }
 
 fn memory(asked: Mebibytes) -> Result<(), Fail> {

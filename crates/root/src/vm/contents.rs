@@ -1,7 +1,7 @@
 //! What a jailed VMM finds beside itself: the kernel, the initial RAM disk, the drives; for a dynamic program its
 //! libraries, and for QEMU's front-end QEMU.
 
-use super::checks::Checked;
+use super::checks::{Checked, Opened};
 use super::stage::Piece;
 use crate::fail::Fail;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,9 +31,9 @@ pub(super) fn pieces(asked: &Launch, checked: &Checked, owner: &Identity) -> Res
         pieces.push(Piece::file("initrd", initrd, true).map_err(failed)?);
     }
     for (drive, opened) in asked.drives.iter().zip(&checked.opened) {
-        pieces.push(match opened.device {
-            None => Piece::file(drive.id.as_str(), &opened.file, drive.read_only).map_err(failed)?,
-            Some(number) => Piece::device(drive.id.as_str(), number, !drive.read_only),
+        pieces.push(match opened {
+            Opened::File(file) => Piece::file(drive.id.as_str(), file, drive.read_only).map_err(failed)?,
+            Opened::Device(device) => Piece::device(drive.id.as_str(), device.number, !drive.read_only),
         });
     }
     let is_front_end = asked.program.as_str().rsplit('/').next() == Some(QEMUS_FRONT_END);

@@ -2,7 +2,8 @@
 //! the next helper would not find.
 
 use super::answer::{Awaited, NotRunning, news_of};
-use super::checks::{self, Checked};
+use super::checks::{self, Checked, Opened};
+use super::devices::{self, OpenSnapshot};
 use super::jail::Jail;
 use super::live;
 use super::record::{Phase, Process, Record, Socket};
@@ -27,6 +28,7 @@ use sys::pidfd::PidFd;
 use sys::spawn::{self, Held, Plan, User};
 use wire::code::shown;
 use wire::firecracker::VmConfig;
+use wire::image::Image;
 use wire::path::HostPath;
 use wire::vm::{Jailer, Launch, Pid};
 
@@ -43,8 +45,13 @@ const LAST_LINES: usize = 4;
 ///
 /// `fresh_port` is called when the tap is this VM's alone and nothing has used it yet: what the network learned of the
 /// VM before on that tap is to be forgotten.
-pub(crate) fn launch(host: &Host, asked: &Launch, fresh_port: &dyn Fn() -> Result<(), Fail>) -> Result<Pid, Fail> {
-    let checked = checks::all(host, asked)?;
+pub(crate) fn launch(
+    host: &Host,
+    asked: &Launch,
+    open_snapshot: OpenSnapshot<'_>,
+    fresh_port: &dyn Fn() -> Result<(), Fail>,
+) -> Result<Pid, Fail> {
+    let checked = checks::all(host, asked, open_snapshot)?;
     let config = if asked.jailer.is_some() { config::jailed(asked)? } else { config::of(asked)? };
     let record = Record::new(asked, &checked.program, checked.drives.clone());
     let claim = host.vms.claim(&record, host.settings.limits.vms)?;
@@ -85,6 +92,7 @@ impl<'a> New<'a> {
         // Until it is let go the child ends with whoever holds it, so it needs no undo.
         let held = match &jail {
             None => {
+                self.open_devices(steps)?;
                 let config = config::sealed(&config)?;
                 steps.act("fork", || self.fork(&log, &config))?
             }
@@ -126,6 +134,16 @@ impl<'a> New<'a> {
         self.record.phase = Phase::Running;
         steps.act("commit", || self.record.write(host.records.dir()))?;
         Ok((self.record, vmm))
+    }
+
+    /// What the VMM opens itself, as the owner.
+    fn open_devices(&self, steps: &mut Steps<'a>) -> Result<(), Fail> {
+        for (drive, opened) in self.asked.drives.iter().zip(&self.checked.opened) {
+            if let (Image::Snapshot(name), Opened::Device(device)) = (&drive.image, opened) {
+                devices::open_to_owner(self.host, steps, name, device)?;
+            }
+        }
+        Ok(())
     }
 
     fn undo_record(&self, steps: &mut Steps<'a>) {

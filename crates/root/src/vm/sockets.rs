@@ -42,8 +42,8 @@ pub(crate) fn ensure_access(host: &Host, access: &SocketAccess) -> Result<(), Fa
     give(socket.as_fd(), &host.owner).map_err(|error| refuse("can't be given to the owner").because(error))
 }
 
-/// Sets mode and owner by descriptor. The mode first: in no instant can others use it.
-fn give(socket: BorrowedFd<'_>, owner: &Identity) -> Result<(), CallError> {
+/// Sets mode and owner of a socket or a node by descriptor. The mode first: in no instant can others use it.
+pub(super) fn give(socket: BorrowedFd<'_>, owner: &Identity) -> Result<(), CallError> {
     let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
     rustix::fs::chmod(&path, Mode::from_raw_mode(0o600))
         .map_err(|errno| CallError::new("chmod(<socket>, 0600)", errno))?;

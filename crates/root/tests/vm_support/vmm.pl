@@ -10,6 +10,7 @@ print "config $config\n";
 if ($mode eq 'dies') { print "first\nsecond\nthird\nboom: no such kernel\e[31m\nlast\n"; exit 3 }
 if ($mode eq 'silent') { exit 4 }
 if ($mode eq 'hangs') { sleep 1000 }
+if ($mode eq 'drives') { while ($config =~ /"path_on_host":"([^"]+)"/g) { open(my $d, '+<', $1) or die "$1: $!\n"; syswrite($d, "written by the VM") or die "$1: $!\n"; print "wrote $1\n"; push our @open, $d } }
 sub listener { my ($path) = @_; socket(my $s, AF_UNIX, SOCK_STREAM, 0); bind($s, sockaddr_un($path)) or die "bind: $!\n"; listen($s, 8); $s }
 my ($vsock) = $config =~ /"uds_path":"([^"]+)"/;
 my $v = listener($vsock) unless $mode eq 'no-vsock';
