@@ -6,8 +6,10 @@
 mod bare;
 mod disk;
 mod image;
+mod nat;
 mod net;
 mod others;
+mod scale;
 mod stats;
 mod taps;
 mod trip;
@@ -15,18 +17,31 @@ mod world;
 
 use anyhow::Result;
 
+/// A part's name and what measures it, in so many rounds.
+type Part = (&'static str, fn(usize) -> Result<()>);
+
 fn main() -> Result<()> {
     if !world::enter()? {
         return Ok(());
     }
     world::set_up()?;
     let rounds = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(6);
-    if std::env::args().nth(2).as_deref() == Some("snapshots") {
+    // One part alone, where it is named.
+    let part = std::env::args().nth(2);
+    if part.as_deref() == Some("snapshots") {
         return disk::measure(rounds);
     }
-    trip::measure(rounds)?;
-    net::measure(rounds)?;
-    taps::measure(rounds)?;
-    others::measure(rounds)?;
-    image::measure(rounds)
+    let parts: [Part; 7] = [
+        ("trip", trip::measure),
+        ("net", net::measure),
+        ("nat", nat::measure),
+        ("taps", taps::measure),
+        ("others", others::measure),
+        ("image", image::measure),
+        ("scale", scale::measure),
+    ];
+    for (_, measure) in parts.into_iter().filter(|(name, _)| part.as_deref().is_none_or(|part| part == *name)) {
+        measure(rounds)?;
+    }
+    Ok(())
 }

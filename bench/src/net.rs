@@ -1,6 +1,4 @@
-//! The network methods against the programs that do the same: `ip`, `sysctl`, `iptables`, `nft`.
-//!
-//! The programs' steps are those of the existing helper.
+//! Bridges and taps against the programs that do the same: `ip`, in the steps of the existing helper.
 
 use crate::bare::{self, Bare};
 use crate::stats::{Times, compare, head};
@@ -11,8 +9,6 @@ use wire::client::Client;
 use wire::name::addr::{BridgeAddr, GuestAddr};
 use wire::name::link::{BridgeName, TapName};
 use wire::net::{Bridge, Nat, NewTap, Switch};
-
-const GUESTS: usize = 200;
 
 /// Two columns of times for one thing.
 #[derive(Default)]
@@ -26,20 +22,15 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
     let client = Client::new(|| UnixStream::connect(SOCKET));
     let bridge = Bridge { name: BridgeName::new("br-fc")?, addr: BridgeAddr::new("172.16.0.1", "24")? };
     let tap = TapName::new("tap-fc-1")?;
-    let nat = |switch| -> Result<Nat> { Ok(Nat { guest: GuestAddr::new("172.16.0.2")?, tap: tap.clone(), switch }) };
     let mut rows: Vec<(&str, &str, Pair)> = [
         ("ensure_bridge, new", "4 ip"),
         ("ensure_bridge, there already", "2 ip"),
         ("create_tap", "5 ip"),
         ("create_tap, there already", "5 ip"),
-        ("ensure_nat on, table and bridge there", "ip, sysctl, 6 iptables"),
-        ("ensure_nat on, there already", "ip, sysctl, 3 iptables"),
-        ("ensure_nat off", "ip, 6 iptables"),
         ("delete_tap", "1 ip"),
     ]
     .map(|(what, against)| (what, against, Pair::default()))
     .into();
-    by_programs_table()?;
     // Bridge and tables are there from here on: another guest keeps them.
     let other = NewTap { bridge: bridge.clone(), tap: TapName::new("tap-fc-keep")? };
     client.create_tap(&other)?;
@@ -54,11 +45,6 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
         both(next()?, || Ok(client.ensure_bridge(&bridge)?), bridge_there)?;
         both(next()?, || Ok(client.create_tap(&new)?), tap_new)?;
         both(next()?, || Ok(client.create_tap(&new)?), tap_new)?;
-        let on = nat(Switch::On)?;
-        both(next()?, || Ok(client.ensure_nat(&on)?), || nat_on(true))?;
-        both(next()?, || Ok(client.ensure_nat(&on)?), || nat_on(false))?;
-        let off = nat(Switch::Off)?;
-        both(next()?, || Ok(client.ensure_nat(&off)?), nat_off)?;
         both(next()?, || Ok(client.delete_tap(&tap)?), || run("ip link del tap-by-ip"))?;
         run("ip link del br-fc-new")?;
         run("ip link del br-new")?;
@@ -71,8 +57,7 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
     for (what, against, pair) in &rows {
         compare(what, &pair.ours, &pair.theirs, against);
     }
-    tap_by_bare_calls(&client, rounds)?;
-    many_guests(&client, rounds)
+    tap_by_bare_calls(&client, rounds)
 }
 
 fn both(pair: &mut Pair, ours: impl FnOnce() -> Result<()>, theirs: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -102,43 +87,6 @@ fn tap_new() -> Result<()> {
     run("ip link set br-by-ip up")
 }
 
-const RULES: [&str; 3] = [
-    "-t nat POSTROUTING -s 172.18.0.2/32 -o eth0 -j MASQUERADE",
-    "-t filter FORWARD -i tap-by-ip -o eth0 -j ACCEPT",
-    "-t filter FORWARD -i eth0 -o tap-by-ip -m state --state RELATED,ESTABLISHED -j ACCEPT",
-];
-
-fn iptables(what: &str, rule: &str) -> String {
-    let (table, rest) = rule.split_at(rule.find(|c: char| c.is_ascii_uppercase()).unwrap_or(0));
-    format!("iptables -w {table} {what} {rest}")
-}
-
-fn by_programs_table() -> Result<()> {
-    run("iptables -w -t nat -N BENCH")?;
-    run("iptables -w -t filter -N BENCH")
-}
-
-fn nat_on(new: bool) -> Result<()> {
-    run("ip route show default")?;
-    run("sysctl -q -w net.ipv4.conf.lo.forwarding=1")?;
-    for rule in RULES {
-        if !try_run(&iptables("-C", rule))? && new {
-            run(&iptables("-A", rule))?;
-        }
-    }
-    Ok(())
-}
-
-fn nat_off() -> Result<()> {
-    run("ip route show default")?;
-    for rule in RULES {
-        if try_run(&iptables("-C", rule))? {
-            run(&iptables("-D", rule))?;
-        }
-    }
-    Ok(())
-}
-
 /// `create_tap` against the kernel calls alone.
 fn tap_by_bare_calls<S, F>(client: &Client<F>, rounds: usize) -> Result<()>
 where
@@ -158,36 +106,5 @@ where
         run("ip link del tap-bare")?;
     }
     compare("create_tap", &pair.ours, &pair.theirs, "the kernel calls alone, in one process");
-    Ok(())
-}
-
-/// The same with many guests there: a set element is as cheap as before.
-fn many_guests<S, F>(client: &Client<F>, rounds: usize) -> Result<()>
-where
-    S: std::io::Read + std::io::Write,
-    F: Fn() -> std::io::Result<S>,
-{
-    let bridge = Bridge { name: BridgeName::new("br-fc-many")?, addr: BridgeAddr::new("172.19.0.1", "16")? };
-    let guest = |i: usize| -> Result<(TapName, GuestAddr)> {
-        Ok((TapName::new(&format!("tap-fc-m{i}"))?, GuestAddr::new(&format!("172.19.{}.{}", i / 200, i % 200 + 2))?))
-    };
-    let mut first = Times::default();
-    let mut last = Times::default();
-    for i in 0..GUESTS {
-        let (tap, address) = guest(i)?;
-        client.create_tap(&NewTap { bridge: bridge.clone(), tap: tap.clone() })?;
-        let nat = Nat { guest: address, tap, switch: Switch::On };
-        if i < 20 {
-            first.take(|| client.ensure_nat(&nat))?
-        } else {
-            client.ensure_nat(&nat)?
-        };
-    }
-    let (tap, address) = guest(GUESTS - 1)?;
-    for _ in 0..rounds * 5 {
-        client.ensure_nat(&Nat { guest: address, tap: tap.clone(), switch: Switch::Off })?;
-        last.take(|| client.ensure_nat(&Nat { guest: address, tap: tap.clone(), switch: Switch::On }))?;
-    }
-    compare(&format!("ensure_nat on, with {GUESTS} guests"), &last, &first, "the same with 0 to 20");
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! The kernel is the record of what exists: every method reads it again before it changes a thing. Locks are taken in
 //! the order tap, bridges, ways, firewall; none is held while the kernel ends a link but the tap's own.
 
+mod around;
 mod beside;
 mod bridge;
 mod compare;
@@ -11,6 +12,7 @@ mod expr;
 mod firewall;
 mod forward;
 mod guests;
+mod known;
 mod list;
 mod nat;
 mod probe;
@@ -56,10 +58,12 @@ pub(crate) struct Net {
     locks: Locks,
     /// Held for writing while a bridge is made or changed, for reading while one must stay as it is.
     bridges: RwLock<()>,
-    /// Held while guests' ways and forwarding change together.
-    ways: Mutex<()>,
     /// One packet is followed at a time.
     probe: Mutex<()>,
+    /// Held while guests' ways and forwarding change together; what is known of where they lead.
+    ways: Mutex<around::Around>,
+    /// The record of forwarding.
+    record: forward::Record,
     /// What is known of other firewalls.
     beside: beside::Beside,
     /// Who listens to what others change.
@@ -82,6 +86,7 @@ impl Net {
             bridges: RwLock::default(),
             ways: Mutex::default(),
             probe: Mutex::default(),
+            record: forward::Record::default(),
             beside: beside::Beside::default(),
             watch: watch::Watch::default(),
             isolate_guests: settings.isolate_guests,

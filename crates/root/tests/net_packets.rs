@@ -135,3 +135,28 @@ isolated! { fn what_is_asked_for_wins_over_what_was_learned() {
     let guest = Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
     assert!(guest.tcp(&web(), "x").is_some());
 } }
+
+isolated! { fn a_default_route_without_a_gateway_is_a_way_out() {
+    uplink();
+    ip("link add vpn0 type veth peer name vpn1 netns outside");
+    ip("addr add 203.0.113.2/32 dev vpn0");
+    ip("link set vpn0 up");
+    ip("-n outside addr add 203.0.113.1/32 dev vpn1");
+    ip("-n outside link set vpn1 up");
+    ip("-n outside route add 203.0.113.2 dev vpn1");
+    ip("route replace default dev vpn0");
+    echo("outside", 7000);
+    let helper = Helper::start();
+    helper.ok("priv.create_tap", &tap("tap-fc-1"));
+    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
+    assert_eq!(set("inet", "opened"), ["vpn0"]);
+    let guest = Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
+    assert_eq!(guest.tcp("203.0.113.1:7000", "hello").as_deref(), Some("203.0.113.2 said hello"));
+    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", false));
+    assert_eq!(world::sysctl("vpn0", "forwarding"), "0");
+    // A table for what is the host's own anyway, as transparent proxies have it, is no way out.
+    ip("route del default dev vpn0");
+    ip("route add local default dev vpn0 table 100");
+    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
+    assert_eq!(set("inet", "opened"), [""; 0]);
+} }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use world::{bridge, difference, ip, named, nat, snapshot, tap, uplink};
 
 /// The operations and their steps; `off` is `ensure_nat` that takes away, `mend` what puts right what is there.
-const STEPS: [(&str, &[&str]); 8] = [
+const STEPS: [(&str, &[&str]); 9] = [
     ("ensure_bridge", &["bridge", "bridge_address", "bridge_mark", "bridge_up"]),
     (
         "create_tap",
@@ -30,6 +30,7 @@ const STEPS: [(&str, &[&str]); 8] = [
         ],
     ),
     ("create_tap, mend", &["bridge_address", "bridge_mark", "bridge_up", "tap_owner", "tap_mark", "rules", "port"]),
+    ("create_tap, moved", &["guest_record", "forwarding", "record", "connections", "rules", "port"]),
     ("delete_tap", &["detach", "guest_record", "forwarding", "rules", "record", "connections", "link"]),
     ("delete_taps", &["detach", "guest_record", "forwarding", "rules", "record", "connections", "group", "link"]),
     ("ensure_nat", &["record", "rules", "forwarding", "guest_record"]),
@@ -60,6 +61,11 @@ fn ground(helper: &Helper, case: &str) {
         "ensure_nat" => {
             helper.ok("priv.create_tap", &tap("tap-fc-1"));
         }
+        "create_tap, moved" => {
+            helper.ok("priv.ensure_bridge", &bridge("br-fc-b", "172.16.1.1"));
+            helper.ok("priv.create_tap", &tap("tap-fc-1"));
+            helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
+        }
         _ => {
             if case == "delete_taps" {
                 helper.ok("priv.create_tap", &tap("tap-fc-2"));
@@ -75,6 +81,12 @@ fn ground(helper: &Helper, case: &str) {
 fn request(case: &str) -> (&'static str, Value) {
     match case {
         "ensure_bridge" => ("priv.ensure_bridge", bridge("br-fc", "172.16.0.1")),
+        "create_tap, moved" => {
+            let mut params = tap("tap-fc-1");
+            params["bridge_name"] = "br-fc-b".into();
+            params["bridge_ip"] = "172.16.1.1".into();
+            ("priv.create_tap", params)
+        }
         "create_tap" | "create_tap, mend" => ("priv.create_tap", tap("tap-fc-1")),
         "delete_tap" => ("priv.delete_tap", named("tap-fc-1")),
         "delete_taps" => ("priv.delete_taps", json!({"tap_names": ["tap-fc-1", "tap-fc-2"]})),
@@ -96,8 +108,10 @@ fn with_fault(fault: &str) -> Helper {
 fn clear(helper: &Helper) {
     helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", false));
     helper.ok("priv.delete_tap", &named("tap-fc-1"));
-    if world::link("br-fc").is_some() {
-        ip("link del br-fc");
+    for name in ["br-fc", "br-fc-b"] {
+        if world::link(name).is_some() {
+            ip(&format!("link del {name}"));
+        }
     }
 }
 

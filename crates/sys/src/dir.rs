@@ -326,6 +326,16 @@ impl Dir {
             .map_err(|errno| self.failed("symlinkat", name, errno))
     }
 
+    /// What the symlink `name` points to.
+    ///
+    /// # Errors
+    /// The call as it was made; what is no symlink is `EINVAL`.
+    pub fn read_link(&self, name: &str) -> Result<String, CallError> {
+        fs::readlinkat(&self.fd, self.one(name, "readlinkat")?, Vec::new())
+            .map(|target| target.to_string_lossy().into_owned())
+            .map_err(|errno| self.failed("readlinkat", name, errno))
+    }
+
     /// The names in it, `.` and `..` left out, sorted.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use crate::netlink::Family;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// A socket that hears of changes in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -26,6 +26,29 @@ impl Events {
             groups.iter().filter_map(|group| 1u32.checked_shl(group.checked_sub(1)?)).fold(0, |mask, one| mask | one);
         rustix::net::bind(&fd, &SocketAddrNetlink::new(0, mask))?;
         Ok(Events(fd))
+    }
+
+    /// Hears no more of what the socket with that number caused: nobody is woken for it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn pass_over(&self, port: u32) -> io::Result<()> {
+        const NUMBER: u32 = 12;
+        let step = |code: u32, jt, k| libc::sock_filter { code: code as u16, jt, jf: 0, k };
+        // A datagram tells of one commit. Its first message says who made it (`nlmsg_pid`); the filter reads a number in
+        // the network's order.
+        let mut filter = [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, NUMBER),
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, port.to_be()),
+            step(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        let length = std::mem::size_of::<libc::sock_fprog>() as libc::socklen_t;
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+        // SAFETY: the program and the steps that it points to outlive the call, and their lengths are given.
+        let set = unsafe { libc::setsockopt(self.0.as_raw_fd(), level, option, (&raw const program).cast(), length) };
+        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Receives one datagram of the kernel's; `None` where there is none now.
@@ -54,5 +77,20 @@ impl Events {
 impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Socket;
+
+    #[test]
+    fn a_filter_is_taken() {
+        let events = Events::open(Family::Netfilter, &[7]).expect("a socket");
+        events
+            .pass_over(Socket::open(Family::Netfilter).expect("a socket").port().expect("its number"))
+            .expect("a filter");
+        assert_eq!(events.receive(&mut [0; 4096]).expect("nothing is no error"), None);
     }
 }

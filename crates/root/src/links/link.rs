@@ -9,16 +9,16 @@ pub(crate) use super::address::{Address, add_address, addresses, remove_address}
 // include/uapi/linux/rtnetlink.h, if_link.h
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
-const GETLINK: u16 = 18;
+pub(crate) const GETLINK: u16 = 18;
 
 const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
+pub(crate) const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_GROUP: u16 = 27;
-const IFLA_EXT_MASK: u16 = 29;
+pub(crate) const IFLA_EXT_MASK: u16 = 29;
 const IFLA_CARRIER: u16 = 33;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
@@ -28,7 +28,7 @@ const BRPORT_ISOLATED: u16 = 33;
 const MULTI_BOOLOPT: u16 = 46;
 /// `BR_BOOLOPT_NO_LL_LEARN`, as a mask.
 const NO_LL_LEARN: u32 = 1;
-const SKIP_STATS: u32 = 1 << 3;
+pub(crate) const SKIP_STATS: u32 = 1 << 3;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u16 = 10;
@@ -93,7 +93,7 @@ impl Link {
         of.iter().filter_map(|&Inet(number, _)| self.inet(number).map(|value| Inet(number, value))).collect()
     }
 
-    fn read(body: &[u8]) -> Option<Link> {
+    pub(crate) fn read(body: &[u8]) -> Option<Link> {
         let mut link = Link { index: u32_at(body, 4)?, up: u32_at(body, 8)? & UP != 0, ..Link::default() };
         for (kind, value) in attrs(body.get(16..)?) {
             match kind {
@@ -163,7 +163,7 @@ pub(crate) fn by_index(conn: &mut Conn, index: u32) -> Result<Option<Link>, Refu
     found(conn.one(&format!("RTM_GETLINK index {index}"), &mut ask))
 }
 
-fn found(answer: Result<Vec<Vec<u8>>, Refused>) -> Result<Option<Link>, Refused> {
+pub(crate) fn found(answer: Result<Vec<Vec<u8>>, Refused>) -> Result<Option<Link>, Refused> {
     match answer {
         Ok(bodies) => Ok(bodies.first().and_then(|body| Link::read(body))),
         Err(refused) if refused.is(libc::ENODEV) => Ok(None),

@@ -3,20 +3,19 @@
 //! A change is asked for as what is to be there and what is not. The kernel is asked first what there is: a batch that
 //! fails costs 13 ms, and what was really changed is what an undo has to take back.
 
+use super::known::Known;
 use super::message::{CREATE, DUMP, Requests, attr, attrs};
-use super::netlink::{Conn, QUESTION, Refused};
+use super::netlink::{Conn, Refused};
 use super::ruleset::{self, header, nft, write_key};
 use super::sets::{Element, Set, TABLE, Table};
 use super::whose::{self, Whose};
 use crate::settings::Mark;
 use sys::netlink::Family;
 
-const GETTABLE: u16 = 1;
 const DELTABLE: u16 = 2;
 pub(crate) const NEWSETELEM: u16 = 12;
-const GETSETELEM: u16 = 13;
+pub(super) const GETSETELEM: u16 = 13;
 const DELSETELEM: u16 = 14;
-const GETGEN: u16 = 16;
 
 /// Begin and end of a transaction.
 const BATCH_BEGIN: u16 = 0x10;
@@ -58,30 +57,23 @@ pub(crate) enum Changed {
 /// The conversation with nftables: one socket, because a table can belong to the socket that made it.
 #[derive(Debug)]
 pub(crate) struct Firewall {
-    conn: Conn,
+    pub(super) conn: Conn,
     /// Whether our tables are to be this socket's alone.
     pub(crate) owned: bool,
     /// Whether this kernel has tables that belong to a socket and outlive it; `None` until it was asked.
     pub(crate) persists: Option<bool>,
-    /// How many guests and taps there were at a generation: so nobody reads a thousand elements to count them.
-    counted: Option<(u32, Count)>,
+    /// What is known of the tables.
+    pub(super) known: Option<Known>,
     /// What our rules mark packets with.
     pub(crate) mark: Mark,
-}
-
-/// How many elements there are of what comes and goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Count {
-    pub(crate) guests: usize,
-    pub(crate) ports: usize,
 }
 
 /// What was asked of the tables at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
-    generation: u32,
-    tables: [Whose; 2],
-    asked: Vec<Element>,
+    pub(super) generation: u32,
+    pub(super) tables: [Whose; 2],
+    pub(super) asked: Vec<Element>,
     /// Whether each element is there, in the order of the question.
     pub(crate) there: Vec<bool>,
 }
@@ -118,7 +110,7 @@ impl Seen {
 impl Firewall {
     /// Opens the socket.
     pub(crate) fn open(owned: bool, mark: Mark) -> Result<Firewall, Refused> {
-        Ok(Firewall { conn: Conn::open(Family::Netfilter)?, owned, persists: None, counted: None, mark })
+        Ok(Firewall { conn: Conn::open(Family::Netfilter)?, owned, persists: None, known: None, mark })
     }
 
     /// The number of the socket.
@@ -129,50 +121,6 @@ impl Firewall {
     /// A list, whole.
     pub(crate) fn dump(&mut self, call: &str, ask: &mut Requests) -> Result<Vec<Vec<u8>>, Refused> {
         self.conn.one(call, ask)
-    }
-
-    /// How many guests and taps the tables hold at the moment that was `seen`.
-    pub(crate) fn count(&mut self, seen: &Seen) -> Result<Count, Refused> {
-        match self.counted {
-            Some((generation, count)) if generation == seen.generation => Ok(count),
-            _ => {
-                let count =
-                    Count { guests: self.elements(Set::Guests)?.len(), ports: self.elements(Set::Ports)?.len() };
-                self.counted = Some((seen.generation, count));
-                Ok(count)
-            }
-        }
-    }
-
-    /// Asks whether the tables are there, and which of these elements.
-    pub(crate) fn look(&mut self, asked: &[Element]) -> Result<Seen, Refused> {
-        let mut ask = Requests::default();
-        ask.push(nft(GETGEN), QUESTION, &header(0));
-        for table in Table::BOTH {
-            ask.push(nft(GETTABLE), QUESTION, &header(table.family())).text(1, TABLE);
-        }
-        for element in asked {
-            let mut attrs = ask.push(nft(GETSETELEM), QUESTION, &header(element.set.table().family()));
-            attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
-        }
-        let call = "NFT_MSG_GETGEN, GETTABLE, GETSETELEM";
-        let mut said = self.conn.ask(call, &mut ask)?.into_iter().map(|said| said.good(call));
-        let generation = said.next().transpose()?.unwrap_or_default();
-        let generation = generation.first().and_then(|body| attr(body.get(4..)?, 1)).and_then(|id| id.try_into().ok());
-        let mut tables = [Whose::Nobodys; 2];
-        for (whose, answer) in tables.iter_mut().zip(said.by_ref()) {
-            *whose = Whose::told(answer)?;
-        }
-        let mut there = Vec::with_capacity(asked.len());
-        for (element, answer) in asked.iter().zip(said) {
-            there.push(match answer {
-                Ok(_) => tables[usize::from(element.set.table() == Table::Bridge)].is_ours(),
-                Err(refused) if refused.is(libc::ENOENT) => false,
-                Err(refused) => return Err(refused),
-            });
-        }
-        let generation = generation.map_or(0, u32::from_be_bytes);
-        Ok(Seen { generation, tables, asked: asked.to_vec(), there })
     }
 
     /// All elements of a set; none where its table is missing.
@@ -239,20 +187,14 @@ impl Firewall {
             }
         }
         if !(add.is_empty() && remove.is_empty()) {
-            let of = |elements: &[Element], set| elements.iter().filter(|element| element.set == set).count();
-            let counted =
-                self.counted.filter(|(generation, _)| *generation == seen.generation).map(|(_, count)| Count {
-                    guests: (count.guests + of(&add, Set::Guests)).saturating_sub(of(&remove, Set::Guests)),
-                    ports: (count.ports + of(&add, Set::Ports)).saturating_sub(of(&remove, Set::Ports)),
-                });
             let owned = self.owned;
             self.commit(seen.generation, |batch| {
                 whose::claim_too(batch, seen, owned);
                 remove.iter().for_each(|element| write_element(batch, DELSETELEM, element));
                 add.iter().for_each(|element| write_element(batch, NEWSETELEM, element));
             })?;
-            // Each transaction is one generation; the kernel took ours on the one that was seen.
-            self.counted = counted.map(|count| (seen.generation.wrapping_add(1), count));
+            let known = self.known.take().filter(|known| known.generation == seen.generation);
+            self.known = known.map(|known| known.changed(&add, &remove));
         }
         match add.is_empty() && remove.is_empty() {
             true => Ok(Changed::Nothing),

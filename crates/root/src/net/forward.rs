@@ -10,6 +10,7 @@ use crate::fail::Fail;
 use crate::host::Host;
 use rustix::fs::{Mode, OFlags};
 use std::io::{Read as _, Write as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// `IPV4_DEVCONF_FORWARDING`.
 pub(crate) const FORWARDING: u16 = 1;
@@ -31,10 +32,15 @@ impl Opened {
 
 /// The links that forwarding is needed on for guests of that bridge.
 pub(crate) fn ways(net: &Net, on: &bridge::Ours) -> Result<Vec<Link>, Fail> {
-    let mut links = net.links.with(route::uplinks).map_err(refused)?;
-    links.retain(|link| bridge::Ours::prove(link.clone()).is_none());
+    Ok(among(&net.links.with(route::uplinks).map_err(refused)?, on))
+}
+
+/// The same where the uplinks are known.
+pub(crate) fn among(uplinks: &[Link], on: &bridge::Ours) -> Vec<Link> {
+    let mut links: Vec<_> =
+        uplinks.iter().filter(|link| bridge::Ours::prove((*link).clone()).is_none()).cloned().collect();
     links.push(on.link().clone());
-    Ok(links)
+    links
 }
 
 /// Those of them on which it is off.
@@ -42,18 +48,29 @@ pub(crate) fn needed(ways: &[Link]) -> Vec<Opened> {
     ways.iter().filter(|link| link.inet(FORWARDING) == Some(0)).map(Opened::of).collect()
 }
 
+/// The record as this helper read or wrote it last: nobody else writes there while it runs.
+#[derive(Debug, Default)]
+pub(crate) struct Record(Mutex<Option<Vec<Opened>>>);
+
+impl Record {
+    fn known(&self) -> MutexGuard<'_, Option<Vec<Opened>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The record. No file is an empty one.
 pub(crate) fn recorded(host: &Host) -> Result<Vec<Opened>, Fail> {
-    let file = match host.records.dir().open_at(RECORD, OFlags::RDONLY, 0) {
-        Ok(file) => file,
-        Err(error) if error.is_missing() => return Ok(Vec::new()),
+    let mut known = host.net.record.known();
+    if let Some(links) = &*known {
+        return Ok(links.clone());
+    }
+    let text = match host.records.dir().open_at(RECORD, OFlags::RDONLY, 0) {
+        Ok(file) => std::io::read_to_string(std::fs::File::from(file))
+            .map_err(|error| Fail::new("the record of forwarding could not be read").because(error))?,
+        Err(error) if error.is_missing() => String::new(),
         Err(error) => return Err(Fail::new("the record of forwarding could not be read").because(error)),
     };
-    let mut text = String::new();
-    std::fs::File::from(file)
-        .read_to_string(&mut text)
-        .map_err(|error| Fail::new("the record of forwarding could not be read").because(error))?;
-    Ok(parse(&text))
+    Ok(known.insert(parse(&text)).clone())
 }
 
 fn parse(text: &str) -> Vec<Opened> {
@@ -66,6 +83,9 @@ fn parse(text: &str) -> Vec<Opened> {
 
 /// Writes the record; an empty one is no file.
 pub(crate) fn record(host: &Host, links: &[Opened]) -> Result<(), Fail> {
+    let mut known = host.net.record.known();
+    // Where writing fails, the file says what is so.
+    *known = None;
     let records = host.records.dir();
     let written = if links.is_empty() {
         records.unlink(RECORD).map(|_| ())
@@ -73,15 +93,19 @@ pub(crate) fn record(host: &Host, links: &[Opened]) -> Result<(), Fail> {
         let text: String = links.iter().map(|link| format!("{} {}\n", link.index, link.name)).collect();
         records.write_whole(RECORD, text.as_bytes(), 0o600)
     };
-    written.map_err(|error| Fail::new("the record of forwarding could not be written").because(error))
+    written.map_err(|error| Fail::new("the record of forwarding could not be written").because(error))?;
+    *known = Some(links.to_vec());
+    Ok(())
 }
 
 /// Which of these links still have forwarding on by us: it is the same link, and the whole host was not opened since.
 /// What is `known` of links already is not asked again.
 pub(crate) fn still_open(net: &Net, recorded: &[Opened], known: &[Link]) -> Result<Vec<Opened>, Fail> {
-    if recorded.is_empty() || read("all")? {
-        return Ok(Vec::new());
-    }
+    if recorded.is_empty() || read("all")? { Ok(Vec::new()) } else { open_of(net, recorded, known) }
+}
+
+/// The same on a host that nobody opened whole.
+pub(crate) fn open_of(net: &Net, recorded: &[Opened], known: &[Link]) -> Result<Vec<Opened>, Fail> {
     let mut open = Vec::new();
     for opened in recorded {
         let link = match known.iter().find(|link| link.index == opened.index) {

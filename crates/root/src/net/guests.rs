@@ -1,13 +1,13 @@
 //! The record of guests with a way out: by it their ways come back when somebody else took our tables away. Only root
-//! writes it: a file `guest-ADDRESS` each among the records, with `bridge tap`.
+//! writes it: a symlink `guest-ADDRESS` each among the records, to `bridge tap`, which is nothing's name. One call makes
+//! it, whole or not at all, and one reads it.
 
 use super::firewall::Firewall;
 use super::netlink::Refused;
 use super::sets::{Element, Set};
 use crate::fail::Fail;
 use crate::host::Host;
-use rustix::fs::OFlags;
-use std::io::Read as _;
+use rustix::io::Errno;
 use std::net::Ipv4Addr;
 use sys::dir::CallError;
 
@@ -25,7 +25,7 @@ impl Guest {
     }
 
     fn parse(address: Ipv4Addr, text: &str) -> Option<Guest> {
-        let (bridge, tap) = text.trim_end().split_once(' ')?;
+        let (bridge, tap) = text.split_once(' ')?;
         Some(Guest { address, bridge: bridge.to_owned(), tap: tap.to_owned() })
     }
 
@@ -47,17 +47,11 @@ fn failed(what: &str) -> impl FnOnce(CallError) -> Fail {
 
 /// The guest that is recorded for an address.
 pub(crate) fn read(host: &Host, address: Ipv4Addr) -> Result<Option<Guest>, Fail> {
-    let file = match host.records.dir().open_at(&Guest::file(address), OFlags::RDONLY, 0) {
-        Ok(file) => file,
-        Err(error) if error.is_missing() => return Ok(None),
-        Err(error) => return Err(failed("read")(error)),
-    };
-    let mut text = String::new();
-    std::fs::File::from(file)
-        .take(256)
-        .read_to_string(&mut text)
-        .map_err(|error| Fail::new("the record of a guest could not be read").because(error))?;
-    Ok(Guest::parse(address, &text))
+    match host.records.dir().read_link(&Guest::file(address)) {
+        Ok(text) => Ok(Guest::parse(address, &text)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(failed("read")(error)),
+    }
 }
 
 /// All of them.
@@ -71,11 +65,22 @@ pub(crate) fn all(host: &Host) -> Result<Vec<Guest>, Fail> {
     Ok(guests)
 }
 
-/// Writes one down.
+/// Writes one down, in place of another with its address.
 pub(crate) fn write(host: &Host, guest: &Guest) -> Result<(), Fail> {
-    let text = format!("{} {}\n", guest.bridge, guest.tap);
-    let file = Guest::file(guest.address);
-    host.records.dir().write_whole(&file, text.as_bytes(), 0o600).map_err(failed("written"))
+    let (records, name) = (host.records.dir(), Guest::file(guest.address));
+    let text = format!("{} {}", guest.bridge, guest.tap);
+    let written = match records.symlink(&text, &name) {
+        Err(error) if error.errno() == Errno::EXIST => {
+            let fresh = format!(".{name}.new");
+            // One that a helper left who died here.
+            records
+                .unlink(&fresh)
+                .and_then(|_| records.symlink(&text, &fresh))
+                .and_then(|()| records.rename(&fresh, &name))
+        }
+        other => other,
+    };
+    written.map_err(failed("written"))
 }
 
 /// Strikes one out.

@@ -1,5 +1,6 @@
 //! A guest's way out: an element of a set, and forwarding where it goes through.
 
+use super::around::Around;
 use super::firewall::{Change, Changed, Firewall, Seen, Tables};
 use super::forward::{self, Opened};
 use super::guests::{self, Guest};
@@ -19,10 +20,11 @@ use wire::net::{Nat, Switch};
 pub(crate) fn ensure(host: &Host, nat: &Nat) -> Result<(), Fail> {
     let _tap = host.net.locks.hold(format!("tap:{}", nat.tap));
     let bridges = host.net.bridges.read().unwrap_or_else(PoisonError::into_inner);
-    let ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
+    ways.hear();
     let gone = steps::run("ensure_nat", &host.faults, |steps| match nat.switch {
-        Switch::On => on(host, steps, nat),
-        Switch::Off => off(host, steps, nat),
+        Switch::On => on(host, &mut ways, steps, nat),
+        Switch::Off => off(host, &mut ways, steps, nat),
     })?;
     if nat.switch == Switch::On {
         beside::open(host);
@@ -32,34 +34,36 @@ pub(crate) fn ensure(host: &Host, nat: &Nat) -> Result<(), Fail> {
     steps::run("ensure_nat", &host.faults, |steps| connections(host, steps, &gone))
 }
 
-/// The tap and its bridge, both ours; `None` where one is missing or somebody else's.
-fn find(net: &Net, nat: &Nat) -> Result<Option<(bridge::Ours, Vec<Address>)>, Refused> {
+/// The bridge of the tap, where both are ours, with its addresses; `None` where one is missing or somebody else's.
+fn find(net: &Net, around: &mut Around, nat: &Nat) -> Result<Option<(bridge::Ours, Vec<Address>)>, Refused> {
     net.links.with(|conn| {
-        let tap = link::by_name(conn, nat.tap.as_str())?;
-        let Some(tap) = tap.filter(|tap| tap::is_ours(tap) && tap.name == nat.tap.as_str()) else { return Ok(None) };
-        // The kernel refuses a question for number 0: a tap that is on no bridge.
-        let master = if tap.master == 0 { None } else { link::by_index(conn, tap.master)? };
-        let Some(master) = master else { return Ok(None) };
-        let Some(ours) = bridge::Ours::prove(master) else { return Ok(None) };
-        let addresses = link::addresses(conn, Some(ours.link().index))?;
+        let tap = around.port(conn, nat.tap.as_str())?;
+        let Some((_, master)) = tap.filter(|(tap, _)| tap::is_ours(tap) && tap.name == nat.tap.as_str()) else {
+            return Ok(None);
+        };
+        let Some(ours) = master.and_then(bridge::Ours::prove) else { return Ok(None) };
+        let addresses = around.addresses(conn, ours.link().index)?.to_vec();
         Ok(Some((ours, addresses)))
     })
 }
 
-fn on<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4Addr>, Fail> {
+fn on<'a>(host: &'a Host, around: &mut Around, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4Addr>, Fail> {
     let net = &host.net;
-    let found = find(net, nat).map_err(refused)?;
+    let found = find(net, around, nat).map_err(refused)?;
     let (on, addresses) = found.ok_or_else(|| {
         Fail::new(format!("there is no tap {} of banger's on a bridge: make it with priv.create_tap", nat.tap))
     })?;
     is_host(nat.guest.ip(), &addresses, on.link())?;
-    let ways = forward::ways(net, &on)?;
+    let ways = forward::among(around.uplinks(net)?, &on);
     let needed = forward::needed(&ways);
     let recorded = forward::recorded(host)?;
     // A link that went, or a host that somebody opened whole since: not ours to close, nor to shield.
-    let mut open = forward::still_open(net, &recorded, &ways)?;
+    let mut open = match recorded.is_empty() || around.host_forwards()? {
+        true => Vec::new(),
+        false => forward::open_of(net, &recorded, &ways)?,
+    };
     open.extend(needed.iter().cloned());
-    let Plan { mut change, goes, seen } =
+    let Plan { mut change, goes, seen, is_new } =
         net.firewall(|fw| plan(host, fw, nat, &on, &addresses, &open)).map_err(refused)??;
     let closed = recorded.iter().filter(|was| open.iter().all(|link| link.name != was.name));
     change.absent.extend(closed.map(|link| Element::link(Set::Opened, &link.name)));
@@ -79,8 +83,7 @@ fn on<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4Ad
     }
     strike(host, steps, &goes)?;
     let guest = Guest { address: nat.guest.ip(), bridge: on.link().name.clone(), tap: nat.tap.as_str().to_owned() };
-    let before = guests::read(host, guest.address)?;
-    if before.as_ref() != Some(&guest) {
+    if is_new || guests::read(host, guest.address)?.as_ref() != Some(&guest) {
         steps.act("guest_record", || guests::write(host, &guest))?;
     }
     Ok(goes.iter().filter_map(Element::address).collect())
@@ -140,6 +143,8 @@ struct Plan {
     goes: Vec<Element>,
     /// What there was.
     seen: Seen,
+    /// The guest had no way before.
+    is_new: bool,
 }
 
 /// Plans it. Refused where the address is another guest's.
@@ -197,12 +202,12 @@ fn plan(
     change.present.extend(wanted);
     let kept = change.present.clone();
     change.absent.retain(|element| !kept.contains(element));
-    Ok(Ok(Plan { change, goes, seen }))
+    Ok(Ok(Plan { change, goes, is_new: !seen.there[0], seen }))
 }
 
-fn off<'a>(host: &'a Host, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4Addr>, Fail> {
+fn off<'a>(host: &'a Host, around: &mut Around, steps: &mut Steps<'a>, nat: &Nat) -> Result<Vec<Ipv4Addr>, Fail> {
     let ip = nat.guest.ip();
-    let found = find(&host.net, nat).map_err(refused)?;
+    let found = find(&host.net, around, nat).map_err(refused)?;
     let ways = host.net.firewall(|fw| {
         let pin = Element::at(Set::Addresses, nat.tap.as_str(), ip);
         if let Some((on, _)) = found {
@@ -256,7 +261,12 @@ pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, taps: &[&str]) -
 
 /// Takes guests' ways and other elements out of the tables. With the last guest forwarding is put back: before the
 /// rules that shield the opened links go.
-fn shut<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element], mut absent: Vec<Element>) -> Result<(), Fail> {
+pub(crate) fn shut<'a>(
+    host: &'a Host,
+    steps: &mut Steps<'a>,
+    ways: &[Element],
+    mut absent: Vec<Element>,
+) -> Result<(), Fail> {
     let net = &host.net;
     let recorded = forward::recorded(host)?;
     absent.extend(ways.iter().cloned());
@@ -310,7 +320,7 @@ fn shut<'a>(host: &'a Host, steps: &mut Steps<'a>, ways: &[Element], mut absent:
 }
 
 /// The connections of guests that lost their way.
-fn connections<'a>(host: &'a Host, steps: &mut Steps<'a>, guests: &[Ipv4Addr]) -> Result<(), Fail> {
+pub(crate) fn connections<'a>(host: &'a Host, steps: &mut Steps<'a>, guests: &[Ipv4Addr]) -> Result<(), Fail> {
     if guests.is_empty() {
         return Ok(());
     }

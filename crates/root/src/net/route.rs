@@ -1,4 +1,4 @@
-//! Whose a subnet is already: another link's address, a route of any table, a rule. And the links that gateways lie behind.
+//! Whose a subnet is already: another link's address, a route of any table, a rule. And which links are uplinks.
 
 use super::link::{self, Link};
 use super::message::{DUMP, Requests, attr, attrs, u32_at};
@@ -16,10 +16,13 @@ const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
+const RTN_UNICAST: u8 = 1;
 
 /// A route: where to, and by which links.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Route {
+    /// Packets are sent on by it: neither refused nor for the host itself.
+    forwards: bool,
     to: Ipv4Addr,
     prefix: u8,
     table: u32,
@@ -45,6 +48,7 @@ impl Route {
             hops = hops.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Some(Route {
+            forwards: body[7] == RTN_UNICAST,
             to: attr(inner, RTA_DST).and_then(ip).unwrap_or(Ipv4Addr::UNSPECIFIED),
             prefix: body[1],
             table: attr(inner, RTA_TABLE).and_then(|value| u32_at(value, 0)).unwrap_or(body[4].into()),
@@ -124,14 +128,15 @@ fn overlaps(subnet: &BridgeAddr, ip: Ipv4Addr, prefix: u8) -> bool {
     (u32::from(subnet.ip()) ^ u32::from(ip)) & mask == 0
 }
 
-/// The links that a gateway lies behind, in any table: answers to a guest come in by them.
+/// The links that others than their neighbours lie behind, in any table: answers to a guest come in by them. A gateway
+/// tells that, or a default route, which needs none on a link with two ends (VPNs).
 pub(crate) fn uplinks(conn: &mut Conn) -> Result<Vec<Link>, Refused> {
-    let mut indexes: Vec<u32> = routes(conn)?
-        .into_iter()
-        .flat_map(|route| route.ways)
-        .filter(|&(_, gateway)| gateway)
-        .map(|(index, _)| index)
-        .collect();
+    let beyond = |route: &Route| route.prefix < DEFAULT_BELOW && route.forwards && route.to.octets()[0] < 224;
+    let ways = |route: &Route| {
+        let all = beyond(route);
+        route.ways.iter().filter(|(_, gateway)| *gateway || all).map(|(index, _)| *index).collect::<Vec<_>>()
+    };
+    let mut indexes: Vec<u32> = routes(conn)?.iter().flat_map(ways).collect();
     indexes.sort_unstable();
     indexes.dedup();
     let mut links = Vec::new();

@@ -4,11 +4,12 @@ use super::firewall::{Change, Changed, Firewall, Tables};
 use super::link::{self, Address, Link};
 use super::netlink::Refused;
 use super::sets::{Element, Set};
-use super::{Net, bridge, refused, tap};
+use super::{Net, bridge, forward, nat, refused, tap};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::steps::Steps;
 use std::net::Ipv4Addr;
+use std::sync::PoisonError;
 
 /// A bridge in the tables: its name, its MAC and addresses as nobody else's; its guests see each other, or not.
 pub(crate) fn of_bridge(net: &Net, link: &Link, addresses: &[Address]) -> Vec<Element> {
@@ -77,7 +78,7 @@ pub(crate) fn guests(fw: &mut Firewall, pins: &[Element]) -> Result<Vec<Element>
     Ok(guests.into_iter().filter(|guest| guest.address().is_some_and(|ip| addresses.contains(&ip))).collect())
 }
 
-/// Lets a tap's frames be looked at, from before it is on the bridge. A pinned address stays where it has a way out.
+/// Lets a tap's frames be looked at, from before it is on the bridge. A pinned address stays where it has a way out there.
 /// A tap that is no port yet is refused where there are `most` of them.
 pub(crate) fn admit<'a>(
     host: &'a Host,
@@ -87,6 +88,7 @@ pub(crate) fn admit<'a>(
     most: usize,
 ) -> Result<(), Fail> {
     let net = &host.net;
+    leave(host, steps, tap, on)?;
     let change = |fw: &mut Firewall| {
         let mut standing = of_bridge(net, on.link(), on.addresses());
         standing.push(Element::link(Set::Ports, tap));
@@ -103,11 +105,9 @@ pub(crate) fn admit<'a>(
         let mut absent = if seen.there[0] { station(fw, &own)? } else { Vec::new() };
         absent.extend(together);
         let pins = if seen.there[1] { pins(fw, &own)? } else { Vec::new() };
-        let ways = guests(fw, &pins)?;
-        // A guest with a way out on another bridge is one of before the tap was moved.
-        if ways.iter().all(|way| way.link_name() != on.link().name) {
+        // One with a way out is on this bridge, and keeps its address.
+        if guests(fw, &pins)?.is_empty() {
             absent.extend(pins);
-            absent.extend(ways);
         }
         fw.apply_seen(&Change { tables: Tables::Made, present, absent }, Some(seen)).map(Ok)
     };
@@ -117,6 +117,28 @@ pub(crate) fn admit<'a>(
     })?;
     steps.undo("the tap's rules", move || take_back(net, changed));
     Ok(())
+}
+
+/// A guest with a way out on another bridge is one of before the tap was moved: its way ends.
+fn leave<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str, on: &bridge::Ours) -> Result<(), Fail> {
+    let held = |fw: &mut Firewall| -> Result<_, Refused> {
+        let seen = fw.look(&[Element::link(Set::HasIp, tap)])?;
+        let pins = if seen.there[0] { pins(fw, &[tap.to_owned()])? } else { Vec::new() };
+        Ok((guests(fw, &pins)?, pins, fw.count(&seen)?.guests))
+    };
+    let ways = {
+        let _ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ways, pins, guests) = host.net.firewall(held).map_err(refused)?;
+        // A helper may have died between the last way's end and that of the record of forwarding.
+        let is_shut = guests > 0 || forward::recorded(host)?.is_empty();
+        if is_shut && ways.iter().all(|way| way.link_name() == on.link().name) {
+            return Ok(());
+        }
+        nat::shut(host, steps, &ways, pins)?;
+        ways
+    };
+    let addresses: Vec<_> = ways.iter().filter_map(Element::address).collect();
+    nat::connections(host, steps, &addresses)
 }
 
 /// What taps have in the sets that learn: asked first whether there is any, by one question. Their stations, their pins.

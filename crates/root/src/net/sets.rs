@@ -25,7 +25,7 @@ impl Table {
 }
 
 /// A set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Set {
     Bridges,
     Together,
@@ -147,7 +147,7 @@ impl Set {
 }
 
 /// An element.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Element {
     pub(crate) set: Set,
     pub(crate) key: Vec<u8>,

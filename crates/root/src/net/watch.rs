@@ -60,7 +60,7 @@ impl Watch {
         // Opened here: what happens from now on is heard. The tables' socket before it: the first one of a process has
         // its pid for a number, by which nft names an owner.
         let own = host.net.firewall(|fw| Ok(fw.port())).ok().flatten();
-        let started = Sources::open().and_then(|sources| {
+        let started = Sources::open(own).and_then(|sources| {
             let watcher = Watcher::new(host, sources, own);
             std::thread::Builder::new().name("watch".into()).stack_size(256 << 10).spawn(move || watcher.watch())
         });

@@ -19,13 +19,14 @@ pub(super) struct Sources {
 const AT_ONCE: usize = 512;
 
 impl Sources {
-    pub(super) fn open() -> std::io::Result<Sources> {
+    pub(super) fn open(own: Option<u32>) -> std::io::Result<Sources> {
         // NFNLGRP_NFTABLES; RTNLGRP_LINK, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF.
-        Ok(Sources {
-            rules: Events::open(Family::Netfilter, &[7])?,
-            routes: Events::open(Family::Route, &[1, 7, 8, 24])?,
-            buffer: vec![0; 64 << 10],
-        })
+        let rules = Events::open(Family::Netfilter, &[7])?;
+        if let Some(port) = own {
+            // Nobody is woken for what we do ourselves; where that can't be had it is passed over when it is read.
+            let _ = rules.pass_over(port);
+        }
+        Ok(Sources { rules, routes: Events::open(Family::Route, &[1, 7, 8, 24])?, buffer: vec![0; 64 << 10] })
     }
 
     /// Waits for a message; `false` where the time was over.

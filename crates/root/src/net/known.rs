@@ -1,0 +1,149 @@
+//! What is known of our tables as long as their generation is the same, so that a change of one guest asks about that
+//! guest alone, and nobody reads a thousand elements to count them.
+//!
+//! Whoever changes rules makes a new generation. Only packets change sets without one, and packets take nothing away:
+//! what is there stays there, and what is not is asked for each time.
+
+use super::firewall::{Firewall, GETSETELEM, Seen};
+use super::message::{Requests, attr};
+use super::netlink::{QUESTION, Refused};
+use super::ruleset::{header, nft, write_key};
+use super::sets::{Element, Set, TABLE, Table};
+use super::whose::{OWNED, Whose};
+use std::collections::HashSet;
+
+const GETTABLE: u16 = 1;
+const GETGEN: u16 = 16;
+
+/// The tables at a generation.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) generation: u32,
+    tables: [Whose; 2],
+    /// Elements that are there. What is not among them may be there too.
+    present: HashSet<Element>,
+    count: Option<Count>,
+}
+
+/// How many elements there are of what comes and goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) guests: usize,
+    pub(crate) ports: usize,
+}
+
+impl Known {
+    /// More are not kept: then what is known is gathered anew.
+    const MOST: usize = 16 << 10;
+
+    /// Nothing yet, of tables as they were seen. `None` where a generation is not told, where a table is another's, which
+    /// ends being so without a new generation, and where one is still to be claimed.
+    fn new(seen: &Seen) -> Option<Known> {
+        let stays = |whose: &Whose| match whose {
+            Whose::Nobodys => true,
+            Whose::Ours(flags) => [0, OWNED].contains(&(flags & OWNED)),
+            Whose::Anothers => false,
+        };
+        let may = seen.generation != 0 && seen.tables.iter().all(stays);
+        let Seen { generation, tables, .. } = *seen;
+        may.then(|| Known { generation, tables, present: HashSet::new(), count: None })
+    }
+
+    /// The same after a change of ours.
+    pub(super) fn changed(mut self, add: &[Element], remove: &[Element]) -> Known {
+        let of = |elements: &[Element], set| elements.iter().filter(|element| element.set == set).count();
+        self.count = self.count.map(|count| Count {
+            guests: (count.guests + of(add, Set::Guests)).saturating_sub(of(remove, Set::Guests)),
+            ports: (count.ports + of(add, Set::Ports)).saturating_sub(of(remove, Set::Ports)),
+        });
+        for element in remove {
+            self.present.remove(element);
+        }
+        if self.present.len() + add.len() > Known::MOST {
+            self.present.clear();
+        }
+        self.present.extend(add.iter().cloned());
+        // Each transaction is one generation; the kernel took ours on the one that was seen.
+        self.generation = self.generation.wrapping_add(1);
+        self
+    }
+}
+
+impl Firewall {
+    /// How many guests and taps the tables hold at the moment that was `seen`.
+    pub(crate) fn count(&mut self, seen: &Seen) -> Result<Count, Refused> {
+        if let Some(count) = self.known_at(seen.generation).and_then(|known| known.count) {
+            return Ok(count);
+        }
+        let count = Count { guests: self.elements(Set::Guests)?.len(), ports: self.elements(Set::Ports)?.len() };
+        if let Some(known) = self.known_at(seen.generation) {
+            known.count = Some(count);
+        }
+        Ok(count)
+    }
+
+    fn known_at(&mut self, generation: u32) -> Option<&mut Known> {
+        self.known.as_mut().filter(|known| known.generation == generation)
+    }
+
+    /// Asks whether the tables are there, and which of these elements.
+    pub(crate) fn look(&mut self, asked: &[Element]) -> Result<Seen, Refused> {
+        if let Some(Known { tables, present, .. }) = &self.known {
+            let tables = *tables;
+            let unknown: Vec<_> = asked.iter().filter(|element| !present.contains(*element)).cloned().collect();
+            let seen = self.ask(&unknown, Some(tables))?;
+            if self.known_at(seen.generation).is_some() {
+                return Ok(self.learn(seen, asked));
+            }
+        }
+        let seen = self.ask(asked, None)?;
+        self.known = Known::new(&seen);
+        Ok(self.learn(seen, asked))
+    }
+
+    /// Adds what was seen to what is known, and answers from both.
+    fn learn(&mut self, seen: Seen, asked: &[Element]) -> Seen {
+        let Some(Known { generation, tables, present, .. }) = &mut self.known else { return seen };
+        let there = seen.asked.into_iter().zip(seen.there).filter(|(_, there)| *there);
+        present.extend(there.map(|(element, _)| element));
+        Seen {
+            generation: *generation,
+            tables: *tables,
+            asked: asked.to_vec(),
+            there: asked.iter().map(|element| present.contains(element)).collect(),
+        }
+    }
+
+    /// One question: the generation, these elements; the tables where they are not known.
+    fn ask(&mut self, asked: &[Element], known: Option<[Whose; 2]>) -> Result<Seen, Refused> {
+        let mut ask = Requests::default();
+        ask.push(nft(GETGEN), QUESTION, &header(0));
+        for table in Table::BOTH.into_iter().filter(|_| known.is_none()) {
+            ask.push(nft(GETTABLE), QUESTION, &header(table.family())).text(1, TABLE);
+        }
+        for element in asked {
+            let mut attrs = ask.push(nft(GETSETELEM), QUESTION, &header(element.set.table().family()));
+            attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
+        }
+        let call = "NFT_MSG_GETGEN, GETTABLE, GETSETELEM";
+        let mut said = self.conn.ask(call, &mut ask)?.into_iter().map(|said| said.good(call));
+        let generation = said.next().transpose()?.unwrap_or_default();
+        let generation = generation.first().and_then(|body| attr(body.get(4..)?, 1)).and_then(|id| id.try_into().ok());
+        let mut tables = known.unwrap_or_default();
+        if known.is_none() {
+            for (whose, answer) in tables.iter_mut().zip(said.by_ref()) {
+                *whose = Whose::told(answer)?;
+            }
+        }
+        let mut there = Vec::with_capacity(asked.len());
+        for (element, answer) in asked.iter().zip(said) {
+            there.push(match answer {
+                Ok(_) => tables[usize::from(element.set.table() == Table::Bridge)].is_ours(),
+                Err(refused) if refused.is(libc::ENOENT) => false,
+                Err(refused) => return Err(refused),
+            });
+        }
+        let generation = generation.map_or(0, u32::from_be_bytes);
+        Ok(Seen { generation, tables, asked: asked.to_vec(), there })
+    }
+}
