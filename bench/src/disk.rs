@@ -76,7 +76,8 @@ fn programs_make() -> Result<[String; 2]> {
 }
 
 fn programs_take(loops: &[String; 2]) -> Result<()> {
-    said("dmsetup", &["remove", "fc-rootfs-theirs"])?;
+    // udev may look at it: the existing helper tries again too.
+    said("dmsetup", &["remove", "--retry", "fc-rootfs-theirs"])?;
     loops.iter().rev().try_for_each(|one| said("losetup", &["-d", one]).map(|_| ()))
 }
 

@@ -327,7 +327,8 @@ mod lab {
             let helper = Helper::start();
             assert!(!Path::new("/run/udev/control").exists());
             let made = make(&helper, "u", MIB);
-            assert!(fs::read_link(node("u")).unwrap().starts_with("../dm-"), "as udev makes it");
+            let leads_to = fs::read_link(node("u")).unwrap().to_string_lossy().into_owned();
+            assert!(leads_to.starts_with("../dm-"), "{leads_to}, and udev would make another");
             write_block(&node("u"), 1, &block("u"));
             // A link of before, to another's device.
             fs::remove_file(node("u")).unwrap();
