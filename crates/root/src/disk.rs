@@ -28,6 +28,7 @@ pub(crate) use cleanup::{cleanup as cleanup_dm_snapshot, remove as remove_dm_sna
 pub(crate) use create::create as create_dm_snapshot;
 pub(crate) use files::{prepare, read, write};
 pub(crate) use fsck::fsck;
+pub(crate) use holders::is_under_no_device;
 pub(crate) use images::Images;
 pub(crate) use list::list;
 pub(crate) use snapshot::open_drive;

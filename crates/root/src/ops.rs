@@ -30,7 +30,12 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
             let open = |name: &DmName, writable| {
                 disk::open_drive(host, name, writable).map(|(fd, number, size)| vm::Device { _held: fd, number, size })
             };
-            vm::launch(host, launch, &open, &|| net::fresh_port(host, &launch.tap)).map(Reply::Pid)
+            let others = vm::Neighbours {
+                open_snapshot: &open,
+                is_free: &|dev, ino| disk::is_under_no_device(host, dev, ino),
+                fresh_port: &|| net::fresh_port(host, &launch.tap),
+            };
+            vm::launch(host, launch, &others).map(Reply::Pid)
         }
         Request::EnsureSocketAccess(access) => vm::ensure_socket_access(host, access).map(done),
         Request::FindFirecrackerPid(api_sock) => vm::find(host, api_sock).map(Reply::Pid),

@@ -27,7 +27,7 @@ use wire::reply::{Resources, VmFound};
 use wire::vm::{SocketAccess, Wanted};
 
 pub(crate) use chroot::cleanup as cleanup_chroot;
-pub(crate) use devices::Device;
+pub(crate) use devices::{Device, Neighbours};
 pub(crate) use launch::launch;
 pub(crate) use live::Vms;
 pub(crate) use process::{find, kill, running, signal};

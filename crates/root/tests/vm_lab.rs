@@ -8,7 +8,7 @@ mod vm_support;
 mod world;
 
 mod lab {
-    use super::common::{Helper, OWNER, Start, output};
+    use super::common::{Helper, OWNER, Start, make_file, output};
     use super::vm_support::{LAUNCH, assert_nothing_left, ground, launch, log, pid_of, request, vmm, with};
     use super::world::{BASE, CLEANUP, OnDisk, make, node, nothing_is_left};
     use crate::isolated;
@@ -24,7 +24,7 @@ mod lab {
             vmm("drives");
             ground(1);
             ground(2);
-            fs::write(BASE, vec![b'b'; 8 << 20]).expect("a base");
+            make_file(BASE, &[b'b'; 8 << 20], OWNER, 0o644);
             let base = fs::read(BASE).expect("the base");
             let helper = Helper::start();
             let handles = make(&helper, "v", 16 * MIB);
@@ -46,6 +46,13 @@ mod lab {
             std::io::Read::read_exact(&mut fs::File::open(node("v")).expect("the device"), &mut start).expect("read");
             assert_eq!(&start, b"written by the VM");
             assert!(fs::read(BASE).expect("the base") == base, "the base was written");
+            // Nor does a VM get the files under it to write.
+            for file in ["/mnt/s/images/base.ext4".to_owned(), super::world::store("v")] {
+                let under = json!([{"ID": "root", "Path": file, "ReadOnly": false, "IsRoot": true}]);
+                let (_, message) = helper.err(LAUNCH, &with(request(1), "drives", under));
+                assert!(message.starts_with("drives: the file is in use: /dev/loop"), "{message}");
+                assert_nothing_left(&file);
+            }
             // One that somebody has mounted or open is no VM's.
             let open = fs::File::options().write(true).open(node("v")).expect("the device");
             let (_, message) = helper.err(LAUNCH, &with(request(1), "drives", drive.clone()));

@@ -57,6 +57,18 @@ pub(crate) fn of_file(host: &Host, file: Inode) -> Result<Vec<Holder>, Fail> {
     Ok(holders)
 }
 
+/// Refuses a file that a loop device is bound to. Whoever makes a snapshot looks for VMs that have its files, and binds
+/// them, under the lock that is taken here: so a VM that claimed the file before this is seen there, or the device here.
+pub(crate) fn is_under_no_device(host: &Host, dev: u64, ino: u64) -> Result<(), Fail> {
+    let file = Inode { dev, ino };
+    let _held = host.locks.hold(file.lock_name());
+    let loops: Vec<_> = loops::on(&[file])?.iter().map(of_loop).collect();
+    if loops.is_empty() {
+        return Ok(());
+    }
+    Err(Fail::new(format!("the file is in use: {} has it; end that first", named(&loops))))
+}
+
 /// A loop device as a holder of its file.
 pub(super) fn of_loop(found: &loops::Found) -> Holder {
     let under = loops::standing_on(&found.name());

@@ -4,7 +4,7 @@
 //! What is opened here is closed again before the VMM runs, and the VMM opens the paths itself. It does so as the owner:
 //! whoever exchanges a file in between gets at nothing that was not his already.
 
-use super::devices::{Device, OpenSnapshot};
+use super::devices::{Device, Neighbours};
 use super::jail;
 use super::record;
 use super::sockets;
@@ -46,7 +46,7 @@ pub(super) enum Opened {
 }
 
 /// Checks a launch in the existing helper's order; what that one doesn't check comes last.
-pub(super) fn all(host: &Host, asked: &Launch, open_snapshot: OpenSnapshot<'_>) -> Result<Checked, Fail> {
+pub(super) fn all(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Result<Checked, Fail> {
     let socket_dir = sockets::directory(host, &asked.socket, "socket_path")?;
     let vsock_dir = sockets::directory(host, &asked.vsock, "vsock_path")?;
     output(host, &asked.log, "log_path")?;
@@ -54,7 +54,7 @@ pub(super) fn all(host: &Host, asked: &Launch, open_snapshot: OpenSnapshot<'_>) 
     let kernel = kernel(host, &asked.kernel)?;
     let initrd = asked.initrd.as_ref().map(|path| initrd(host, path)).transpose()?;
     let program = Program::open(asked.program.as_str(), &host.settings.vmm_names)?;
-    let drives = asked.drives.iter().map(|each| drive(host, each, open_snapshot)).collect::<Result<Vec<_>, Fail>>()?;
+    let drives = asked.drives.iter().map(|each| drive(host, each, others)).collect::<Result<Vec<_>, Fail>>()?;
     let (drives, opened): (Vec<_>, Vec<_>) = drives.into_iter().unzip();
     for (nth, drive) in drives.iter().enumerate() {
         if drives[..nth].iter().any(|other| drive.clashes(other)) {
@@ -79,7 +79,7 @@ fn output(host: &Host, path: &HostPath, field: &str) -> Result<(), Fail> {
 }
 
 /// The field's name before the message, once.
-fn with_field(mut fail: Fail, field: &str) -> Fail {
+pub(super) fn with_field(mut fail: Fail, field: &str) -> Fail {
     if !fail.message.starts_with(field) {
         fail.message = format!("{field}: {}", fail.message);
     }
@@ -127,12 +127,12 @@ fn jailer_program(host: &Host, jailer: &Jailer) -> Result<Program, Fail> {
     Ok(program)
 }
 
-fn drive(host: &Host, drive: &Drive, open_snapshot: OpenSnapshot<'_>) -> Result<(record::Drive, Opened), Fail> {
+fn drive(host: &Host, drive: &Drive, others: &Neighbours<'_>) -> Result<(record::Drive, Opened), Fail> {
     const FIELD: &str = "drives";
     let path = match &drive.image {
         Image::File(path) => path,
         Image::Snapshot(name) => {
-            let device = open_snapshot(name, !drive.read_only).map_err(|fail| with_field(fail, FIELD))?;
+            let device = (others.open_snapshot)(name, !drive.read_only).map_err(|fail| with_field(fail, FIELD))?;
             if device.size < MIN_DRIVE {
                 return Err(Fail::new(format!("{FIELD}: {} is smaller than a sector", shown(&name.device()))));
             }

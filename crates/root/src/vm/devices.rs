@@ -23,8 +23,16 @@ pub(crate) struct Device {
     pub(crate) size: u64,
 }
 
-/// Opens a snapshot, to be written or only read. The caller of a launch knows about snapshots.
-pub(crate) type OpenSnapshot<'a> = &'a dyn Fn(&DmName, bool) -> Result<Device, Fail>;
+/// What a launch asks of those who know about networks and disks.
+pub(crate) struct Neighbours<'a> {
+    /// Opens a snapshot, to be written or only read.
+    pub(crate) open_snapshot: &'a dyn Fn(&DmName, bool) -> Result<Device, Fail>,
+    /// Refuses a file, by device and inode, that is under a block device: asked when the VM has claimed it, to write it.
+    pub(crate) is_free: &'a dyn Fn(u64, u64) -> Result<(), Fail>,
+    /// Called when the tap is this VM's alone and nothing has used it yet: what the network learned of the VM before on
+    /// that tap is to be forgotten.
+    pub(crate) fresh_port: &'a dyn Fn() -> Result<(), Fail>,
+}
 
 /// Gives a snapshot's nodes to the owner, as long as the launch does not fail: the kernel's and, where no udevd makes a
 /// link of it, the one below `/dev/mapper`.

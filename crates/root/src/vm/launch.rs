@@ -3,7 +3,7 @@
 
 use super::answer::{Awaited, NotRunning, news_of};
 use super::checks::{self, Checked, Opened};
-use super::devices::{self, OpenSnapshot};
+use super::devices::{self, Neighbours};
 use super::jail::Jail;
 use super::live;
 use super::record::{Phase, Process, Record, Socket};
@@ -42,16 +42,8 @@ const LAST_WORDS: usize = 2048;
 const LAST_LINES: usize = 4;
 
 /// Launches a VM; it runs when this returns.
-///
-/// `fresh_port` is called when the tap is this VM's alone and nothing has used it yet: what the network learned of the
-/// VM before on that tap is to be forgotten.
-pub(crate) fn launch(
-    host: &Host,
-    asked: &Launch,
-    open_snapshot: OpenSnapshot<'_>,
-    fresh_port: &dyn Fn() -> Result<(), Fail>,
-) -> Result<Pid, Fail> {
-    let checked = checks::all(host, asked, open_snapshot)?;
+pub(crate) fn launch(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Result<Pid, Fail> {
+    let checked = checks::all(host, asked, others)?;
     let config = if asked.jailer.is_some() { config::jailed(asked)? } else { config::of(asked)? };
     let record = Record::new(asked, &checked.program, checked.drives.clone());
     let claim = host.vms.claim(&record, host.settings.limits.vms)?;
@@ -59,7 +51,15 @@ pub(crate) fn launch(
     sockets::is_free(&checked.socket_dir, &asked.socket, &host.owner, "socket_path")?;
     sockets::is_free(&checked.vsock_dir, &asked.vsock, &host.owner, "vsock_path")?;
     tap::check(&asked.tap, host.owner.uid)?;
-    let new = New { host, asked, checked: &checked, record, fresh_port };
+    let written = checked
+        .drives
+        .iter()
+        .zip(&checked.opened)
+        .filter(|(drive, opened)| matches!(opened, Opened::File(_)) && !drive.read_only);
+    for (drive, _) in written {
+        (others.is_free)(drive.dev, drive.ino).map_err(|fail| checks::with_field(fail, "drives"))?;
+    }
+    let new = New { host, asked, checked: &checked, record, fresh_port: others.fresh_port };
     // The claim outlives the undo of a failure.
     let (record, vmm) = steps::run(NAME, &host.faults, |steps| new.run(steps, config))?;
     let pid = Pid(vmm.pid());
