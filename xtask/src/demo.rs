@@ -18,7 +18,7 @@ use console::Console;
 use helper::{Connect, Helper, Owner};
 use outside::Outside;
 use timeline::Timeline;
-use vm::Caller;
+use vm::{Caller, Jail};
 
 use crate::inventory::{self, Inventory, Processes};
 
@@ -30,6 +30,8 @@ const FIRST_WORD: Duration = Duration::from_secs(60);
 /// What the demo is asked to do beside the usual.
 #[derive(Default)]
 pub(crate) struct Wishes {
+    /// The VM runs without a jail.
+    pub(crate) no_jail: bool,
     /// More kernel arguments.
     pub(crate) kernel_args: String,
     /// Rounds of the comparison with a bare QEMU; none: the usual demo.
@@ -52,7 +54,7 @@ fn with_helper(owner: &Owner, wishes: &Wishes) -> Result<()> {
     let helper = Helper::start()?;
     let takes = ms(helper.started_in);
     tell("helper", &format!("bangerd-root takes calls after {takes}; VMs are {}'s ({})", owner.name, owner.uid));
-    let told = with_network(&Caller::new(helper::client())?, owner, wishes);
+    let told = with_network(&Caller::new(helper::client(), owner)?, owner, wishes);
     if told.is_err() && !helper::log_lines().is_empty() {
         eprintln!("the helper's last words:\n{}", helper::log_lines());
     }
@@ -66,7 +68,7 @@ fn with_network<F: Connect>(caller: &Caller<F>, owner: &Owner, wishes: &Wishes) 
     tell("vmm", &format!("{}: {}", choice.name, choice.why));
     tell_times("network", &caller.network_up()?);
     match wishes.bench {
-        None => story(caller, &program, &wishes.kernel_args)?,
+        None => story(caller, &program, wishes)?,
         Some(rounds) => bench::run(caller, owner, &program, rounds)?,
     }
     tell_times("undo", &caller.network_down()?);
@@ -78,12 +80,14 @@ fn with_network<F: Connect>(caller: &Caller<F>, owner: &Owner, wishes: &Wishes) 
 }
 
 /// Launch, words, end.
-fn story<F: Connect>(caller: &Caller<F>, program: &str, kernel_args: &str) -> Result<()> {
+fn story<F: Connect>(caller: &Caller<F>, program: &str, wishes: &Wishes) -> Result<()> {
     let console = Console::from_now(vm::LOG);
     let mut timeline = Timeline::start();
-    let pid = caller.launch(program, &vm::kernel_args(WORD, &format!("banger.stages=1 {kernel_args}")))?;
+    let jail = if wishes.no_jail { Jail::Without } else { Jail::With };
+    let pid =
+        caller.launch(program, jail, &vm::kernel_args(WORD, &format!("banger.stages=1 {}", wishes.kernel_args)))?;
     timeline.reached("the helper answers: the VM runs");
-    tell("launch", &format!("process {pid}, 1 CPU, 256 MiB"));
+    tell("launch", &format!("process {pid}, 1 CPU, 256 MiB, {}", jail.words()));
     let network = console.wait_for(" network", FIRST_WORD, || caller.runs(pid))?;
     guest_stages(&console, network, &mut timeline);
     let first = console.wait_for(WORD, FIRST_WORD, || caller.runs(pid))?;

@@ -23,8 +23,8 @@ usage: cargo xtask COMMAND
       make a guest's kernel, initrd and root file system in the cache where they aren't there yet; print their paths
   sweep
       remove from the cache what was left half-made
-  demo --owner USER [--kernel-args WORDS] [--bench ROUNDS]
-      the demo, in the namespaces that demo/run makes for it; or, in turns with a bare QEMU, launches to the first word
+  demo --owner USER [--no-jail] [--kernel-args WORDS] [--bench ROUNDS]
+      the demo, in the namespaces that demo/run makes for it, its VM in a jail unless told otherwise; or, in turns with a bare QEMU, launches to the first word
   lab, lab-test
       another kernel under emulation; lab/run and lab/test call them
   tidy
@@ -102,6 +102,7 @@ fn demo(mut arguments: lexopt::Parser) -> Result<()> {
         match argument {
             Long("owner") => owner = Some(arguments.value()?.string()?),
             Long("kernel-args") => wishes.kernel_args = arguments.value()?.string()?,
+            Long("no-jail") => wishes.no_jail = true,
             Long("bench") => wishes.bench = Some(arguments.value()?.parse()?),
             other => return Err(other.unexpected().into()),
         }

@@ -17,7 +17,7 @@ use rustix::process::Uid;
 use super::console::Console;
 use super::helper::{Connect, Owner};
 use super::place::{RUNTIME, STATE};
-use super::vm::{self, Caller, TAP};
+use super::vm::{self, Caller, Jail, TAP};
 use super::{FIRST_WORD, WORD};
 use crate::programs;
 
@@ -25,7 +25,15 @@ use crate::programs;
 const MOST: f64 = 1.3;
 const BARE_CONSOLE: &str = "/run/banger-demo/bare-console";
 
-/// Runs both in turns and fails where the ratio of the medians is above [`MOST`].
+/// What is timed in one turn.
+#[derive(Clone, Copy)]
+enum Turn {
+    Launched,
+    Jailed,
+    Bare,
+}
+
+/// Runs all in turns and fails where the ratio of the medians is above [`MOST`].
 pub(crate) fn run<F: Connect>(caller: &Caller<F>, owner: &Owner, program: &str, rounds: usize) -> Result<()> {
     ensure!(program.ends_with("banger-qemu"), "the comparison is with a bare QEMU, and the VMM here is {program}");
     let rate = sys::tsc::Sample::take().khz_since().context("the time stamp counter's rate can't be measured")?;
@@ -33,31 +41,50 @@ pub(crate) fn run<F: Connect>(caller: &Caller<F>, owner: &Owner, program: &str, 
     copy(&format!("{STATE}/images/root.ext4"), &pristine)?;
     let (mut launched, mut bare) = (Vec::new(), Vec::new());
     let (mut answered, mut by_hand) = (Vec::new(), Vec::new());
+    let (mut answered_jailed, mut jailed) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        let mut one = |by_helper: bool| -> Result<()> {
+        let mut one = |turn: Turn| -> Result<()> {
             let image = format!("{STATE}/images/root.ext4");
             copy(&pristine, &image)?;
             chown(&image, Some(Uid::from_raw(owner.uid)), None)?;
-            if by_helper {
-                let (answer, word) = launch(caller, program)?;
-                answered.push(answer);
-                launched.push(word);
-            } else {
-                bare.push(bare_qemu(rate)?);
-                by_hand.push(same_vmm(program, owner)?);
+            match turn {
+                Turn::Launched => {
+                    let (answer, word) = launch(caller, program, Jail::Without)?;
+                    answered.push(answer);
+                    launched.push(word);
+                }
+                Turn::Jailed => {
+                    let (answer, word) = launch(caller, program, Jail::With)?;
+                    answered_jailed.push(answer);
+                    jailed.push(word);
+                }
+                Turn::Bare => {
+                    bare.push(bare_qemu(rate)?);
+                    by_hand.push(same_vmm(program, owner)?);
+                }
             }
             Ok(())
         };
         // Whoever goes first may find colder caches, or a warmer CPU.
-        one(round % 2 == 0)?;
-        one(round % 2 == 1)?;
-        println!("round {:2} launched {:.3} s, bare QEMU {:.3} s", round + 1, seconds(&launched), seconds(&bare));
+        let mut turns = [Turn::Bare, Turn::Launched, Turn::Jailed];
+        turns.rotate_left(round % 3);
+        turns.into_iter().try_for_each(&mut one)?;
+        println!(
+            "round {:2} launched {:.3} s, in a jail {:.3} s, bare QEMU {:.3} s",
+            round + 1,
+            seconds(&launched),
+            seconds(&jailed),
+            seconds(&bare)
+        );
     }
     fs::remove_file(pristine)?;
     let what = "until the VM runs";
     let (answered, by_hand) = (summary("launched", what, answered)?, summary("by hand", what, by_hand)?);
     println!("the helper adds {:.1} ms to the same VMM started by hand with the same file", (answered - by_hand) * 1e3);
+    let in_jail = summary("in a jail", what, answered_jailed)?;
+    println!("a jail adds {:.1} ms to that", (in_jail - answered) * 1e3);
     let what = "to the guest's first word";
+    summary("in a jail", what, jailed)?;
     let (launched, bare) = (summary("launched", what, launched)?, summary("bare QEMU", what, bare)?);
     let ratio = launched / bare;
     println!("ratio    {ratio:.3}, at most {MOST}");
@@ -68,10 +95,10 @@ pub(crate) fn run<F: Connect>(caller: &Caller<F>, owner: &Owner, program: &str, 
 }
 
 /// Until the helper's answer, and until the guest's first word.
-fn launch<F: Connect>(caller: &Caller<F>, program: &str) -> Result<(Duration, Duration)> {
+fn launch<F: Connect>(caller: &Caller<F>, program: &str, jail: Jail) -> Result<(Duration, Duration)> {
     let console = Console::from_now(vm::LOG);
     let start = Instant::now();
-    let pid = caller.launch(program, &vm::kernel_args(WORD, ""))?;
+    let pid = caller.launch(program, jail, &vm::kernel_args(WORD, ""))?;
     let answer = start.elapsed();
     let word = console.wait_for(WORD, FIRST_WORD, || caller.runs(pid))?;
     caller.stop(pid)?;

@@ -14,9 +14,9 @@ use wire::name::vm_id::{DriveId, VmId};
 use wire::net::{Bridge, Nat, NewTap, Switch};
 use wire::path::{HostPath, ProgramPath, Root, Roots};
 use wire::units::Mebibytes;
-use wire::vm::{Drive, Launch, Pid};
+use wire::vm::{Drive, Jailer, Launch, Pid};
 
-use super::helper::Connect;
+use super::helper::{Connect, Owner, PROGRAMS};
 use super::place::{RUNTIME, STATE};
 use crate::programs;
 
@@ -39,20 +39,39 @@ pub(crate) fn kernel_args(word: &str, more: &str) -> String {
     )
 }
 
+/// Whether a VM runs in a jail.
+#[derive(Clone, Copy)]
+pub(crate) enum Jail {
+    With,
+    Without,
+}
+
+impl Jail {
+    /// As the demo shows it.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Jail::With => "in a jail",
+            Jail::Without => "without a jail",
+        }
+    }
+}
+
 /// Calls of the helper on behalf of one VM.
 pub(crate) struct Caller<F> {
     client: Client<F>,
     bridge: Bridge,
     tap: TapName,
     roots: Roots,
+    uid: u32,
+    gid: u32,
 }
 
 impl<F: Connect> Caller<F> {
     /// Checks the names; calls nothing yet.
-    pub(crate) fn new(client: Client<F>) -> Result<Self> {
+    pub(crate) fn new(client: Client<F>, owner: &Owner) -> Result<Self> {
         let bridge = Bridge { name: BridgeName::new(BRIDGE)?, addr: BridgeAddr::new(BRIDGE_IP, "24")? };
         let roots = Roots { state: STATE.into(), runtime: RUNTIME.into() };
-        Ok(Self { client, bridge, tap: TapName::new(TAP)?, roots })
+        Ok(Self { client, bridge, tap: TapName::new(TAP)?, roots, uid: owner.uid, gid: owner.gid })
     }
 
     /// Bridge, tap and way out, in the order in which a daemon asks for them; gives each call's time.
@@ -84,9 +103,18 @@ impl<F: Connect> Caller<F> {
     }
 
     /// Launches the VM; it runs when this returns.
-    pub(crate) fn launch(&self, program: &str, kernel_args: &str) -> Result<Pid> {
+    pub(crate) fn launch(&self, program: &str, jail: Jail, kernel_args: &str) -> Result<Pid> {
         let image = format!("{STATE}/images/root.ext4");
         let root = Image::new(&image, &self.roots, Code::InvalidPath, "drives")?;
+        let jailer = match jail {
+            Jail::Without => None,
+            Jail::With => Some(Jailer {
+                program: ProgramPath::new(&format!("{PROGRAMS}/banger-jailer"))?,
+                chroot_base: self.path(Root::State, "jail")?,
+                uid: self.uid.into(),
+                gid: self.gid.into(),
+            }),
+        };
         let launch = Launch {
             program: ProgramPath::new(program)?,
             vm_id: VmId::new("demo")?,
@@ -102,7 +130,7 @@ impl<F: Connect> Caller<F> {
             cid: CID,
             vcpus: 1,
             memory: MEMORY,
-            jailer: None,
+            jailer,
         };
         self.client.launch_firecracker(&launch).context("priv.launch_firecracker")
     }
