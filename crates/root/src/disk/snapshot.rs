@@ -4,6 +4,7 @@ use super::device::{self, Ours};
 use super::{holders, patiently, refused};
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::locks::Held;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -34,8 +35,13 @@ pub(crate) struct OurDevice {
 }
 
 /// The name of a snapshot's lock: whoever makes, removes or changes it holds it.
-pub(crate) fn lock_name(name: &DmName) -> String {
+fn lock_name(name: &DmName) -> String {
     format!("dm:{name}")
+}
+
+/// Holds a snapshot's lock, for `doing`.
+pub(crate) fn hold<'a>(host: &'a Host, name: &DmName, doing: &'static str) -> Result<Held<'a>, Fail> {
+    super::hold(host, lock_name(name), &format!("the snapshot {}", shown(name.as_str())), doing)
 }
 
 /// Opens a snapshot of ours. To be called under its lock.
