@@ -167,6 +167,27 @@ mod lab {
         }
     }
 
+    isolated! {
+        fn a_write_that_the_store_can_not_take_leaves_the_snapshot_as_it_was() {
+            let _state = OnDisk::state("image-full");
+            install();
+            make_image(BASE, 32, &[]);
+            let helper = helper();
+            let handles = make(&helper, "s", 2 * MIB);
+            write(&helper, &node("s"), &[("/etc/hostname", b"kept\n", 0)]);
+            let params = write_params(&node("s"), &[("/srv/big", &vec![b'b'; 4 << 20], 0)]);
+            let (_, message) = helper.err("priv.write_ext4_files", &params);
+            let status = output("dmsetup", &["status", "fc-rootfs-s"]);
+            assert!(message.contains("nothing was written") && !status.contains("Invalid"), "{message}: {status}");
+            assert_clean(&node("s"));
+            assert_eq!(read(&helper, &node("s"), "/etc/hostname"), b"kept\n");
+            write(&helper, &node("s"), &[("/srv/small", &[b's'; 100_000], 0)]);
+            assert_eq!(read(&helper, &node("s"), "/srv/small"), [b's'; 100_000]);
+            helper.ok(CLEANUP, &handles);
+            nothing_is_left();
+        }
+    }
+
     /// Stops an e2fsck that works.
     fn stop_e2fsck() -> Option<rustix::process::Pid> {
         fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {

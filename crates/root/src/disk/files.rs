@@ -5,7 +5,7 @@ use super::journal::{Image as ImageFile, Log};
 use super::snapshot::{self, For};
 use super::uses::{Key, Using};
 use super::worker::{self, Job};
-use super::{Inode, holders};
+use super::{Inode, cow, holders};
 use crate::fail::Fail;
 use crate::gate::Charge;
 use crate::host::Host;
@@ -22,7 +22,7 @@ use wire::image::{Image, NewFile, Read, Write};
 use wire::name::dm::DmName;
 use wire::path::HostPath;
 use wire::worker::ask;
-use wire::worker::log::MAX_LOG;
+use wire::worker::log::{Change, MAX_LOG};
 use wire::worker::reply::Reply;
 use wire::worker::{MAX_READ, MAX_REPLAY};
 
@@ -123,10 +123,24 @@ fn write_snapshot(host: &Host, name: &DmName, files: &[NewFile]) -> Result<(), F
             return Ok(());
         }
         let changes = log.changes(length, device.size)?;
+        steps.act("room", || has_room(host, name, &changes))?;
         let device = File::from(device.fd);
         steps.act("apply", || log.put_into(&device, &changes).map_err(half))?;
         steps.act("sync", || device.sync_data().map_err(half))
     })
+}
+
+/// The store can take the changes, whichever of them it has already: one that is full loses all that it keeps.
+fn has_room(host: &Host, name: &DmName, changes: &[Change]) -> Result<(), Fail> {
+    let (needed, left) = (cow::most(changes), snapshot::room(host, name)?);
+    if needed <= left {
+        return Ok(());
+    }
+    Err(Fail::new(format!(
+        "the store of snapshot {} has room for {left} bytes, and the write may take {needed}: nothing was written. A \
+         store that is full loses all that was changed; make the snapshot with a larger file",
+        shown(name.as_str())
+    )))
 }
 
 /// The same device, by its descriptor and not by a name, for reading alone.

@@ -1,7 +1,8 @@
 //! A snapshot of ours as a device to work on.
 
+use super::cow::State;
 use super::device::{self, Ours};
-use super::{holders, patiently, refused};
+use super::{holders, list, patiently, refused};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::locks::Held;
@@ -72,9 +73,21 @@ pub(crate) fn open(host: &Host, name: &DmName, wanted: For) -> Result<OurDevice,
 /// Opens a snapshot for a VM: the device, its number, its size in bytes. One that is to be written is nobody else's, and
 /// is mounted by nobody as long as the first value lives.
 pub(crate) fn open_drive(host: &Host, name: &DmName, writable: bool) -> Result<(OwnedFd, u64, u64), Fail> {
-    let _held = host.locks.hold(lock_name(name));
+    let _held = hold(host, name, "launch_firecracker")?;
     let device = open(host, name, if writable { For::Changing } else { For::Reading })?;
     Ok((device.fd, device.dev, device.size))
+}
+
+/// How many bytes the store of a snapshot of ours has left. To be called under its lock.
+pub(super) fn room(host: &Host, name: &DmName) -> Result<u64, Fail> {
+    let told = shown(name.as_str());
+    let unknown = || Fail::new(format!("how full the store of snapshot {told} is can't be told"));
+    let control = device::control()?.ok_or_else(unknown)?;
+    let ours = device::find(host, &control, name)?.ok_or_else(unknown)?;
+    match list::state(&control, &ours).ok_or_else(unknown)? {
+        State::Fills(used, all) => Ok(all.saturating_sub(used).saturating_mul(512)),
+        State::Invalid => Err(Fail::new(format!("the snapshot {told} is invalid, its store was full: make it anew"))),
+    }
 }
 
 /// Opens the kernel's own node of a device, and sees that it is that device's.
