@@ -22,8 +22,6 @@ use wire::worker::{MAX_READ, MAX_REPLAY, Malformed, fd};
 const MEMORY: u64 = 256 << 20;
 /// Seconds of a processor.
 const TIME: u64 = 20;
-/// What a journal may bring back of an image that is only read. It stays in memory.
-
 /// Every system call of the library, the allocator and ours from there on.
 const CALLS: &[Call] = &[
     Call::ReadAt,

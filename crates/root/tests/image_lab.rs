@@ -1,5 +1,5 @@
 //! Files in snapshots, and the check of a snapshot's file system, over the kernel's device-mapper, in the lab:
-//! `lab/test image_lab`.
+//! `lab/test`.
 
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 

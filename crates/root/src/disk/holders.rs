@@ -56,7 +56,6 @@ pub(crate) fn named(holders: &[Holder]) -> String {
 }
 
 /// Who holds a file, by its inode: VMs' drives, loop devices. To be asked under the file's lock.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 pub(crate) fn of_file(host: &Host, file: Inode) -> Result<Vec<Holder>, Fail> {
     let mut holders = vms(host, file.dev, file.ino);
     holders.extend(loops::on(&[file])?.iter().map(of_loop));

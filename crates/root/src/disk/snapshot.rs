@@ -14,7 +14,6 @@ use wire::code::shown;
 use wire::name::dm::DmName;
 
 /// What a snapshot is opened for.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum For {
     /// To be read, whoever else has it.
@@ -24,7 +23,6 @@ pub(crate) enum For {
 }
 
 /// A snapshot that was proven to be ours, open.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 #[derive(Debug)]
 pub(crate) struct OurDevice {
     /// The device.
@@ -48,7 +46,6 @@ pub(crate) fn hold<'a>(host: &'a Host, name: &DmName, doing: &'static str) -> Re
 /// Opens a snapshot of ours. To be called under its lock.
 ///
 /// One that is not there, not ours, or held by somebody where it is to be changed is an error that says so.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 pub(crate) fn open(host: &Host, name: &DmName, wanted: For) -> Result<OurDevice, Fail> {
     let told = shown(name.as_str());
     let missing = || Fail::new(format!("there is no snapshot {told}: create_dm_snapshot makes it"));
@@ -91,7 +88,6 @@ pub(super) fn room(host: &Host, name: &DmName) -> Result<u64, Fail> {
 }
 
 /// Opens the kernel's own node of a device, and sees that it is that device's.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 fn node(ours: &Ours, wanted: For) -> Result<OwnedFd, CallError> {
     let path = format!("/dev/{}", kernel_name(ours.device.dev));
     let flags = match wanted {
