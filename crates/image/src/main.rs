@@ -5,7 +5,7 @@
 
 use image::overlay::Overlay;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, memfd_create, seek};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal, getrlimit};
 use std::fs::File;
 use std::io::Write;
@@ -16,15 +16,12 @@ use sys::confine::Call;
 use wire::worker::ask::{self, Ask};
 use wire::worker::log::{MAX_DATA, MAX_LOG};
 use wire::worker::reply::Reply;
-use wire::worker::{MAX_READ, Malformed, fd};
+use wire::worker::{MAX_READ, MAX_REPLAY, Malformed, fd};
 
 /// Address space: bitmaps and groups of some terabytes, and a request's head.
 const MEMORY: u64 = 256 << 20;
 /// Seconds of a processor.
 const TIME: u64 = 20;
-/// What a journal may bring back of an image that is only read. It stays in memory.
-const MAX_REPLAY: u64 = 128 << 20;
-
 /// Every system call of the library, the allocator and ours from there on.
 const CALLS: &[Call] = &[
     Call::ReadAt,
@@ -99,9 +96,17 @@ fn take() -> Result<Given, String> {
     // A block device tells its length by its end alone.
     let length = |file: &File| seek(file, SeekFrom::End(0)).map_err(|errno| format!("a file's length: {errno}"));
     let (size, asked) = (length(&image)?, length(&request)?);
-    let scratch = memfd_create("replay", MemfdFlags::CLOEXEC).map_err(|errno| format!("memfd_create: {errno}"))?;
+    let scratch = scratch().map_err(|errno| format!("a file in memory: {errno}"))?;
     end_with_the_helper(&reply)?;
     Ok(Given { image, size, reply, request, asked, out, scratch: File::from(scratch) })
+}
+
+/// A file in memory that whoever takes this process over can't make larger: the kernel counts it as nobody's.
+fn scratch() -> rustix::io::Result<OwnedFd> {
+    let scratch = memfd_create("replay", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&scratch, MAX_REPLAY)?;
+    rustix::fs::fcntl_add_seals(&scratch, SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(scratch)
 }
 
 /// From now on the worker ends with the helper, which may have ended before: then nobody reads the reply.

@@ -86,6 +86,9 @@ impl<'a> Overlay<'a> {
         let answer = self.put(offset, bytes);
         if let Err(error) = &answer {
             self.trouble(match error.kind() {
+                io::ErrorKind::StorageFull if error.raw_os_error().is_some() => {
+                    Refusal::new(Why::Failed, "the helper's own directory (lib_dir) has no room for the changes")
+                }
                 io::ErrorKind::StorageFull => Refusal::new(Why::TooLarge, error.to_string()),
                 io::ErrorKind::UnexpectedEof => {
                     Refusal::new(Why::Damaged, "the image has blocks behind its end: run fsck on it")

@@ -21,6 +21,8 @@ mod watch;
 mod worker;
 
 use crate::fail::Fail;
+use crate::host::Host;
+use crate::locks::Held;
 use std::time::{Duration, Instant};
 use sys::dir::{CallError, Facts};
 
@@ -73,6 +75,16 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>, Fail>) -> Result<
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
+}
+
+/// Holds a snapshot, or a file's inode, by the name of its lock. What has it may take minutes (a check), so the wait has
+/// a bound, and its error says what runs.
+fn hold<'a>(host: &'a Host, lock: String, told: &str, doing: &'static str) -> Result<Held<'a>, Fail> {
+    let at_most = host.settings.limits.image_time();
+    host.locks.hold_within(lock, at_most, doing).map_err(|work| {
+        let seconds = at_most.as_secs();
+        Fail::new(format!("{told} is in use by {work}; waited {seconds} s (limits.image_seconds), try again"))
+    })
 }
 
 /// A call of the kernel's that failed where no better words are known.

@@ -1,14 +1,15 @@
 //! The one match: a request, its function. No logic.
 
 use crate::fail::Fail;
+use crate::gate::Charge;
 use crate::host::Host;
 use crate::{disk, net, vm};
 use wire::name::dm::DmName;
 use wire::reply::Resources;
 use wire::{Reply, Request};
 
-/// Does what is asked.
-pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
+/// Does what is asked. `room` is charged with a reply that may be large.
+pub(crate) fn run(host: &Host, request: &Request, room: &mut Charge) -> Result<Reply, Fail> {
     match request {
         Request::EnsureBridge(bridge) => net::ensure_bridge(host, bridge).map(done),
         Request::CreateTap(new) => net::create_tap(host, new).map(done),
@@ -21,12 +22,12 @@ pub(crate) fn run(host: &Host, request: &Request) -> Result<Reply, Fail> {
         Request::CleanupDmSnapshot(handles) => disk::cleanup_dm_snapshot(host, handles).map(done),
         Request::RemoveDmSnapshot(name) => disk::remove_dm_snapshot(host, name).map(done),
         Request::FsckSnapshot(name) => disk::fsck(host, name).map(done),
-        Request::ReadExt4File(asked) => disk::read(host, asked).map(Reply::Data),
+        Request::ReadExt4File(asked) => disk::read(host, asked, room).map(Reply::Data),
         Request::WriteExt4Files(asked) => disk::write(host, asked).map(done),
         Request::ResolveFirecrackerBinary(wanted) => vm::resolve(host, wanted).map(Reply::Path),
         Request::LaunchFirecracker(launch) => {
             let images: Vec<_> = launch.drives.iter().map(|drive| drive.image.clone()).collect();
-            let _using = disk::prepare(host, &images)?;
+            let _using = disk::prepare(host, &images, "launch_firecracker")?;
             let open = |name: &DmName, writable| {
                 disk::open_drive(host, name, writable).map(|(fd, number, size)| vm::Device { _held: fd, number, size })
             };

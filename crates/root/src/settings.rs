@@ -117,6 +117,8 @@ pub(crate) struct Limits {
     fsck_seconds: u32,
     /// Mebibytes of memory of a process that works on an image.
     image_mebibytes: usize,
+    /// Writes of images that were cut off and can't be finished.
+    pub(crate) image_logs: usize,
 }
 
 impl Default for Limits {
@@ -143,6 +145,7 @@ impl Default for Limits {
             image_seconds: 60,
             fsck_seconds: 600,
             image_mebibytes: 1024,
+            image_logs: 16,
         }
     }
 }
@@ -184,7 +187,7 @@ impl Limits {
     }
 
     /// Every number with its name and the least and the most that it may be.
-    fn bounds(&self) -> [(&'static str, usize, usize, usize); 21] {
+    fn bounds(&self) -> [(&'static str, usize, usize, usize); 22] {
         let most = 1 << 20;
         [
             ("connections", self.connections, 1, 65_536),
@@ -208,6 +211,7 @@ impl Limits {
             ("image_seconds", self.image_seconds as usize, 1, 3600),
             ("fsck_seconds", self.fsck_seconds as usize, 1, 86_400),
             ("image_mebibytes", self.image_mebibytes, 256, most),
+            ("image_logs", self.image_logs, 1, most),
         ]
     }
 }

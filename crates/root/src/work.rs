@@ -113,7 +113,7 @@ impl Server {
         }
         let done = Request::parse(envelope, &self.host.settings.roots)
             .map_err(Fail::from)
-            .and_then(|request| ops::run(&self.host, &request))
+            .and_then(|request| ops::run(&self.host, &request, held))
             .and_then(|done| self.success(&done, held));
         match done {
             Ok(line) => {

@@ -1,4 +1,4 @@
-//! Snapshots over the kernel's device-mapper, in the lab: `lab/test disk_snapshots`. Read back by dmsetup and losetup.
+//! Snapshots over the kernel's device-mapper, in the lab: `lab/test`. Read back by dmsetup and losetup.
 
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 

@@ -1,5 +1,5 @@
 //! Every step of every snapshot operation fails once, and is where the helper is killed once; and a helper that is
-//! killed at any moment. In the lab: `lab/test disk_steps`.
+//! killed at any moment. In the lab: `lab/test`.
 
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 

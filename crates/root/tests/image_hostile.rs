@@ -65,6 +65,9 @@ isolated! {
         for path in ["/huge", "/more", "/written", "/abort"] {
             assert_eq!(read_error(&helper, IMAGE, path).0, "operation_failed", "{path}");
         }
+        // What it fills for a read is memory.
+        let (_, message) = read_error(&helper, IMAGE, "/flood");
+        assert!(message.contains("wrote more than it may"), "{message}");
         assert!(fs::read(IMAGE).expect("the image") == before, "the image has changed");
         assert_eq!(logs(), Vec::<String>::new());
         eventually("no descriptor is left", || helper.open_files() <= fds);

@@ -1,10 +1,11 @@
 //! Files in snapshots, and the check of a snapshot's file system, over the kernel's device-mapper, in the lab:
-//! `lab/test image_lab`.
+//! `lab/test`.
 
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
 mod common;
 mod image_support;
+mod vm_support;
 #[path = "disk/world.rs"]
 mod world;
 
@@ -13,12 +14,14 @@ mod lab {
     use super::image_support::{
         assert_clean, helper, helper_with, inside, install, make_image, read, read_error, write, write_params,
     };
-    use super::world::{BASE, CLEANUP, OnDisk, make, node, nothing_is_left};
+    use super::vm_support::{request, with};
+    use super::world::{BASE, CLEANUP, CREATE, OnDisk, make, new, node, nothing_is_left};
     use crate::isolated;
     use serde_json::json;
     use std::fs;
     use std::io::Write;
     use std::process::Command;
+    use std::time::{Duration, Instant};
 
     const FSCK: &str = "priv.fsck_snapshot";
     const MIB: u64 = 1 << 20;
@@ -115,6 +118,100 @@ mod lab {
                 assert!(status.contains(line), "{line}: {status}");
             }
             assert_eq!((root, dev), (vec!["dev".into(), "lib".into(), "lib64".into()], vec!["snapshot".to_owned()]));
+            helper.ok(CLEANUP, &handles);
+            nothing_is_left();
+        }
+    }
+
+    isolated! {
+        fn who_waits_for_a_check_is_told_so_before_it_ends() {
+            let _state = OnDisk::state("image-wait");
+            install();
+            make_image(BASE, 256, &["-N", "200000"]);
+            let helper = helper_with("[limits]\nimage_seconds = 2");
+            let handles = make(&helper, "h", 16 * MIB);
+            let drives = json!([{"ID": "root-fs", "Path": node("h"), "ReadOnly": false, "IsRoot": true}]);
+            let launch = with(request(1), "drives", drives);
+            std::thread::scope(|scope| {
+                let check = scope.spawn(|| (0..20).try_for_each(|_| fsck(&helper, "h")));
+                // As long as a check of a large disk takes.
+                let mut stopped = None;
+                eventually("e2fsck is stopped", || {
+                    stopped = stopped.take().or_else(stop_e2fsck);
+                    stopped.is_some() || check.is_finished()
+                });
+                let stopped = stopped.expect("e2fsck was seen");
+                let told: Vec<(Duration, String, String)> = [
+                    ("priv.remove_dm_snapshot", json!({"target": node("h")})),
+                    (CLEANUP, handles.clone()),
+                    (CREATE, new("h")),
+                    ("priv.launch_firecracker", launch),
+                    ("priv.write_ext4_files", write_params(&node("h"), &[("/x", b"x", 0)])),
+                ]
+                .map(|(method, params)| {
+                    let begun = Instant::now();
+                    let reply = helper.call(&json!({"method": method, "params": params}).to_string());
+                    (begun.elapsed(), method.to_owned(), reply["error"]["message"].as_str().unwrap_or("done").to_owned())
+                })
+                .into();
+                rustix::process::kill_process(stopped, rustix::process::Signal::CONT).expect("it goes on");
+                check.join().expect("the thread").expect("clean");
+                for (took, method, message) in told {
+                    assert!(message.contains("in use by fsck_snapshot, for "), "{method}: {message}");
+                    assert!(message.contains("limits.image_seconds"), "{method}: {message}");
+                    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(6), "{method}: {took:?}");
+                }
+            });
+            helper.ok(CLEANUP, &handles);
+            nothing_is_left();
+        }
+    }
+
+    isolated! {
+        fn a_write_that_the_store_can_not_take_leaves_the_snapshot_as_it_was() {
+            let _state = OnDisk::state("image-full");
+            install();
+            make_image(BASE, 32, &[]);
+            let helper = helper();
+            let handles = make(&helper, "s", 2 * MIB);
+            write(&helper, &node("s"), &[("/etc/hostname", b"kept\n", 0)]);
+            let params = write_params(&node("s"), &[("/srv/big", &vec![b'b'; 4 << 20], 0)]);
+            let (_, message) = helper.err("priv.write_ext4_files", &params);
+            let status = output("dmsetup", &["status", "fc-rootfs-s"]);
+            assert!(message.contains("nothing was written") && !status.contains("Invalid"), "{message}: {status}");
+            assert_clean(&node("s"));
+            assert_eq!(read(&helper, &node("s"), "/etc/hostname"), b"kept\n");
+            write(&helper, &node("s"), &[("/srv/small", &[b's'; 100_000], 0)]);
+            assert_eq!(read(&helper, &node("s"), "/srv/small"), [b's'; 100_000]);
+            helper.ok(CLEANUP, &handles);
+            nothing_is_left();
+        }
+    }
+
+    /// Stops an e2fsck that works.
+    fn stop_e2fsck() -> Option<rustix::process::Pid> {
+        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+            let is_it = fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim_end() == "e2fsck");
+            let pid = is_it.then(|| entry.file_name().to_str()?.parse().ok()).flatten()?;
+            let pid = rustix::process::Pid::from_raw(pid)?;
+            rustix::process::kill_process(pid, rustix::process::Signal::STOP).is_ok().then_some(pid)
+        })
+    }
+
+    isolated! {
+        fn a_snapshot_stands_on_a_whole_image() {
+            let _state = OnDisk::state("image-cut-off");
+            install();
+            make_image(BASE, 16, &[]);
+            let helper = helper_with("fault = \"write_ext4_files.apply:fail\"");
+            let (_, message) = helper.err("priv.write_ext4_files", &write_params(BASE, &[("/etc/hostname", b"new\n", 0)]));
+            assert!(message.contains("finishes it before the image is used next"), "{message}");
+            let handles = make(&helper, "c", 16 * MIB);
+            let base = fs::read(BASE).expect("the base");
+            assert_eq!(inside(&node("c"), "/etc/hostname").as_deref(), Some(&b"new\n"[..]));
+            assert_eq!(read(&helper, BASE, "/etc/hostname"), b"new\n");
+            assert!(fs::read(BASE).expect("the base") == base, "the base was written under its snapshot");
+            assert_clean(&node("c"));
             helper.ok(CLEANUP, &handles);
             nothing_is_left();
         }

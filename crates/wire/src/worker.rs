@@ -29,6 +29,8 @@ pub mod fd {
 
 /// The largest file that is read out of an image.
 pub const MAX_READ: u64 = 64 << 20;
+/// The most bytes that a journal's replay changes for a read: they are kept in memory.
+pub const MAX_REPLAY: u64 = 128 << 20;
 
 /// Bytes that are not what this protocol allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

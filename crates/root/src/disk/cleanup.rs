@@ -2,7 +2,7 @@
 
 use super::device::{self, Ours};
 use super::node::{self, Removed};
-use super::snapshot::{held, lock_name};
+use super::snapshot::{self, held};
 use super::{Inode, holders, loops, patiently, refused};
 use crate::fail::Fail;
 use crate::host::Host;
@@ -14,7 +14,7 @@ use wire::name::dm::{DmName, LoopNumber};
 
 /// Takes a snapshot's dm device away. Its loop devices clear themselves.
 pub(crate) fn remove(host: &Host, name: &DmName) -> Result<(), Fail> {
-    let _name = host.locks.hold(lock_name(name));
+    let _name = snapshot::hold(host, name, "remove_dm_snapshot")?;
     let control = device::control()?;
     if let Some(control) = &control {
         device::find(host, control, name)?;
@@ -27,7 +27,8 @@ pub(crate) fn cleanup(host: &Host, handles: &Handles) -> Result<(), Fail> {
     let mut names: Vec<&DmName> = handles.dm_name.iter().chain(&handles.dm_dev).collect();
     names.sort();
     names.dedup();
-    let _names: Vec<_> = names.iter().map(|name| host.locks.hold(lock_name(name))).collect();
+    let held = |name: &&DmName| snapshot::hold(host, name, "cleanup_dm_snapshot");
+    let _names = names.iter().map(held).collect::<Result<Vec<_>, Fail>>()?;
     let control = device::control()?;
     if let Some(control) = &control {
         names.iter().try_for_each(|name| device::find(host, control, name).map(|_| ()))?;

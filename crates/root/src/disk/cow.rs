@@ -5,6 +5,7 @@ use crate::fail::Fail;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use wire::code::shown;
+use wire::worker::log::Change;
 
 /// Sectors of 512 bytes a chunk.
 pub(super) const CHUNK: u64 = 8;
@@ -47,6 +48,13 @@ pub(super) fn check(file: &File, size: u64, path: &str) -> Result<(), Fail> {
                 .to_owned(),
         )),
     }
+}
+
+/// The most bytes of a store that changes take: a chunk for each that they touch, and the areas' exceptions.
+pub(super) fn most(changes: &[Change]) -> u64 {
+    let touched = |change: &Change| (change.offset + change.length).div_ceil(CHUNK_BYTES) - change.offset / CHUNK_BYTES;
+    let chunks: u64 = changes.iter().map(touched).sum();
+    (chunks + chunks / 256 + 2) * CHUNK_BYTES
 }
 
 /// How a snapshot does.
@@ -117,6 +125,15 @@ mod tests {
         let mut btrfs = vec![0; 0x1_0040];
         btrfs.extend(b"_BHRfS_M");
         assert!(checked(&btrfs, 1 << 20).unwrap_err().contains("no snapshot's"));
+    }
+
+    #[test]
+    fn what_changes_take_of_a_store() {
+        let change = |offset, length| Change { offset, length, at: 0 };
+        assert_eq!(most(&[]), 2 * 4096);
+        assert_eq!(most(&[change(0, 4096)]), 3 * 4096);
+        assert_eq!(most(&[change(512, 512), change(8192 - 512, 1024)]), 5 * 4096);
+        assert_eq!(most(&[change(0, 256 * 4096)]), (256 + 1 + 2) * 4096);
     }
 
     #[test]

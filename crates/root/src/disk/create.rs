@@ -4,8 +4,7 @@
 //! dm device without a table in use is what a killed helper leaves; the next call over its name or its file clears it.
 
 use super::device::{self, Ours, Parts, SNAPSHOT};
-use super::snapshot::lock_name;
-use super::{Inode, cleanup, cow, holders, loops, node, patiently, refused};
+use super::{Inode, cleanup, cow, files, holders, loops, node, patiently, refused, snapshot};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::places::Purpose;
@@ -18,8 +17,11 @@ use sys::dm::{Ask, By, Control, Target};
 use sys::loopdev::{Access, Loop};
 use wire::code::shown;
 use wire::disk::{Handles, NewSnapshot};
+use wire::image::Image;
 use wire::name::dm::{DmName, LoopNumber};
 use wire::path::HostPath;
+
+const METHOD: &str = "create_dm_snapshot";
 
 /// The two files of a snapshot, open with the owner's rights and checked.
 struct Files {
@@ -32,8 +34,11 @@ struct Files {
 
 /// Makes a snapshot, or finds that it is there.
 pub(crate) fn create(host: &Host, asked: &NewSnapshot) -> Result<Handles, Fail> {
+    // A write of the image that was cut off is finished first, and none begins before the loop devices are seen.
+    let images = [&asked.rootfs, &asked.cow].map(|path| Image::File(path.clone()));
+    let _using = files::prepare(host, &images, METHOD)?;
     let files = Files::open(host, asked)?;
-    let _name = host.locks.hold(lock_name(&asked.name));
+    let _name = snapshot::hold(host, &asked.name, METHOD)?;
     let control = device::control()?.ok_or_else(no_device_mapper)?;
     let there = device::find(host, &control, &asked.name)?;
     if let Some(Ours { device, parts: Some(parts) }) = &there {
@@ -47,7 +52,7 @@ pub(crate) fn create(host: &Host, asked: &NewSnapshot) -> Result<Handles, Fail> 
     }
     host.disk.watch();
     let new = New { host, control: &control, name: &asked.name, files: &files, uuid: device::uuid(files.cow) };
-    steps::run("create_dm_snapshot", &host.faults, |steps| new.make(steps))
+    steps::run(METHOD, &host.faults, |steps| new.make(steps))
 }
 
 impl Files {
@@ -123,7 +128,8 @@ impl<'a> New<'a> {
         let Files { rootfs, base, store, cow, .. } = self.files;
         let mut names = [base.lock_name(), cow.lock_name()];
         names.sort();
-        let [first, second] = names.map(|name| self.host.locks.hold(name));
+        let hold = |name: &String| super::hold(self.host, name.clone(), "the snapshot's file", METHOD);
+        let _held = names.iter().map(hold).collect::<Result<Vec<_>, Fail>>()?;
         let shared = self.free_files()?;
         let base = steps.act("base_loop", || match shared {
             Some(shared) => Ok(shared),
@@ -132,7 +138,6 @@ impl<'a> New<'a> {
         let cow = steps.act("cow_loop", || {
             Loop::bind(store.as_fd(), Access::ReadWrite).map_err(|error| no_loop(error, "cow_path"))
         })?;
-        drop((second, first));
         Ok((base, cow))
     }
 

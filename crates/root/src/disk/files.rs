@@ -1,11 +1,13 @@
 //! Files inside images: read and written by a worker that can't write the image, its changes put in their places here.
 
+use super::images::Images;
 use super::journal::{Image as ImageFile, Log};
 use super::snapshot::{self, For};
 use super::uses::{Key, Using};
 use super::worker::{self, Job};
-use super::{Inode, holders};
+use super::{Inode, cow, holders};
 use crate::fail::Fail;
+use crate::gate::Charge;
 use crate::host::Host;
 use crate::places::Purpose;
 use crate::steps::{self, Steps};
@@ -20,17 +22,22 @@ use wire::image::{Image, NewFile, Read, Write};
 use wire::name::dm::DmName;
 use wire::path::HostPath;
 use wire::worker::ask;
+use wire::worker::log::{Change, MAX_LOG};
 use wire::worker::reply::Reply;
+use wire::worker::{MAX_READ, MAX_REPLAY};
 
+const READ: &str = "read_ext4_file";
 const WRITE: &str = "write_ext4_files";
 
-/// Reads a file inside an image, whole.
-pub(crate) fn read(host: &Host, asked: &Read) -> Result<Vec<u8>, Fail> {
+/// Reads a file inside an image, whole. `room` is charged with the reply before the file gets memory here.
+pub(crate) fn read(host: &Host, asked: &Read, room: &mut Charge) -> Result<Vec<u8>, Fail> {
     let (image, _using) = open_to_read(host, &asked.image)?;
     let request = request(&ask::read(&asked.path), &[])?;
     let out = worker::memory_file("read")?;
-    let job = Job { image: image.as_fd(), request: &request, out: &out };
-    let size = match worker::ask(host, &job)? {
+    let job = Job { image: image.as_fd(), request: &request, out: &out, most: MAX_READ.max(MAX_REPLAY) };
+    // The worker's place is held until its output is gone: so many of these are in memory and no more.
+    let (reply, _place) = worker::ask(host, &job)?;
+    let size = match reply {
         Reply::Read { size } => size,
         Reply::Refused { why, text } => return Err(worker::refused(why, &text)),
         Reply::Written { .. } => return Err(worker::nonsense("a read was answered as a write")),
@@ -40,7 +47,16 @@ pub(crate) fn read(host: &Host, asked: &Read) -> Result<Vec<u8>, Fail> {
     if size != have {
         return Err(worker::nonsense(format!("{size} bytes are said to be read, {have} are there")));
     }
-    let mut data = vec![0; usize::try_from(size).map_err(worker::nonsense)?];
+    let length = usize::try_from(size).map_err(worker::nonsense)?;
+    // Four characters for three bytes, and what stands around them.
+    if !room.grow(length.div_ceil(3).saturating_mul(4).saturating_add(64)) {
+        let most = host.settings.limits.reply_bytes_together;
+        return Err(Fail::new(format!(
+            "{most} bytes of replies wait for their readers, and more are not taken (limits.reply_bytes_together); \
+             try again"
+        )));
+    }
+    let mut data = vec![0; length];
     out.read_exact_at(&mut data, 0).map_err(worker::nonsense)?;
     Ok(data)
 }
@@ -56,9 +72,9 @@ pub(crate) fn write(host: &Host, asked: &Write) -> Result<(), Fail> {
 fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fail> {
     let image = ImageFile::open(host, path)?;
     let inode = Inode::from(&image.facts);
-    let _using = host.images.uses.alone(Key::File(inode), host.settings.limits.image_time())?;
-    let _held = host.locks.hold(inode.lock_name());
-    host.images.journal.finish(host, path)?;
+    let _using = host.images.uses.alone(Key::File(inode), host.settings.limits.image_time(), WRITE)?;
+    let _held = super::hold(host, inode.lock_name(), "the image", WRITE)?;
+    host.images.journal.finish(host, &image)?;
     if files.is_empty() {
         return Ok(());
     }
@@ -76,7 +92,7 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
     let journal = &host.images.journal;
     steps::run(WRITE, &host.faults, |steps| {
         let request = steps.act("request", || write_request(files))?;
-        let log = steps.act("log", || journal.begin(&image))?;
+        let log = steps.act("log", || journal.begin(host, &image))?;
         let name = log.name.clone();
         steps.undo("log", move || journal.abandon(&name));
         match ask_to_write(host, steps, &readable, &request, &log)? {
@@ -88,8 +104,8 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
 
 /// A snapshot is made anew where a write of it fails, so its changes are put in their places at once.
 fn write_snapshot(host: &Host, name: &DmName, files: &[NewFile]) -> Result<(), Fail> {
-    let _using = host.images.uses.alone(Key::of_snapshot(name), host.settings.limits.image_time())?;
-    let _held = host.locks.hold(snapshot::lock_name(name));
+    let _using = host.images.uses.alone(Key::of_snapshot(name), host.settings.limits.image_time(), WRITE)?;
+    let _held = snapshot::hold(host, name, WRITE)?;
     let device = snapshot::open(host, name, For::Changing)?;
     if files.is_empty() {
         return Ok(());
@@ -107,10 +123,24 @@ fn write_snapshot(host: &Host, name: &DmName, files: &[NewFile]) -> Result<(), F
             return Ok(());
         }
         let changes = log.changes(length, device.size)?;
+        steps.act("room", || has_room(host, name, &changes))?;
         let device = File::from(device.fd);
         steps.act("apply", || log.put_into(&device, &changes).map_err(half))?;
         steps.act("sync", || device.sync_data().map_err(half))
     })
+}
+
+/// The store can take the changes, whichever of them it has already: one that is full loses all that it keeps.
+fn has_room(host: &Host, name: &DmName, changes: &[Change]) -> Result<(), Fail> {
+    let (needed, left) = (cow::most(changes), snapshot::room(host, name)?);
+    if needed <= left {
+        return Ok(());
+    }
+    Err(Fail::new(format!(
+        "the store of snapshot {} has room for {left} bytes, and the write may take {needed}: nothing was written. A \
+         store that is full loses all that was changed; make the snapshot with a larger file",
+        shown(name.as_str())
+    )))
 }
 
 /// The same device, by its descriptor and not by a name, for reading alone.
@@ -124,8 +154,9 @@ fn again_for_reading(device: &OwnedFd) -> Result<File, Fail> {
 
 /// The length of the log that the worker wrote; 0 where nothing is to be changed.
 fn ask_to_write(host: &Host, steps: &mut Steps<'_>, image: &File, request: &File, out: &Log) -> Result<u64, Fail> {
-    let job = Job { image: image.as_fd(), request, out: &out.file };
-    match steps.act("worker", || worker::ask(host, &job))? {
+    let job = Job { image: image.as_fd(), request, out: &out.file, most: MAX_LOG };
+    let (reply, _place) = steps.act("worker", || worker::ask(host, &job))?;
+    match reply {
         Reply::Written { log: length, .. } => {
             let have = Facts::of(&out.file).map_err(worker::nonsense)?.size;
             if length != 0 && length != have {
@@ -159,41 +190,61 @@ fn open_to_read<'a>(host: &'a Host, image: &Image) -> Result<(File, Using<'a>), 
     match image {
         Image::File(path) => {
             let file = host.state.open_file(path, Purpose::Read, &host.owner)?;
-            let key = Key::of_file(&Facts::of(&file).map_err(worker::nonsense)?);
-            let time = host.settings.limits.image_time();
-            if host.images.journal.has_pending() {
-                let _alone = host.images.uses.alone(key.clone(), time)?;
-                host.images.journal.finish(host, path)?;
-            }
-            Ok((file, host.images.uses.share(key, time)?))
+            let using = finished(host, path, &file, READ)?;
+            Ok((file, using))
         }
         Image::Snapshot(name) => {
-            let using = host.images.uses.share(Key::of_snapshot(name), host.settings.limits.image_time())?;
-            let _held = host.locks.hold(snapshot::lock_name(name));
+            let using = host.images.uses.share(Key::of_snapshot(name), host.settings.limits.image_time(), READ)?;
+            let _held = snapshot::hold(host, name, READ)?;
             let device = snapshot::open(host, name, For::Reading)?;
             Ok((File::from(device.fd), using))
         }
     }
 }
 
-/// Sees to it that no image of these is being written, and none has a write that is to be finished. So it stays until
-/// what is returned is dropped.
-pub(crate) fn prepare<'a>(host: &'a Host, images: &[Image]) -> Result<Vec<Using<'a>>, Fail> {
+/// Shares an image file, once a write of it that was cut off is finished. `file` is that file, opened for anything.
+fn finished<'a>(host: &'a Host, path: &HostPath, file: impl AsFd, doing: &'static str) -> Result<Using<'a>, Fail> {
+    let unknown = |error: CallError| Fail::new("the image can't be looked at").because(error);
+    let facts = Facts::of(&file).map_err(unknown)?;
+    let (key, time) = (Key::of_file(&facts), host.settings.limits.image_time());
+    let Images { uses, journal, .. } = &host.images;
+    loop {
+        let using = uses.share(key.clone(), time, doing)?;
+        if !journal.has_log_of(&file).map_err(unknown)? {
+            return Ok(using);
+        }
+        drop(using);
+        let _alone = uses.alone(key.clone(), time, doing)?;
+        // Another file that has its name by now is not this request's to change.
+        let image = ImageFile::open(host, path)?;
+        if !image.facts.is_same_file(&facts) {
+            return Err(Fail::new("the image was exchanged meanwhile; try again"));
+        }
+        journal.finish(host, &image)?;
+    }
+}
+
+/// Sees to it that no image of these is being written or checked, and none has a write that is to be finished. So it
+/// stays until what is returned is dropped.
+pub(crate) fn prepare<'a>(host: &'a Host, images: &[Image], doing: &'static str) -> Result<Vec<Using<'a>>, Fail> {
     let (mut using, mut keys) = (Vec::new(), Vec::new());
     for image in images {
-        let Image::File(path) = image else { continue };
-        // What can't be opened is the caller's to say, in his words.
-        let Ok((_, facts)) = host.state.look(path, &host.owner) else { continue };
-        let (key, time) = (Key::of_file(&facts), host.settings.limits.image_time());
+        let (key, file) = match image {
+            Image::Snapshot(name) => (Key::of_snapshot(name), None),
+            // What can't be opened is the caller's to say, in his words.
+            Image::File(path) => match host.state.look(path, &host.owner) {
+                Ok((file, facts)) => (Key::of_file(&facts), Some((path, file))),
+                Err(_) => continue,
+            },
+        };
         if keys.contains(&key) {
             continue;
         }
         keys.push(key.clone());
-        if host.images.journal.has_pending() {
-            let _alone = host.images.uses.alone(key.clone(), time)?;
-            host.images.journal.finish(host, path)?;
-        }
-        using.push(host.images.uses.share(key, time)?);
+        using.push(match file {
+            Some((path, file)) => finished(host, path, &file, doing)?,
+            None => host.images.uses.share(key, host.settings.limits.image_time(), doing)?,
+        });
     }
     Ok(using)
 }

@@ -16,6 +16,7 @@ use sys::pidfd::PidFd;
 use wire::code::shown;
 use wire::name::dm::DmName;
 
+const METHOD: &str = "fsck_snapshot";
 /// Where e2fsck is.
 const DIRS: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// The device's name in its `/dev`.
@@ -89,8 +90,8 @@ const CALLS: [libc::c_long; 56] = [
 
 /// Checks and repairs a snapshot's file system.
 pub(crate) fn fsck(host: &Host, name: &DmName) -> Result<(), Fail> {
-    let _using = host.images.uses.alone(Key::of_snapshot(name), host.settings.limits.image_time())?;
-    let _held = host.locks.hold(snapshot::lock_name(name));
+    let _using = host.images.uses.alone(Key::of_snapshot(name), host.settings.limits.image_time(), METHOD)?;
+    let _held = snapshot::hold(host, name, METHOD)?;
     let device = snapshot::open(host, name, For::Changing)?;
     let rdev = device.dev;
     // e2fsck opens it itself so that nobody else has it and nobody can mount it.

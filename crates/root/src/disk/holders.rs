@@ -6,9 +6,15 @@ use crate::host::Host;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use std::collections::HashSet;
 use std::fmt;
+use std::time::{Duration, Instant};
 use sys::dir::Dir;
 use wire::code::shown;
 use wire::name::dm::LoopNumber;
+
+/// Who asks for these: a launch.
+const LAUNCH: &str = "launch_firecracker";
+/// How long holders are looked for.
+const SEARCH: Duration = Duration::from_secs(2);
 
 /// Somebody who holds something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +56,6 @@ pub(crate) fn named(holders: &[Holder]) -> String {
 }
 
 /// Who holds a file, by its inode: VMs' drives, loop devices. To be asked under the file's lock.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 pub(crate) fn of_file(host: &Host, file: Inode) -> Result<Vec<Holder>, Fail> {
     let mut holders = vms(host, file.dev, file.ino);
     holders.extend(loops::on(&[file])?.iter().map(of_loop));
@@ -61,7 +66,7 @@ pub(crate) fn of_file(host: &Host, file: Inode) -> Result<Vec<Holder>, Fail> {
 /// them, under the lock that is taken here: so a VM that claimed the file before this is seen there, or the device here.
 pub(crate) fn is_under_no_device(host: &Host, dev: u64, ino: u64) -> Result<(), Fail> {
     let file = Inode { dev, ino };
-    let _held = host.locks.hold(file.lock_name());
+    let _held = super::hold(host, file.lock_name(), "the file", LAUNCH)?;
     let loops: Vec<_> = loops::on(&[file])?.iter().map(of_loop).collect();
     if loops.is_empty() {
         return Ok(());
@@ -83,8 +88,13 @@ pub(super) fn vms(host: &Host, dev: u64, ino: u64) -> Vec<Holder> {
 }
 
 /// Who holds the device `dev`, whose node is `/dev/<kernel_name>`: mounts, devices, processes, in every mount namespace.
-/// It looks at every process: for an error that names them.
+/// It looks at every process, for an error that names them; the owner's can have mounts and files without number, so
+/// not for longer than [`SEARCH`].
 pub(crate) fn of_device(dev: u64, kernel_name: &str) -> Vec<Holder> {
+    of_device_until(Instant::now() + SEARCH, dev, kernel_name)
+}
+
+fn of_device_until(end: Instant, dev: u64, kernel_name: &str) -> Vec<Holder> {
     let mut nodes = vec![format!("/dev/{kernel_name}")];
     nodes.extend(dm_name(kernel_name).map(|name| format!("/dev/mapper/{name}")));
     let mut holders: Vec<Holder> = Vec::new();
@@ -93,6 +103,9 @@ pub(crate) fn of_device(dev: u64, kernel_name: &str) -> Vec<Holder> {
     }
     let (mut mounts, mut processes, mut namespaces) = (Vec::new(), Vec::new(), HashSet::new());
     for pid in pids() {
+        if Instant::now() >= end {
+            break;
+        }
         let namespace = rustix::fs::readlink(format!("/proc/{pid}/ns/mnt"), Vec::new()).ok();
         if namespace.is_some_and(|namespace| namespaces.insert(namespace)) {
             mounts.extend(mounted(&read(&format!("/proc/{pid}/mountinfo")), dev, &nodes));
@@ -172,6 +185,15 @@ mod tests {
         let nodes = ["/dev/dm-3".to_owned(), "/dev/mapper/fc-rootfs-a".to_owned()];
         assert_eq!(mounted(text, rustix::fs::makedev(253, 3), &nodes), ["/mnt/a", "/mnt/b"]);
         assert!(mounted("", 1, &nodes).is_empty());
+    }
+
+    #[test]
+    fn a_search_has_an_end() {
+        let root = std::fs::metadata("/proc").unwrap();
+        let dev = std::os::unix::fs::MetadataExt::dev(&root);
+        let is_mount = |holder: &Holder| matches!(holder, Holder::Mount { .. });
+        assert!(of_device(dev, "none").iter().any(is_mount));
+        assert!(of_device_until(Instant::now(), dev, "none").is_empty());
     }
 
     #[test]

@@ -5,34 +5,43 @@
 //! is. It counts from the moment on when it has its name. It is put into no other file than that one, and it is the
 //! owner's rights that open it: whatever is in a log, nothing changes but an image that he could have written himself.
 
+mod recover;
+mod seal;
+
+use super::holders;
 use crate::fail::Fail;
 use crate::host::Host;
-use crate::log::{Level, Value};
 use crate::places::{Purpose, Unopened};
 use crate::steps::Steps;
 use rustix::fs::{FallocateFlags, OFlags};
-use std::collections::HashSet;
+use seal::{log_name, read_seal, seal};
+use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use sys::dir::{CallError, Dir, Facts};
 use sys::handle::Handle;
-use wire::code::Code;
-use wire::path::{HostPath, Root};
+use wire::path::HostPath;
 use wire::worker::Malformed;
-use wire::worker::log::{Change, TRAILER, Trailer, crc32c};
+use wire::worker::log::{Change, TRAILER, Trailer};
 
-const MAGIC: [u8; 8] = *b"bngr-for";
-/// Behind path and handle: their lengths, the handle's kind, the worker's log's length, a checksum, the magic.
-const SEAL_END: usize = 2 + 2 + 4 + 8 + 4 + 8;
 /// Bytes that are copied at once.
 const PIECE: usize = 128 << 10;
 
 /// The logs in root's own directory.
 pub(super) struct Journal {
     dir: Dir,
-    /// Logs that count and are not finished, by name. Hardly ever one.
-    pending: Mutex<HashSet<String>>,
+    /// Logs that count and are not struck, by name.
+    pending: Mutex<HashMap<String, Pending>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    /// The write goes on.
+    Going,
+    /// It was cut off.
+    CutOff,
 }
 
 /// An image file that changes can be put into.
@@ -62,10 +71,7 @@ impl Image {
 
     /// The name of its log: the same whatever the image is called.
     fn log_name(&self) -> String {
-        let Handle { kind, bytes } = &self.handle;
-        // A name has 255 bytes.
-        let hex: String = bytes.iter().take(96).map(|byte| format!("{byte:02x}")).collect();
-        format!("write-{kind:x}-{hex}.log")
+        log_name(&self.handle)
     }
 }
 
@@ -85,6 +91,14 @@ impl Log {
             trailer.changes(&read(trailer.index_at(), trailer.index_length())?).map_err(bad)
         };
         changes().map_err(|cause| Fail::new("the log of changes is none").because(cause))
+    }
+
+    /// The size of the image that the changes are for, as the log says. `log` is the length of the worker's part.
+    fn image_size(&self, log: u64) -> Result<u64, Fail> {
+        let mut trailer = [0; TRAILER];
+        let start = log.checked_sub(TRAILER as u64).ok_or_else(|| no_log(&"shorter than a trailer"))?;
+        self.file.read_exact_at(&mut trailer, start).map_err(|error| no_log(&error))?;
+        Ok(Trailer::image(&trailer))
     }
 
     /// Puts all changes into `image`.
@@ -108,53 +122,29 @@ impl Log {
     }
 }
 
-/// What stands behind the worker's part of a log.
-fn seal(log: u64, path: &str, handle: &Handle) -> Vec<u8> {
-    let mut bytes = path.as_bytes().to_vec();
-    bytes.extend(&handle.bytes);
-    let length = |length: usize| u16::try_from(length).unwrap_or(u16::MAX).to_le_bytes();
-    bytes.extend(length(path.len()));
-    bytes.extend(length(handle.bytes.len()));
-    bytes.extend(handle.kind.to_le_bytes());
-    bytes.extend(log.to_le_bytes());
-    let sum = crc32c(!0, &bytes);
-    bytes.extend(sum.to_le_bytes());
-    bytes.extend(MAGIC);
-    bytes
-}
-
-/// For which file a log is: its path, its handle, and the length of the worker's part.
-type Sealed = (String, Handle, u64);
-
-fn read_seal(file: &File) -> Option<Sealed> {
-    let size = Facts::of(file).ok()?.size;
-    let at = |length: usize| size.checked_sub(length as u64);
-    let mut end = [0; SEAL_END];
-    file.read_exact_at(&mut end, at(SEAL_END)?).ok()?;
-    let (path, rest) = end.split_first_chunk::<2>()?;
-    let (handle, _) = rest.split_first_chunk::<2>()?;
-    let (path, handle) = (usize::from(u16::from_le_bytes(*path)), usize::from(u16::from_le_bytes(*handle)));
-    let mut whole = vec![0; path + handle + SEAL_END];
-    let log = at(whole.len())?;
-    file.read_exact_at(&mut whole, log).ok()?;
-    let text = std::str::from_utf8(whole.get(..path)?).ok()?.to_owned();
-    let kind = i32::from_le_bytes(*whole.get(path + handle + 4..)?.first_chunk()?);
-    let handle = Handle { kind, bytes: whole.get(path..path + handle)?.to_vec() };
-    // Made again: so each of its bytes is as it must be.
-    (seal(log, &text, &handle) == whole).then_some((text, handle, log))
-}
-
 impl Journal {
     pub(super) fn new(dir: Dir) -> Journal {
         Journal { dir, pending: Mutex::default() }
     }
 
-    fn pending(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn pending(&self) -> MutexGuard<'_, HashMap<String, Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new log for an image, which counts for nothing yet.
-    pub(super) fn begin(&self, image: &Image) -> Result<Log, Fail> {
+    ///
+    /// Logs that can't be finished take root's room, and the owner can see to it that they can't: they are counted.
+    pub(super) fn begin(&self, host: &Host, image: &Image) -> Result<Log, Fail> {
+        let most = host.settings.limits.image_logs;
+        if self.cut_off() >= most {
+            self.drop_those_of_no_image(host);
+        }
+        if self.cut_off() >= most {
+            return Err(Fail::new(format!(
+                "{most} writes of images were cut off and can't be finished (limits.image_logs): read those images, \
+                 which says what is in the way, or delete them"
+            )));
+        }
         let name = image.log_name();
         let file = self.new_file(&fresh(&name))?;
         Ok(Log { file, name })
@@ -188,8 +178,9 @@ impl Journal {
         steps.act("room", || make_room(image, &changes))?;
         steps.act("seal", || written.seal(log, image).map_err(|error| no_log(&error)))?;
         steps.act("commit", || self.commit(&written.name))?;
-        self.pending().insert(written.name.clone());
+        self.pending().insert(written.name.clone(), Pending::Going);
         let later = |fail: Fail| {
+            self.pending().insert(written.name.clone(), Pending::CutOff);
             let message = format!("{}; the helper finishes it before the image is used next", fail.message);
             Fail { message, ..fail }
         };
@@ -228,105 +219,69 @@ impl Journal {
             .map_err(|error| no_log(&format!("fsync(<lib_dir>): {error}")))
     }
 
-    /// Whether any log is to be finished.
-    pub(super) fn has_pending(&self) -> bool {
-        !self.pending().is_empty()
+    /// Whether a log of the file is to be finished. While no write of it goes on, it stays so.
+    pub(super) fn has_log_of(&self, file: impl AsFd) -> Result<bool, CallError> {
+        Ok(!self.pending().is_empty() && self.pending().contains_key(&log_name(&sys::handle::of(file)?)))
     }
 
-    /// Finishes what was committed for the image at `path` and is not in its place. To be called when nobody else uses
-    /// the image.
-    pub(super) fn finish(&self, host: &Host, path: &HostPath) -> Result<(), Fail> {
-        if self.pending().is_empty() {
-            return Ok(());
-        }
-        let image = Image::open(host, path)?;
+    fn cut_off(&self) -> usize {
+        self.pending().values().filter(|&&pending| pending == Pending::CutOff).count()
+    }
+
+    /// Finishes what was committed for the image and is not in its place. To be called when no other request uses it;
+    /// where a loop device or a VM has it, it is not changed under it.
+    pub(super) fn finish(&self, host: &Host, image: &Image) -> Result<(), Fail> {
         let name = image.log_name();
-        if !self.pending().contains(&name) {
+        if !self.pending().contains_key(&name) {
             return Ok(());
         }
-        self.replay(&name, &image).map_err(|fail| {
+        self.replay(host, &name, image).map(drop).map_err(|fail| {
             let message = format!("an earlier write of this image can't be finished: {}", fail.message);
             Fail { message, ..fail }
         })
     }
 
-    fn replay(&self, name: &str, image: &Image) -> Result<(), Fail> {
-        let file = self.dir.open_at(name, OFlags::RDWR, 0).map(File::from).map_err(|error| no_log(&error))?;
+    /// Puts a log that counts into its image, and takes it away.
+    fn replay(&self, host: &Host, name: &str, image: &Image) -> Result<Recovered, Fail> {
+        let file = match self.dir.open_at(name, OFlags::RDWR, 0) {
+            // Whoever may do that took it away: an administrator, or this helper, whose fsync(2) failed behind it.
+            Err(error) if error.is_missing() => return self.drop_log(name, &image.path, "somebody removed its log"),
+            opened => opened.map(File::from).map_err(|error| no_log(&error))?,
+        };
         let (_, handle, log) = read_seal(&file).ok_or_else(|| no_log(&"its seal is broken"))?;
         if handle != image.handle {
             return Err(no_log(&"it is another file's"));
         }
+        let holders = holders::of_file(host, (&image.facts).into())?;
+        if !holders.is_empty() {
+            return Err(Fail::new(format!("{} has it; end that first", holders::named(&holders))));
+        }
         let written = Log { file, name: name.to_owned() };
-        let changes = written.changes(log, image.facts.size)?;
-        let failed = |error: std::io::Error| Fail::new("the changes can't be put into the image").because(error);
+        let size = written.image_size(log)?;
+        if image.facts.size < size {
+            return self.drop_log(name, &image.path, "the image was made smaller");
+        }
+        // One that grew has all the places that the changes go to.
+        let changes = written.changes(log, size)?;
+        let failed = |error: std::io::Error| match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                Fail::new("the host's disk has no room for it: make some, or delete the image").because(error)
+            }
+            _ => Fail::new("the changes can't be put into the image").because(error),
+        };
         written.put_into(&image.file, &changes).map_err(failed)?;
         image.file.sync_data().map_err(failed)?;
-        self.strike(name)
+        self.strike(name)?;
+        Ok(Recovered::Finished(image.path.clone()))
     }
 
-    /// What an earlier helper left: what was not committed is removed, the rest finished. To be called before there are
-    /// requests.
-    pub(super) fn recover(&self, host: &Host) {
-        let tell = |level: Level, message: &str, name: &str, causes: &[String]| {
-            let fields = [("name", Value::Text(name, 256)), ("cause", Value::List(causes, 1024))];
-            host.log.own(level, message, &fields);
-        };
-        let names = match self.dir.names() {
-            Ok(names) => names,
-            Err(error) => return tell(Level::Error, "logs of writes can't be read", "", &[error.to_string()]),
-        };
-        for name in names {
-            if name.starts_with(".write-") || name.starts_with(".unnamed-") {
-                // Nothing of it counts, whether it can be removed or not.
-                let _ = self.dir.unlink(&name);
-            } else if name.starts_with("write-") {
-                match self.recover_one(host, &name) {
-                    Ok(Recovered::Finished(path)) => tell(Level::Info, "write of an image finished", &path, &[]),
-                    Ok(Recovered::Dropped(path, why)) => {
-                        tell(Level::Warn, "write of an image dropped, it is gone", &path, &[why]);
-                    }
-                    Err(fail) => {
-                        self.pending().insert(name.clone());
-                        tell(
-                            Level::Error,
-                            "write of an image can't be finished",
-                            &name,
-                            &[vec![fail.message], fail.causes].concat(),
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    fn recover_one(&self, host: &Host, name: &str) -> Result<Recovered, Fail> {
-        let file = self.dir.open_at(name, OFlags::RDONLY, 0).map(File::from).map_err(|error| no_log(&error))?;
-        let dropped = |path: &str, why: &str| {
-            self.strike(name)?;
-            Ok(Recovered::Dropped(path.to_owned(), why.to_owned()))
-        };
-        let Some((path, handle, _)) = read_seal(&file) else {
-            return dropped(name, "its seal is broken");
-        };
-        let at = HostPath::new(&path, &[Root::State], &host.settings.roots, Code::OperationFailed, "image_path");
-        let Ok(at) = at else {
-            return dropped(&path, "it is not below the state directory");
-        };
-        let image = match Image::open(host, &at) {
-            Ok(image) => image,
-            Err(unopened) if unopened.why != crate::places::Why::Failed => {
-                return dropped(&path, &Fail::from(unopened).message);
-            }
-            Err(unopened) => return Err(unopened.into()),
-        };
-        if image.handle != handle {
-            return dropped(&path, "another file has its name");
-        }
-        self.replay(name, &image)?;
-        Ok(Recovered::Finished(path))
+    fn drop_log(&self, name: &str, path: &str, why: &str) -> Result<Recovered, Fail> {
+        self.strike(name)?;
+        Ok(Recovered::Dropped(path.to_owned(), why.to_owned()))
     }
 }
 
+/// What became of a log.
 enum Recovered {
     Finished(String),
     Dropped(String, String),
@@ -360,31 +315,4 @@ fn make_room(image: &Image, changes: &[Change]) -> Result<(), Fail> {
 
 fn no_room(cause: &CallError) -> Fail {
     Fail::new("the host's disk has no room for the changes of the image").because(cause)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_seal_is_whole_or_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let file =
-            File::options().read(true).write(true).create(true).truncate(true).open(dir.path().join("log")).unwrap();
-        let handle = Handle { kind: 1, bytes: vec![1, 2, 3, 4, 5, 6, 7, 8] };
-        let sealed = seal(100, "/var/lib/banger/a.ext4", &handle);
-        file.write_all_at(&sealed, 100).unwrap();
-        assert_eq!(read_seal(&file), Some(("/var/lib/banger/a.ext4".to_owned(), handle, 100)));
-        for at in 0..sealed.len() {
-            let mut bad = sealed.clone();
-            bad[at] ^= 1;
-            file.write_all_at(&bad, 100).unwrap();
-            assert_eq!(read_seal(&file), None, "byte {at}");
-        }
-        file.write_all_at(&sealed, 100).unwrap();
-        file.set_len(100 + sealed.len() as u64 + 1).unwrap();
-        assert_eq!(read_seal(&file), None);
-        file.set_len(9).unwrap();
-        assert_eq!(read_seal(&file), None);
-    }
 }

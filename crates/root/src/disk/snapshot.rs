@@ -1,9 +1,11 @@
 //! A snapshot of ours as a device to work on.
 
+use super::cow::State;
 use super::device::{self, Ours};
-use super::{holders, patiently, refused};
+use super::{holders, list, patiently, refused};
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::locks::Held;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -12,7 +14,6 @@ use wire::code::shown;
 use wire::name::dm::DmName;
 
 /// What a snapshot is opened for.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum For {
     /// To be read, whoever else has it.
@@ -22,7 +23,6 @@ pub(crate) enum For {
 }
 
 /// A snapshot that was proven to be ours, open.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 #[derive(Debug)]
 pub(crate) struct OurDevice {
     /// The device.
@@ -34,14 +34,18 @@ pub(crate) struct OurDevice {
 }
 
 /// The name of a snapshot's lock: whoever makes, removes or changes it holds it.
-pub(crate) fn lock_name(name: &DmName) -> String {
+fn lock_name(name: &DmName) -> String {
     format!("dm:{name}")
+}
+
+/// Holds a snapshot's lock, for `doing`.
+pub(crate) fn hold<'a>(host: &'a Host, name: &DmName, doing: &'static str) -> Result<Held<'a>, Fail> {
+    super::hold(host, lock_name(name), &format!("the snapshot {}", shown(name.as_str())), doing)
 }
 
 /// Opens a snapshot of ours. To be called under its lock.
 ///
 /// One that is not there, not ours, or held by somebody where it is to be changed is an error that says so.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 pub(crate) fn open(host: &Host, name: &DmName, wanted: For) -> Result<OurDevice, Fail> {
     let told = shown(name.as_str());
     let missing = || Fail::new(format!("there is no snapshot {told}: create_dm_snapshot makes it"));
@@ -66,13 +70,24 @@ pub(crate) fn open(host: &Host, name: &DmName, wanted: For) -> Result<OurDevice,
 /// Opens a snapshot for a VM: the device, its number, its size in bytes. One that is to be written is nobody else's, and
 /// is mounted by nobody as long as the first value lives.
 pub(crate) fn open_drive(host: &Host, name: &DmName, writable: bool) -> Result<(OwnedFd, u64, u64), Fail> {
-    let _held = host.locks.hold(lock_name(name));
+    let _held = hold(host, name, "launch_firecracker")?;
     let device = open(host, name, if writable { For::Changing } else { For::Reading })?;
     Ok((device.fd, device.dev, device.size))
 }
 
+/// How many bytes the store of a snapshot of ours has left. To be called under its lock.
+pub(super) fn room(host: &Host, name: &DmName) -> Result<u64, Fail> {
+    let told = shown(name.as_str());
+    let unknown = || Fail::new(format!("how full the store of snapshot {told} is can't be told"));
+    let control = device::control()?.ok_or_else(unknown)?;
+    let ours = device::find(host, &control, name)?.ok_or_else(unknown)?;
+    match list::state(&control, &ours).ok_or_else(unknown)? {
+        State::Fills(used, all) => Ok(all.saturating_sub(used).saturating_mul(512)),
+        State::Invalid => Err(Fail::new(format!("the snapshot {told} is invalid, its store was full: make it anew"))),
+    }
+}
+
 /// Opens the kernel's own node of a device, and sees that it is that device's.
-#[allow(dead_code, reason = "for what works inside images and on devices: files, fsck")]
 fn node(ours: &Ours, wanted: For) -> Result<OwnedFd, CallError> {
     let path = format!("/dev/{}", kernel_name(ours.device.dev));
     let flags = match wanted {

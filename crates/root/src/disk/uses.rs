@@ -2,6 +2,7 @@
 
 use super::Inode;
 use crate::fail::Fail;
+use crate::locks::Work;
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,7 +33,7 @@ impl Key {
 /// Images in use by operations of this helper.
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
-    table: Mutex<HashMap<Key, Use>>,
+    table: Mutex<HashMap<Key, (Use, Work)>>,
     changed: Condvar,
 }
 
@@ -51,8 +52,8 @@ pub(crate) struct Using<'a> {
 
 impl Uses {
     /// Waits until nobody changes the image, at most so long; then nobody does until this is dropped.
-    pub(crate) fn share(&self, key: Key, at_most: Duration) -> Result<Using<'_>, Fail> {
-        self.hold(key, at_most, |now| match now {
+    pub(crate) fn share(&self, key: Key, at_most: Duration, doing: &'static str) -> Result<Using<'_>, Fail> {
+        self.hold(key, at_most, doing, |now| match now {
             None => Some(Use::Shared(1)),
             Some(Use::Shared(count)) => Some(Use::Shared(count + 1)),
             Some(Use::Alone) => None,
@@ -60,23 +61,31 @@ impl Uses {
     }
 
     /// Waits until nobody else uses the image, at most so long; then nobody does until this is dropped.
-    pub(crate) fn alone(&self, key: Key, at_most: Duration) -> Result<Using<'_>, Fail> {
-        self.hold(key, at_most, |now| now.is_none().then_some(Use::Alone))
+    pub(crate) fn alone(&self, key: Key, at_most: Duration, doing: &'static str) -> Result<Using<'_>, Fail> {
+        self.hold(key, at_most, doing, |now| now.is_none().then_some(Use::Alone))
     }
 
-    fn hold(&self, key: Key, at_most: Duration, next: impl Fn(Option<Use>) -> Option<Use>) -> Result<Using<'_>, Fail> {
+    fn hold(
+        &self,
+        key: Key,
+        at_most: Duration,
+        doing: &'static str,
+        next: impl Fn(Option<Use>) -> Option<Use>,
+    ) -> Result<Using<'_>, Fail> {
         let until = Instant::now() + at_most;
         let mut table = self.table();
         loop {
-            if let Some(using) = next(table.get(&key).copied()) {
-                table.insert(key.clone(), using);
+            let now = table.get(&key).copied();
+            if let Some(using) = next(now.map(|(using, _)| using)) {
+                table.insert(key.clone(), (using, Work::now(doing)));
                 return Ok(Using { uses: self, key });
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let seconds = at_most.as_secs();
+                let what = now.map_or_else(|| "another request".to_owned(), |(_, work)| work.to_string());
                 return Err(Fail::new(format!(
-                    "the image is in use by another request since {seconds} s (limits.image_seconds); try again"
+                    "the image is in use by {what}; waited {seconds} s (limits.image_seconds), try again"
                 )));
             }
             table = self.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -84,7 +93,7 @@ impl Uses {
     }
 
     // The table is whole at each moment, so a panic elsewhere does not spoil it.
-    fn table(&self) -> MutexGuard<'_, HashMap<Key, Use>> {
+    fn table(&self) -> MutexGuard<'_, HashMap<Key, (Use, Work)>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -93,7 +102,7 @@ impl Drop for Using<'_> {
     fn drop(&mut self) {
         let mut table = self.uses.table();
         match table.get_mut(&self.key) {
-            Some(Use::Shared(count)) if *count > 1 => *count -= 1,
+            Some((Use::Shared(count), _)) if *count > 1 => *count -= 1,
             _ => drop(table.remove(&self.key)),
         }
         self.uses.changed.notify_all();
@@ -112,17 +121,17 @@ mod tests {
         let uses = Uses::default();
         let (one, other) = (Key::File(Inode { dev: 1, ino: 1 }), Key::Snapshot("fc-rootfs-a".into()));
         let (one, other) = (|| one.clone(), || other.clone());
-        let looks = [uses.share(one(), SHORT).unwrap(), uses.share(one(), SHORT).unwrap()];
-        assert!(uses.alone(one(), SHORT).unwrap_err().message.contains("limits.image_seconds"));
-        let elsewhere = uses.alone(other(), SHORT).unwrap();
+        let looks = [uses.share(one(), SHORT, "read").unwrap(), uses.share(one(), SHORT, "read").unwrap()];
+        assert!(uses.alone(one(), SHORT, "read").unwrap_err().message.contains("in use by read, for 0 s"));
+        let elsewhere = uses.alone(other(), SHORT, "read").unwrap();
         std::thread::scope(|scope| {
-            let changes = scope.spawn(|| uses.alone(one(), LONG).map(|_| ()));
+            let changes = scope.spawn(|| uses.alone(one(), LONG, "write").map(|_| ()));
             drop(looks);
             changes.join().unwrap().unwrap();
         });
-        assert!(uses.share(other(), SHORT).is_err());
+        assert!(uses.share(other(), SHORT, "read").is_err());
         drop(elsewhere);
-        drop(uses.share(other(), SHORT).unwrap());
+        drop(uses.share(other(), SHORT, "read").unwrap());
         assert!(uses.table().is_empty());
     }
 }

@@ -15,7 +15,6 @@ use sys::dir::{CallError, Dir};
 use sys::ground::{Ground, Shown};
 use sys::pidfd::PidFd;
 use sys::stripped::{self, Bounds, Start};
-use wire::worker::log::MAX_LOG;
 use wire::worker::reply::{self, Reply, Why};
 
 /// The worker's program.
@@ -93,6 +92,8 @@ pub(super) struct Job<'a> {
     pub(super) request: &'a File,
     /// Where its bytes go.
     pub(super) out: &'a File,
+    /// How many bytes it may write there: a file in memory is nobody's until it is read.
+    pub(super) most: u64,
 }
 
 impl Workers {
@@ -176,8 +177,8 @@ fn program(host: &Host) -> Result<Program, Fail> {
     })
 }
 
-/// Asks the worker, and reads what it answers.
-pub(super) fn ask(host: &Host, job: &Job<'_>) -> Result<Reply, Fail> {
+/// Asks the worker, and reads what it answers. Its place is the caller's, for as long as its output takes room.
+pub(super) fn ask<'a>(host: &'a Host, job: &Job<'_>) -> Result<(Reply, Place<'a>), Fail> {
     let program = program(host)?;
     let broken = |cause: &dyn std::fmt::Display| Fail::new(format!("{PROGRAM} can't be started")).because(cause);
     let (reply_out, reply_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -191,13 +192,12 @@ pub(super) fn ask(host: &Host, job: &Job<'_>) -> Result<Reply, Fail> {
         output: None,
         filter: None,
         // The worker lowers these further, by what it is asked.
-        file: MAX_LOG,
+        file: job.most,
         processes: 1,
         time: host.settings.limits.image_time(),
     };
     let child = run.start(host, &place)?;
     let status = run.wait(PROGRAM, "limits.image_seconds", &child)?;
-    drop(place);
     if status.exit_status() != Some(0) {
         return Err(died(PROGRAM, &status));
     }
@@ -205,10 +205,11 @@ pub(super) fn ask(host: &Host, job: &Job<'_>) -> Result<Reply, Fail> {
     let mut said = [0; reply::MAX_REPLY + 1];
     rustix::fs::fcntl_setfl(&reply_out, OFlags::NONBLOCK).map_err(|errno| broken(&CallError::new("fcntl", errno)))?;
     let length = rustix::io::retry_on_intr(|| rustix::io::read(&reply_out, &mut said[..])).unwrap_or(0);
-    Reply::decode(&said[..length]).map_err(|malformed| {
+    let reply = Reply::decode(&said[..length]).map_err(|malformed| {
         Fail::new(format!("{PROGRAM} ended without a proper answer: it is not of this version, or the image broke it"))
             .because(format!("reply of {length} bytes: {malformed}"))
-    })
+    })?;
+    Ok((reply, place))
 }
 
 impl Run<'_> {

@@ -53,6 +53,11 @@ int main(void) {
             if (!strncmp(what, "status", 6)) return 3;
             if (!strncmp(what, "silence", 7)) for (;;) pause();
             if (!strncmp(what, "spin", 4)) for (;;) ;
+            if (!strncmp(what, "flood", 5)) {
+                static char piece[1 << 20];
+                for (int i = 0; i < 256; i++) if (write(6, piece, sizeof piece) < 0) return 6;
+                return 5;
+            }
             if (!strncmp(what, "nothing", 7)) return 0;
             if (!strncmp(what, "noise", 5)) { char noise[4096] = {1}; return write(4, noise, sizeof noise) < 0; }
             if (!strncmp(what, "huge", 4)) return reply(101, 1ull << 60, 0, 0), 0;

@@ -62,6 +62,11 @@ impl Trailer {
         Ok(trailer)
     }
 
+    /// The size of the image that the log with this trailer is for, not checked by anything.
+    pub fn image(trailer: &[u8; TRAILER]) -> u64 {
+        trailer[MAGIC.len()..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+
     /// Where the index begins.
     pub fn index_at(&self) -> u64 {
         self.data
