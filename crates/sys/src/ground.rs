@@ -73,7 +73,10 @@ fn build(at: &Dir, files: &[Shown<'_>]) -> Result<Ground, CallError> {
     for dir in ["lib", "dev"] {
         rustix::fs::mkdirat(&root, dir, Mode::from_raw_mode(0o755)).map_err(failed("mkdirat(<new root>)"))?;
     }
-    rustix::fs::symlinkat("lib", &root, "lib64").map_err(failed("symlinkat(<new root>)"))?;
+    // The second is where Debian's loader looks first: it would try some fifty other names before it looks into `/lib`.
+    for (to, name) in [("lib", "lib64"), (".", "lib/x86_64-linux-gnu")] {
+        rustix::fs::symlinkat(to, &root, name).map_err(failed("symlinkat(<new root>)"))?;
+    }
     let onto = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     // The directory as this thread's namespace has it, which is not the one that was opened.
     let here = Dir::open(at.path())?;

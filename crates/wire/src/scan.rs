@@ -132,7 +132,7 @@ impl Scanner {
 
     /// The length of the run of bytes that mean themselves in a string.
     fn plain_run(&mut self, bytes: &[u8]) -> Result<usize, Flaw> {
-        let run = bytes.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20).unwrap_or(bytes.len());
+        let run = plain(bytes);
         if self.in_key {
             self.push_key(&bytes[..run])?;
         }
@@ -365,6 +365,17 @@ pub(crate) fn fold(key: &[u8]) -> String {
 }
 
 const LONE_SURROGATE: Flaw = Flaw::Expected("no lone surrogate in a string");
+
+/// How many bytes from the beginning on mean themselves in a string.
+fn plain(bytes: &[u8]) -> usize {
+    const TOGETHER: usize = 64;
+    let means_more = |&b: &u8| b == b'"' || b == b'\\' || b < 0x20;
+    // A file of many megabytes comes as one string. Without a way out of its middle a piece is compared many bytes at once.
+    let is_plain = |piece: &&[u8]| !piece.iter().fold(false, |found, b| found | means_more(b));
+    let pieces = bytes.chunks_exact(TOGETHER).take_while(is_plain).count() * TOGETHER;
+    let rest = &bytes[pieces..];
+    pieces + rest.iter().position(means_more).unwrap_or(rest.len())
+}
 
 #[cfg(test)]
 #[path = "scan_tests.rs"]

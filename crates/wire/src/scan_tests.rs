@@ -109,3 +109,16 @@ proptest! {
         prop_assert_eq!(scan(text.as_bytes()), Ok(Some(text.len())));
     }
 }
+
+#[test]
+fn a_run_ends_where_a_byte_means_more() {
+    for at in 0..200 {
+        for byte in *b"\"\\\x1f" {
+            let mut text = [b'a'; 200];
+            text[at] = byte;
+            assert_eq!(plain(&text), at);
+        }
+    }
+    assert_eq!(plain(&[0xff; 129]), 129);
+    assert_eq!(plain(b""), 0);
+}

@@ -65,13 +65,15 @@ pub(super) fn find(number: LoopNumber) -> Result<Option<Found>, Fail> {
 /// Every loop device that is bound to one of these files. One whose file system does not answer is bound to none of
 /// them: they lie on one that does.
 pub(super) fn on(files: &[Inode]) -> Result<Vec<Found>, Fail> {
-    let all = ask::each(numbers()?, look)?.into_iter().flatten();
+    // Most often none is bound to anything, and then no thread is needed.
+    let bound = numbers()?.into_iter().filter(|number| is_bound(*number)).collect();
+    let all = ask::each(bound, look)?.into_iter().flatten();
     Ok(all.filter(|found| files.contains(&found.inode())).collect())
 }
 
 fn look(number: LoopNumber) -> Result<Option<Found>, Fail> {
     // Asked first: a device that nothing is bound to is not even opened.
-    if rustix::fs::access(format!("{BLOCK}/loop{}/loop", number.0), Access::EXISTS).is_err() {
+    if !is_bound(number) {
         return Ok(None);
     }
     let Some(open) = Loop::open(number.0).map_err(refused)? else { return Ok(None) };
@@ -92,6 +94,11 @@ pub(super) fn by_device(dev: u64) -> Result<Option<Found>, Fail> {
         return Ok(likely);
     }
     Ok(ask::each(numbers()?, look)?.into_iter().flatten().find(|one| one.device == dev))
+}
+
+/// Whether anything is behind a loop device. The kernel's own directory says so: no file's file system is asked.
+fn is_bound(number: LoopNumber) -> bool {
+    rustix::fs::access(format!("{BLOCK}/loop{}/loop", number.0), Access::EXISTS).is_ok()
 }
 
 /// The numbers of all loop devices.
