@@ -1,4 +1,4 @@
-//! VMs whose root drive is a snapshot, over the kernel's device-mapper, in the lab: `lab/test vm_lab`.
+//! VMs whose root drive is a snapshot, over the kernel's device-mapper, in the lab: `lab/test a_vms_root_drive`.
 
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
