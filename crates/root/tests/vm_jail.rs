@@ -12,46 +12,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use vm_support::jail::*;
 use vm_support::*;
-
-const BASE: &str = "/mnt/s/jail";
-const JAILER: &str = "/mnt/o/bin/jailer";
-/// Names Firecracker's own jailer, where there is one: the same tests, over that one.
-const REAL_JAILER: &str = "BANGER_TEST_JAILER";
-
-/// Puts the jailer and a VMM where root alone writes, and makes what VM 1 needs.
-fn jail_ground(machines: u32) {
-    make_dir("/mnt/o/bin", 0, 0o755);
-    let built = std::env::var_os(REAL_JAILER).map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_bangerd-root")).with_file_name("banger-jailer"),
-        PathBuf::from,
-    );
-    assert!(built.exists(), "{built:?} is missing: cargo build -p jailer");
-    make_file(JAILER, &fs::read(built).expect("the jailer"), 0, 0o755);
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm_support/vmm.c");
-    output("cc", &["-static", "-O1", "-o", VMM, source]);
-    fs::set_permissions(VMM, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
-    make_dir(BASE, OWNER, 0o755);
-    for n in 1..=machines {
-        ground(n);
-    }
-    make_file("/mnt/s/kernels/initrd", b"initrd", OWNER, 0o644);
-    make_file("/mnt/s/images/data", &[b'd'; 4096], OWNER, 0o600);
-}
-
-/// Whether it is this project's jailer.
-fn is_ours() -> bool {
-    std::env::var_os(REAL_JAILER).is_none()
-}
-
-fn jailed(n: u32) -> Value {
-    let jailer = json!({"binary": JAILER, "chroot_base_dir": BASE, "uid": OWNER, "gid": OWNER});
-    with(request(n), "jailer", jailer)
-}
-
-fn vm_dir(n: u32) -> String {
-    format!("{BASE}/firecracker/vm-{n}")
-}
 
 /// Groups of VMs of this test's: their names begin with the VM's.
 fn groups(pid: i32) -> Vec<PathBuf> {
@@ -71,16 +33,6 @@ fn groups(pid: i32) -> Vec<PathBuf> {
         Some(at(controller)?.join(path.trim_start_matches('/')))
     })
     .collect()
-}
-
-fn machine_mounts() -> String {
-    fs::read_to_string("/proc/self/mountinfo").expect("mounts")
-}
-
-/// Nothing of VM `n` is there: process, record, link, jail.
-fn assert_gone(n: u32, when: &str) {
-    assert_nothing_left(when);
-    assert!(!Path::new(&vm_dir(n)).exists(), "{when}: {}\n{}", vm_dir(n), log_text());
 }
 
 isolated! {

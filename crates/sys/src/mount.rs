@@ -44,10 +44,11 @@ pub struct Tree {
 
 impl Tree {
     /// What `file` is, a file or a directory without the mounts below it, once more. `file`'s mount has to belong to this
-    /// thread's mount namespace: so it is copied before that namespace is left.
+    /// thread's mount namespace: so it is copied before that namespace is left. The copy is private: what is mounted on
+    /// it is seen nowhere else, and nothing that is mounted on the original is seen here.
     ///
     /// # Errors
-    /// `open_tree(2)`; `EINVAL` where the mount is another namespace's.
+    /// `open_tree(2)`; `EINVAL` where the mount is another namespace's. `mount_setattr(2)`: Linux 5.12 and later have it.
     pub fn copy(file: impl AsFd) -> Result<Tree, CallError> {
         Tree::clone_with(file, OpenTreeFlags::empty())
     }
@@ -63,7 +64,11 @@ impl Tree {
     fn clone_with(file: impl AsFd, more: OpenTreeFlags) -> Result<Tree, CallError> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let fd = open_tree(file, "", flags | more).map_err(|errno| CallError::new("open_tree(<fd>, clone)", errno))?;
-        Ok(Tree { fd })
+        let tree = Tree { fd };
+        // A copy of a shared mount is its peer: what is put on the one would appear on the other, out of every namespace.
+        let whole = if more.is_empty() { 0 } else { libc::AT_RECURSIVE };
+        tree.set_attributes(MountAttrFlags::empty(), MountPropagationFlags::PRIVATE, whole)?;
+        Ok(tree)
     }
 
     /// A new file system in memory, of at most `bytes` bytes, whose root has that mode and is root's.
@@ -86,15 +91,24 @@ impl Tree {
     /// # Errors
     /// `mount_setattr(2)`: Linux 5.12 and later have it.
     pub fn restrict(&self, forbids: Forbids) -> Result<(), CallError> {
+        self.set_attributes(forbids.flags(), MountPropagationFlags::empty(), 0)
+    }
+
+    fn set_attributes(
+        &self,
+        set: MountAttrFlags,
+        propagation: MountPropagationFlags,
+        flags: i32,
+    ) -> Result<(), CallError> {
         // The kernel's struct mount_attr: what to set, what to clear, propagation, user namespace.
-        let attributes = [u64::from(forbids.flags().bits()), 0, 0, 0];
+        let attributes = [u64::from(set.bits()), 0, u64::from(propagation.bits()), 0];
         // SAFETY: the path is an empty C string, the structure lives across the call and its size is told.
         let answer = unsafe {
             libc::syscall(
                 libc::SYS_mount_setattr,
                 self.fd.as_raw_fd(),
                 c"".as_ptr(),
-                libc::AT_EMPTY_PATH,
+                libc::AT_EMPTY_PATH | flags,
                 attributes.as_ptr(),
                 size_of_val(&attributes),
             )
@@ -103,7 +117,7 @@ impl Tree {
             0 => Ok(()),
             _ => {
                 let errno = std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
-                Err(CallError::new(format!("mount_setattr({:?})", forbids.flags()), errno))
+                Err(CallError::new(format!("mount_setattr({set:?}, {propagation:?})"), errno))
             }
         }
     }
