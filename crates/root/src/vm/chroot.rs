@@ -46,12 +46,12 @@ pub(crate) fn cleanup(host: &Host, chroot: &ChrootPath) -> Result<(), Fail> {
         return Err(Fail::new(format!("chroot_root: VM {} runs: end it first", chroot.vm_id)));
     }
     if chroot.root_only {
-        return tree::remove(&vm_dir, "root").map_err(failed);
+        return tree::remove(&vm_dir, "root", |_| true).map(|_| ()).map_err(failed);
     }
     let parent = place.open_parent(&chroot.vm_dir, &host.owner).map_err(Fail::from)?;
-    match parent.facts(chroot.vm_id.as_str()) {
-        Ok(now) if now.is_same_file(&facts) => tree::remove(&parent, chroot.vm_id.as_str()).map_err(failed),
-        Err(error) if gone(&error) => Ok(()),
-        _ => Err(Fail::new("chroot_root: something else has its name by now; nothing was changed")),
+    match tree::remove(&parent, chroot.vm_id.as_str(), |now| now.is_same_file(&facts)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Fail::new("chroot_root: something else has its name by now; nothing was changed")),
+        Err(error) => Err(failed(error)),
     }
 }

@@ -67,11 +67,9 @@ impl Mark {
             Err(error) if gone(&error) || error.errno() == Errno::NOTDIR => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        match parent.facts(name) {
-            Ok(facts) if self.is(&facts) => tree::remove(&parent, name).map_err(failed),
-            Ok(_) => Ok(()),
-            Err(error) if gone(&error) => Ok(()),
-            Err(error) => Err(failed(error)),
+        match tree::remove(&parent, name, |facts| self.is(facts)) {
+            Err(error) if !gone(&error) && error.errno() != Errno::NOTDIR => Err(failed(error)),
+            _ => Ok(()),
         }
     }
 }
