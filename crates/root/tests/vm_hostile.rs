@@ -179,7 +179,7 @@ isolated! {
             ("drives", drive("/mnt/s/images/roots", false), "the owner may not"),
             ("drives", drive("/mnt/s/images/secret", true), "the owner may not"),
             ("drives", drive("/mnt/s/images", true), "is a directory"),
-            ("drives", drive("/dev/mapper/fc-rootfs-1", true), "snapshots"),
+            ("drives", drive("/dev/mapper/fc-rootfs-1", true), "there is no snapshot"),
             ("drives", twice, "one is writable"),
             ("memory_mib", json!(1 << 30), "that this machine has"),
             ("tap_device", json!("tap-fc-none"), "is not there"),

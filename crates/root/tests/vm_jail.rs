@@ -7,7 +7,7 @@ mod common;
 mod vm_support;
 
 use common::*;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};

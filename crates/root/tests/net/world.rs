@@ -156,6 +156,10 @@ fn settle(value: &mut Value) {
                     !["NO-CARRIER", "LOWER_UP", "linkdown"].contains(&flag.as_str().unwrap_or_default())
                 });
             }
+            // The kernel gives a link its own IPv6 address when it likes.
+            if let Some(Value::Array(addresses)) = map.get_mut("addr_info") {
+                addresses.retain(|address| address["family"] != "inet6" || address["scope"] != "link");
+            }
             map.values_mut().for_each(settle);
         }
         Value::Array(values) => values.iter_mut().for_each(settle),
