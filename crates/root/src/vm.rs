@@ -4,9 +4,11 @@ mod answer;
 mod cgroup;
 mod checks;
 mod chroot;
+mod clear;
 mod config;
 mod contents;
 mod devices;
+mod given;
 mod jail;
 mod launch;
 mod live;
@@ -46,7 +48,7 @@ impl Vms {
             let opened = place.dir().dir(".");
             opened.map_err(|error| Fail::new("a directory of the helper's can't be opened again").because(error))
         };
-        Vms::take_over(live::Ground {
+        Vms::take_over(clear::Ground {
             records: again(records)?,
             state: again(state)?,
             runtime: again(runtime)?,

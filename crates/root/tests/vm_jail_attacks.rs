@@ -32,3 +32,88 @@ isolated! {
         assert_eq!(machine_mounts(), mounts, "when it has ended");
     }
 }
+
+isolated! {
+    fn a_vmm_that_forks_without_end_ends_whole() {
+        jail_ground(1);
+        let helper = Helper::start();
+        let pid = pid_of(&helper.ok(LAUNCH, &with(jailed(1), "kernel_args", json!("bomb"))));
+        eventually("it forks", || vmms().len() > 100);
+        let before = std::time::Instant::now();
+        helper.ok("priv.kill_process", &json!({"pid": pid}));
+        println!("figure: ended after {:?}", before.elapsed());
+        eventually("nothing is left", || left() == (vec![], vec![], vec![]));
+        assert!(!log_text().contains("stays"), "{}", log_text());
+        assert_gone(1, "killed");
+    }
+}
+
+isolated! {
+    fn what_can_not_be_removed_is_told_and_tried_again_by_the_next_helper() {
+        jail_ground(1);
+        let helper = Helper::start();
+        let pid = pid_of(&helper.ok(LAUNCH, &jailed(1)));
+        let kept = format!("{}/root/run", vm_dir(1));
+        // Root alone can do that.
+        output("chattr", &["+i", &kept]);
+        helper.ok("priv.kill_process", &json!({"pid": pid}));
+        eventually("it is told", || log_text().contains("vm jail stays"));
+        assert_eq!(names(RECORDS), ["vm-vm-1.json"]);
+        let (_, message) = helper.err(LAUNCH, &jailed(1));
+        assert!(message.contains("an ended VM of that id left"), "{message}");
+        assert_eq!(names(RECORDS), ["vm-vm-1.json"], "a launch that is refused changes nothing");
+        drop(helper);
+        output("chattr", &["-R", "-i", &vm_dir(1)]);
+        let _helper = Helper::start();
+        assert_gone(1, "the next helper");
+    }
+}
+
+isolated! {
+    fn a_launch_that_fails_keeps_its_record_where_its_jail_stays() {
+        jail_ground(1);
+        let helper = Start::new().config("fault = \"launch_firecracker.access:stop\"\n").start();
+        let mut peer = connect(OWNER);
+        let asked = json!({"method": LAUNCH, "params": jailed(1)}).to_string();
+        std::io::Write::write_all(&mut peer, asked.as_bytes()).expect("sent");
+        eventually("it stops", || status(helper.pid(), "State").starts_with('T'));
+        let root = format!("{}/root", vm_dir(1));
+        output("chattr", &["+i", &format!("{root}/run")]);
+        std::fs::remove_file(format!("{root}/vsock.sock")).expect("its socket");
+        helper.signal(rustix::process::Signal::CONT);
+        let reply = reply(peer).to_string();
+        assert!(reply.contains("jail could not be undone"), "{reply}");
+        assert_eq!(names(RECORDS), ["vm-vm-1.json"]);
+        drop(helper);
+        output("chattr", &["-R", "-i", &vm_dir(1)]);
+        let _helper = Helper::start();
+        assert_gone(1, "the next helper");
+    }
+}
+
+isolated! {
+    fn mounts_upon_mounts_in_a_chroot_are_all_taken_off() {
+        jail_ground(1);
+        let helper = Helper::start();
+        let root = format!("{BASE}/firecracker/old/root");
+        make_dir(&format!("{root}/a/b"), OWNER, 0o755);
+        let before = machine_mounts();
+        for _ in 0..3 {
+            for place in [format!("{root}/a/b"), format!("{root}/a")] {
+                make_dir(&place, OWNER, 0o755);
+                output("mount", &["-t", "tmpfs", "none", &place]);
+            }
+        }
+        helper.ok("priv.cleanup_jailer_chroot", &json!({"chroot_root": root}));
+        assert_eq!(machine_mounts(), before);
+        assert!(!exists(&root));
+        // And over a VM's own root, while it runs.
+        let pid = pid_of(&helper.ok(LAUNCH, &jailed(1)));
+        for _ in 0..3 {
+            output("mount", &["-t", "tmpfs", "none", &format!("{}/root", vm_dir(1))]);
+        }
+        helper.ok("priv.kill_process", &json!({"pid": pid}));
+        assert_gone(1, "killed");
+        assert_eq!(machine_mounts(), before);
+    }
+}

@@ -9,6 +9,7 @@ use super::record::Record;
 use crate::fail::Fail;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
@@ -19,8 +20,10 @@ use sys::pidfd;
 const PARENT: &str = "banger";
 /// How long what was killed gets to leave its group.
 const LEAVE_TIME: Duration = Duration::from_secs(5);
-/// What a VMM needs beside its guest's memory: its own, and page tables (an eighth is more than they take).
+/// What a VMM needs beside its guest's memory and its page tables (an eighth is more than they take).
 const VMM_MIB: u64 = 640;
+/// QEMU without KVM keeps up to 1 GiB of translated code, whatever the guest's size.
+const TRANSLATED_MIB: u64 = 1024;
 /// Threads for devices, connections, drives; Firecracker has a dozen, QEMU some hundred.
 const PIDS: u64 = 1024;
 /// The weight of one vCPU: what a process has that nobody weighs.
@@ -34,11 +37,14 @@ pub(super) struct Bounds {
     pub(super) mib: u64,
     /// Its CPUs.
     pub(super) vcpus: u64,
+    /// Whether its VMM may have to translate the guest's code.
+    pub(super) translates: bool,
 }
 
 impl Bounds {
     fn bytes(self) -> u64 {
-        (self.mib + self.mib / 8 + VMM_MIB) << 20
+        let translated = if self.translates { TRANSLATED_MIB } else { 0 };
+        (self.mib + self.mib / 8 + VMM_MIB + translated) << 20
     }
 
     /// The files of a group of the second version.
@@ -120,15 +126,21 @@ fn enter_unified(at: &str, name: &str, pid: i32, bounds: Bounds) -> Result<(), C
     let parent = make(&top, PARENT)?;
     for dir in [&top, &parent] {
         for controller in CONTROLLERS {
-            // One that is not offered bounds nothing; the first two are, or this hierarchy would not have been taken.
+            // Refused where processes are beside the groups (a container's own top): the bound's file is missing then.
             let _ = write(dir, "cgroup.subtree_control", &format!("+{controller}"));
         }
     }
     let group = make(&parent, name)?;
+    // First: what a VMM forks is to end with it, bounded or not.
+    write(&group, "cgroup.procs", &pid.to_string())?;
     for (file, value) in bounds.unified() {
-        set(&group, file, &value)?;
+        match write(&group, file, &value) {
+            // A machine without swap has no such file.
+            Err(error) if error.is_missing() && file == "memory.swap.max" => {}
+            other => other?,
+        }
     }
-    write(&group, "cgroup.procs", &pid.to_string())
+    Ok(())
 }
 
 fn enter_one(controller: &str, at: &str, name: &str, pid: i32, bounds: Bounds) -> Result<(), CallError> {
@@ -144,48 +156,56 @@ pub(super) fn remove(name: &str) -> Result<(), Fail> {
     let Some(hierarchies) = Hierarchies::find() else { return Ok(()) };
     let failed = |error: CallError| Fail::new("the VM's control group can't be removed").because(error);
     let until = Instant::now() + LEAVE_TIME;
+    let mut parents = Vec::new();
     for at in hierarchies.places() {
-        let parent = match Dir::open(at).and_then(|top| top.dir(PARENT)) {
-            Ok(parent) => parent,
-            Err(error) if error.is_missing() => continue,
+        match Dir::open(at).and_then(|top| top.dir(PARENT)) {
+            Ok(parent) => parents.push(parent),
+            Err(error) if error.is_missing() => {}
             Err(error) => return Err(failed(error)),
-        };
-        let mut pause = Duration::from_micros(200);
-        loop {
-            match parent.remove_dir(name) {
-                Ok(_) => break,
-                Err(error) if error.errno() == Errno::BUSY && Instant::now() < until => {}
-                Err(error) => return Err(failed(error)),
-            }
-            match parent.dir(name).and_then(|group| kill(&group)) {
-                Ok(()) => {}
-                Err(error) if error.is_missing() => break,
-                Err(error) => return Err(failed(error)),
-            }
-            #[allow(
-                clippy::disallowed_methods,
-                reason = "the kernel tells nobody that a group of the first version is empty"
-            )]
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
-    Ok(())
+    // Before anything is killed: what forks without end forks no more.
+    for group in parents.iter().filter_map(|parent| parent.dir(name).ok()) {
+        set(&group, "pids.max", "0").map_err(failed)?;
+    }
+    parents.iter().try_for_each(|parent| remove_from(parent, name, until)).map_err(failed)
 }
 
-/// Kills every process of a group: by the kernel at once, or, where it can't, one by one until none is left.
+fn remove_from(parent: &Dir, name: &str, until: Instant) -> Result<(), CallError> {
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match parent.remove_dir(name) {
+            Err(error) if error.errno() == Errno::BUSY && Instant::now() < until => {}
+            other => return other.map(|_| ()),
+        }
+        match parent.dir(name).and_then(|group| kill(&group)) {
+            Err(error) if !error.is_missing() => return Err(error),
+            _ => {}
+        }
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "the kernel tells nobody that a group of the first version is empty"
+        )]
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Kills every process of a group: by the kernel at once, or, where it can't, each that is in it.
 fn kill(group: &Dir) -> Result<(), CallError> {
     match write(group, "cgroup.kill", "1") {
         Err(error) if error.is_missing() => {}
         other => return other,
     }
-    for pid in read(group, "cgroup.procs")?.lines().filter_map(|line| line.parse().ok()) {
-        // One that has gone meanwhile is what was wanted. A number can be taken again in between: so it is opened, and
-        // looked for in the group once more.
-        let Ok(process) = pidfd::open(pid) else { continue };
-        if read(group, "cgroup.procs")?.lines().any(|line| line.parse() == Ok(pid)) {
-            let _ = process.send_signal(libc::SIGKILL);
-        }
+    let members = || -> Result<Vec<i32>, CallError> {
+        Ok(read(group, "cgroup.procs")?.lines().filter_map(|line| line.parse().ok()).collect())
+    };
+    // One that has gone meanwhile is what was wanted. A number can be taken again in between: so all are opened, and
+    // looked for in the group once more.
+    let opened: Vec<_> = members()?.into_iter().filter_map(|pid| Some((pid, pidfd::open(pid).ok()?))).collect();
+    let still: HashSet<i32> = members()?.into_iter().collect();
+    for (_, process) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
+        let _ = process.send_signal(libc::SIGKILL);
     }
     Ok(())
 }
@@ -250,8 +270,9 @@ mod tests {
 
     #[test]
     fn bounds_leave_the_vmm_room() {
-        let bounds = Bounds { mib: 256, vcpus: 2 };
+        let bounds = Bounds { mib: 256, vcpus: 2, translates: false };
         assert_eq!(bounds.bytes(), (256 + 32 + 640) << 20);
+        assert_eq!(Bounds { translates: true, ..bounds }.bytes(), (256 + 32 + 640 + 1024) << 20);
         assert!(bounds.unified().contains(&("cpu.weight", "200".into())));
     }
 
@@ -259,7 +280,7 @@ mod tests {
     fn a_process_enters_and_goes_with_its_group() {
         let name = format!("test-{}", std::process::id());
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        enter(&name, child.id().cast_signed(), Bounds { mib: 64, vcpus: 1 }).unwrap();
+        enter(&name, child.id().cast_signed(), Bounds { mib: 64, vcpus: 1, translates: false }).unwrap();
         let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
         assert!(groups.contains(&format!("/banger/{name}")), "{groups}");
         remove(&name).unwrap();

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use sys::creds::Identity;
 use sys::dir::{CallError, Dir};
 use sys::mount;
+use wire::path::ProgramPath;
 use wire::vm::Launch;
 
 /// Where libraries and the loader of programs are, whether by itself or by a link into `/usr`.
@@ -36,7 +37,7 @@ pub(super) fn pieces(asked: &Launch, checked: &Checked, owner: &Identity) -> Res
             Opened::Device(device) => Piece::device(drive.id.as_str(), device.number, !drive.read_only),
         });
     }
-    let is_front_end = asked.program.as_str().rsplit('/').next() == Some(QEMUS_FRONT_END);
+    let is_front_end = is_qemus(&asked.program);
     if is_front_end || is_dynamic(&checked.program.file) {
         let root = Dir::open("/").map_err(failed)?;
         for path in LIBRARIES {
@@ -53,6 +54,11 @@ pub(super) fn pieces(asked: &Launch, checked: &Checked, owner: &Identity) -> Res
         }
     }
     Ok(pieces)
+}
+
+/// Whether that VMM is QEMU behind its front-end.
+pub(super) fn is_qemus(program: &ProgramPath) -> bool {
+    program.as_str().rsplit('/').next() == Some(QEMUS_FRONT_END)
 }
 
 /// A program, a directory or a link of the machine's under its own path; `None` where it has none.

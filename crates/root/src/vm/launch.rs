@@ -4,6 +4,7 @@
 use super::answer::{Awaited, NotRunning, news_of};
 use super::checks::{self, Checked, Opened};
 use super::devices::{self, Neighbours};
+use super::given::{OOM_SCORE_ADJ, arguments, kvm_group, null, open_files};
 use super::jail::Jail;
 use super::live;
 use super::record::{Phase, Process, Record, Socket};
@@ -14,9 +15,7 @@ use crate::host::Host;
 use crate::log::{Level, Value};
 use crate::places::Purpose;
 use crate::steps::{self, Steps};
-use rustix::fs::{Mode, OFlags};
-use std::cell::RefCell;
-use std::ffi::CString;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -33,10 +32,6 @@ use wire::path::HostPath;
 use wire::vm::{Jailer, Launch, Pid};
 
 const NAME: &str = "launch_firecracker";
-/// What a VMM's descriptors are bounded by: each drive, tap and connection takes some.
-const OPEN_FILES: u64 = 4096;
-/// A VMM goes before the services of its host where memory runs out.
-const OOM_SCORE_ADJ: &std::ffi::CStr = c"200";
 /// The part of a log's end that an error may hold.
 const LAST_WORDS: usize = 2048;
 const LAST_LINES: usize = 4;
@@ -47,6 +42,7 @@ pub(crate) fn launch(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Re
     let config = if asked.jailer.is_some() { config::jailed(asked)? } else { config::of(asked)? };
     let record = Record::new(asked, &checked.program, checked.drives.clone());
     let claim = host.vms.claim(&record, host.settings.limits.vms)?;
+    host.vms.clear_left(&record.vm_id)?;
     // Behind the claim no other launch can come to use these. The owner can still take them away: the VMM will say so.
     sockets::is_free(&checked.socket_dir, &asked.socket, &host.owner, "socket_path")?;
     sockets::is_free(&checked.vsock_dir, &asked.vsock, &host.owner, "vsock_path")?;
@@ -59,7 +55,7 @@ pub(crate) fn launch(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Re
     for (drive, _) in written {
         (others.is_free)(drive.dev, drive.ino).map_err(|fail| checks::with_field(fail, "drives"))?;
     }
-    let new = New { host, asked, checked: &checked, record, fresh_port: others.fresh_port };
+    let new = New { host, asked, checked: &checked, record, fresh_port: others.fresh_port, stays: Rc::default() };
     // The claim outlives the undo of a failure.
     let (record, vmm) = steps::run(NAME, &host.faults, |steps| new.run(steps, config))?;
     let pid = Pid(vmm.pid());
@@ -74,6 +70,8 @@ struct New<'a> {
     checked: &'a Checked,
     record: Record,
     fresh_port: &'a dyn Fn() -> Result<(), Fail>,
+    /// Whether an undo left something behind: then the record stays, for the next helper to try again.
+    stays: Rc<Cell<bool>>,
 }
 
 impl<'a> New<'a> {
@@ -148,22 +146,32 @@ impl<'a> New<'a> {
 
     fn undo_record(&self, steps: &mut Steps<'a>) {
         let (host, vm_id) = (self.host, self.record.vm_id.clone());
-        steps.undo("record", move || Record::remove(&vm_id, host.records.dir()));
+        let stays = Rc::clone(&self.stays);
+        steps.undo("record", move || if stays.get() { Ok(()) } else { Record::remove(&vm_id, host.records.dir()) });
     }
 
-    /// Moves the child, which waits, into a control group of its own. A machine that gives none has VMs without.
+    /// An undo that the record is kept for where it fails.
+    fn undo_or_keep(&self, steps: &mut Steps<'a>, what: &'static str, undo: impl FnOnce() -> Result<(), Fail> + 'a) {
+        let stays = Rc::clone(&self.stays);
+        steps.undo(what, move || undo().inspect_err(|_| stays.set(true)));
+    }
+
+    /// Moves the child, which waits, into a control group of its own. A machine that gives none, or one without bounds,
+    /// has VMs without; the log says so.
     fn group(&self, steps: &mut Steps<'a>) -> Result<(), Fail> {
         let name = cgroup::name(&self.record);
-        let bounds = cgroup::Bounds { mib: self.asked.memory.0, vcpus: self.asked.vcpus.into() };
-        steps.undo("control group", {
-            let name = name.clone();
-            move || cgroup::remove(&name)
-        });
+        let bounds = cgroup::Bounds {
+            mib: self.asked.memory.0,
+            vcpus: self.asked.vcpus.into(),
+            translates: contents::is_qemus(&self.asked.program),
+        };
+        let group = name.clone();
+        self.undo_or_keep(steps, "control group", move || cgroup::remove(&group));
         steps.act("control_group", || {
             if let Err(fail) = cgroup::enter(&name, self.record.process.pid, bounds) {
                 let fields =
                     [("vm_id", Value::Text(&self.record.vm_id, 64)), ("cause", Value::List(&fail.causes, 1024))];
-                self.host.log.own(Level::Warn, "vm has no control group", &fields);
+                self.host.log.own(Level::Warn, "vm has no control group, or not all of its bounds", &fields);
             }
             Ok(())
         })
@@ -178,10 +186,8 @@ impl<'a> New<'a> {
         self.record.jail = Some(mark.clone());
         steps.act("intent", || self.record.write(host.records.dir()))?;
         let jail = steps.act("jail", || Jail::make(host, jailer, &asked.vm_id))?;
-        steps.undo("jail", {
-            let mark = jail.mark.clone();
-            move || mark.remove(host.state.dir(), host.runtime.dir())
-        });
+        let made = jail.mark.clone();
+        self.undo_or_keep(steps, "jail", move || made.remove(host.state.dir(), host.runtime.dir()));
         self.record.jail = Some(jail.mark.clone());
         let links = [
             (&self.checked.socket_dir, &asked.socket, jail::API_SOCKET, "socket_path"),
@@ -374,25 +380,4 @@ fn remove_if_empty(host: &Host, path: &HostPath) -> Result<(), Fail> {
     let dir = host.state.open_parent(path, &host.owner)?;
     let removed = host.owner.run_as(|| dir.unlink(path.file_name())).map_err(|error| failed(&error))?;
     removed.map(|_| ()).map_err(|error| failed(&error))
-}
-
-fn arguments(words: &[&str]) -> Result<Vec<CString>, String> {
-    words.iter().map(|word| CString::new(*word).map_err(|error| error.to_string())).collect()
-}
-
-fn null() -> Result<OwnedFd, String> {
-    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| CallError::new("open(/dev/null)", errno).to_string())
-}
-
-/// As many as we may hold ourselves, where that is less.
-fn open_files() -> u64 {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES)
-}
-
-/// The group that may use `/dev/kvm`, where this machine has one.
-fn kvm_group() -> Option<u32> {
-    let groups = std::fs::read_to_string("/etc/group").ok()?;
-    groups.lines().find_map(|line| line.strip_prefix("kvm:")?.split(':').nth(1)?.parse().ok())
 }

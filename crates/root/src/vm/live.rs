@@ -4,18 +4,16 @@
 //! One thread waits for the VMMs' ends; there is none while no VM runs. Whoever else meets an ended VM first clears
 //! it himself: nobody has to wait for that thread.
 
+use super::clear::Ground;
 use super::record::{Phase, Record};
-use super::{cgroup, jail, sockets};
 use crate::fail::Fail;
-use crate::log::{Level, Log, Value};
+use crate::log::{Level, Value};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use sys::creds::Identity;
-use sys::dir::Dir;
 use sys::pidfd::PidFd;
 use wire::code::shown;
 
@@ -25,15 +23,6 @@ const END_TIME: Duration = Duration::from_secs(10);
 /// VMs that were launched here, or by an earlier helper, and still run.
 pub(crate) struct Vms {
     shared: Arc<Shared>,
-}
-
-/// What is needed to clear a VM away.
-pub(super) struct Ground {
-    pub(super) records: Dir,
-    pub(super) state: Dir,
-    pub(super) runtime: Dir,
-    pub(super) owner: Identity,
-    pub(super) log: Log,
 }
 
 struct Shared {
@@ -160,6 +149,17 @@ impl Vms {
         Ok(Claim { vms: self, vm_id: record.vm_id.clone(), is_kept: false })
     }
 
+    /// Tries once more to clear away what an ended VM of that id left, for a launch that has claimed it.
+    pub(super) fn clear_left(&self, vm_id: &str) -> Result<(), Fail> {
+        let ground = &self.shared.ground;
+        let Some(record) = Record::left(vm_id, &ground.records) else { return Ok(()) };
+        ground.clear(&record);
+        if Record::left(vm_id, &ground.records).is_none() {
+            return Ok(());
+        }
+        Err(Fail::new("vm_id: what an ended VM of that id left can't be removed; the helper's log says why"))
+    }
+
     /// The running VM that `which` picks.
     pub(super) fn find(&self, which: impl Fn(&Record) -> bool) -> Option<Found> {
         let found = self.running().into_iter().find(|vm| which(&vm.record))?;
@@ -266,29 +266,48 @@ impl Shared {
 
     /// Clears an ended VM away, once, whoever asks; returns when that is done.
     fn settle(&self, vm_id: &str) {
-        let until = Instant::now() + END_TIME;
+        if let Some((record, vmm)) = self.take_ended(vm_id, Instant::now() + END_TIME) {
+            self.clear(&record, &vmm);
+        }
+    }
+
+    /// Takes an ended VM for the caller to clear away. `None` where there is none, or another one has done it.
+    fn take_ended(&self, vm_id: &str, until: Instant) -> Option<(Record, Arc<PidFd>)> {
         let mut table = self.lock();
-        let (record, vmm) = loop {
-            match table.vms.get_mut(vm_id) {
-                Some(Vm { record, state }) => match state {
-                    State::Running(vmm) if !vmm.is_alive() => {
-                        let ended = (record.clone(), Arc::clone(vmm));
-                        *state = State::Ending;
-                        break ended;
-                    }
-                    State::Ending if Instant::now() < until => table = self.wait(table, until),
-                    _ => return,
-                },
-                None => return,
+        loop {
+            let Vm { record, state } = table.vms.get_mut(vm_id)?;
+            match state {
+                State::Running(vmm) if !vmm.is_alive() => {
+                    let ended = (record.clone(), Arc::clone(vmm));
+                    *state = State::Ending;
+                    return Some(ended);
+                }
+                State::Ending if Instant::now() < until => table = self.wait(table, until),
+                _ => return None,
             }
-        };
-        drop(table);
-        let how = self.reap(&vmm).map_or_else(|| "nobody told us".to_owned(), |status| told(&status));
-        let fields = [("vm_id", Value::Text(vm_id, 64)), ("how", Value::Text(&how, 64))];
+        }
+    }
+
+    fn clear(&self, record: &Record, vmm: &Arc<PidFd>) {
+        let how = self.reap(vmm).map_or_else(|| "nobody told us".to_owned(), |status| told(&status));
+        let fields = [("vm_id", Value::Text(&record.vm_id, 64)), ("how", Value::Text(&how, 64))];
         self.ground.log.own(Level::Info, "vm ended", &fields);
-        self.ground.clear(&record);
-        self.lock().vms.remove(vm_id);
+        self.ground.clear(record);
+        self.lock().vms.remove(&record.vm_id);
         self.changed.notify_all();
+    }
+
+    /// Clears an ended VM away in a thread of its own: an owner who fills a jail while it is emptied holds up no other.
+    fn clear_aside(self: &Arc<Self>, vm_id: &str) {
+        let Some((record, vmm)) = self.take_ended(vm_id, Instant::now()) else { return };
+        let (shared, ended) = (Arc::clone(self), (record.clone(), Arc::clone(&vmm)));
+        let started = std::thread::Builder::new()
+            .name("end".into())
+            .stack_size(256 << 10)
+            .spawn(move || shared.clear(&ended.0, &ended.1));
+        if started.is_err() {
+            self.clear(&record, &vmm);
+        }
     }
 
     fn reap(&self, vmm: &Arc<PidFd>) -> Option<WaitIdStatus> {
@@ -322,7 +341,7 @@ impl Shared {
     }
 
     /// Waits for the next end and clears it away. False, and no longer watching, where no VM runs.
-    fn wait_for_ends(&self) -> bool {
+    fn wait_for_ends(self: &Arc<Self>) -> bool {
         let mut table = self.lock();
         let running: Vec<(String, Arc<PidFd>)> = table
             .vms
@@ -349,41 +368,9 @@ impl Shared {
         drop(fds);
         let _ = rustix::io::read(&self.wake, &mut [0u8; 8][..]);
         for ((id, _), _) in running.iter().zip(ended).filter(|(_, ended)| *ended) {
-            self.settle(id);
+            self.clear_aside(id);
         }
         true
-    }
-}
-
-impl Ground {
-    /// Removes what an ended VM left: its control group, sockets, jail, then its record, so that a helper killed in
-    /// between comes back to it.
-    pub(super) fn clear(&self, record: &Record) {
-        if let Err(fail) = cgroup::remove(&cgroup::name(record)) {
-            self.report("vm control group stays", &record.vm_id, &fail);
-        }
-        for (socket, name) in [(&record.socket, jail::API_SOCKET), (&record.vsock, jail::VSOCK)] {
-            let removed = match &record.jail {
-                None => sockets::remove(&self.runtime, &self.owner, socket),
-                Some(jail) => sockets::remove_link(&self.runtime, &self.owner, &socket.path, &jail.socket(name)),
-            };
-            if let Err(fail) = removed {
-                self.report("vm socket stays", &record.vm_id, &fail);
-            }
-        }
-        if let Some(jail) = &record.jail
-            && let Err(fail) = jail.remove(&self.state, &self.runtime)
-        {
-            self.report("vm jail stays", &record.vm_id, &fail);
-        }
-        if let Err(fail) = Record::remove(&record.vm_id, &self.records) {
-            self.report("vm record stays", &record.vm_id, &fail);
-        }
-    }
-
-    fn report(&self, message: &str, what: &str, fail: &Fail) {
-        let fields = [("vm_id", Value::Text(what, 256)), ("cause", Value::List(&fail.causes, 1024))];
-        self.log.own(Level::Warn, message, &fields);
     }
 }
 

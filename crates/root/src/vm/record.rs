@@ -161,6 +161,11 @@ impl Record {
         records.write_whole(&name, &text, 0o600).map_err(|error| failed().because(error))
     }
 
+    /// The record of that VM, where there is one.
+    pub(crate) fn left(vm_id: &str, records: &Dir) -> Option<Record> {
+        Record::read(&Record::file_name(vm_id), records)
+    }
+
     /// Removes it.
     pub(crate) fn remove(vm_id: &str, records: &Dir) -> Result<(), Fail> {
         let removed = records.unlink(&Record::file_name(vm_id));

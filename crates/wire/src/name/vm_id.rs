@@ -7,7 +7,7 @@ use crate::code::shown;
 pub const MAX_ID: usize = 64;
 
 /// Names that a chroot uses itself, so that no drive may have one.
-const RESERVED: [&str; 17] = [
+const RESERVED: [&str; 18] = [
     "bin",
     "dev",
     "etc",
@@ -16,6 +16,7 @@ const RESERVED: [&str; 17] = [
     "firecracker.socket",
     "initrd",
     "lib",
+    "lib32",
     "lib64",
     "opt",
     "proc",
