@@ -34,6 +34,7 @@ isolated! {
 }
 
 isolated! {
+    #[ignore = "a thousand processes that fork: it is run by hand, on a machine that has nothing else to do"]
     fn a_vmm_that_forks_without_end_ends_whole() {
         jail_ground(1);
         let helper = Helper::start();
