@@ -85,6 +85,7 @@ fn run(flags: Flags) -> Result<(), String> {
     rights::give_up()?;
     // Before anybody can be in the way, with the rights that a request has.
     host.images.recover(&host);
+    net::claim(&host);
     let listener = match passed.len() {
         0 => Listener::make(&host.settings, &host.owner)?,
         _ => Listener::passed(passed)?,

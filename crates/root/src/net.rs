@@ -117,6 +117,11 @@ pub(crate) fn isolate(host: &Host) {
     }
 }
 
+/// The helper starts, and nobody can call it yet: tables that an earlier one left become this one's.
+pub(crate) fn claim(host: &Host) {
+    watch::claim(host);
+}
+
 /// The helper starts: from now on others' changes can be watched, and are where something of ours is there.
 pub(crate) fn watch(host: &'static Host) {
     watch::arm(host);

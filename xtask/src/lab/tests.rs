@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -21,6 +21,8 @@ use crate::programs;
 
 /// How long one test may take, in seconds.
 const TEST_LIMIT: &str = "300";
+/// For all of them together.
+const LIMIT: Duration = Duration::from_secs(45 * 60);
 
 /// A test program, or another program of the workspace.
 struct Built {
@@ -59,7 +61,7 @@ pub(super) fn run(request: Request) -> Result<i32> {
     if tests.is_empty() && !request.words.is_empty() {
         bail!("no test of the lab's has a name with {}", request.words.join(" or "));
     }
-    children::end_after(request.limit);
+    children::end_after(request.limit.max(LIMIT));
     let (mut passed, mut failed) = (0, 0);
     for nested in [Nested::No, Nested::Yes] {
         let group: Vec<&Test<'_>> = tests.iter().filter(|t| t.nested() == nested).collect();

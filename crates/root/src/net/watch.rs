@@ -76,6 +76,15 @@ impl Watch {
     }
 }
 
+/// Takes over what an earlier helper left, before anybody can ask for anything.
+pub(crate) fn claim(host: &Host) {
+    if repair::anything(host)
+        && let Some(fail) = repair::adopt(host)
+    {
+        Told::default().failed(host, &fail);
+    }
+}
+
 /// Where the helper starts: it may watch from now on, and does where something of ours is there already.
 pub(crate) fn arm(host: &'static Host) {
     let _ = host.net.watch.host.set(Box::leak(Box::new(Shared(host))));
