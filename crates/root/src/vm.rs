@@ -71,6 +71,8 @@ pub(crate) fn list(host: &Host, found: &mut Resources) -> Result<(), Fail> {
     let alive = host.vms.running().into_iter().filter(|vm| vm.vmm.is_alive());
     found.vms = alive
         .map(|vm| VmFound {
+            control_group: cgroup::name(&vm.record),
+            jail: vm.record.jail.map_or_else(String::new, |jail| jail.path),
             vm_id: vm.record.vm_id,
             pid: vm.record.process.pid,
             program: vm.record.program.path,

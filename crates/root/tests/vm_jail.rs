@@ -104,6 +104,10 @@ isolated! {
         }
         let groups = groups(pid);
         assert!(!groups.is_empty() && groups.iter().all(|group| group.exists()), "{groups:?}");
+        let listed = &helper.ok("priv.list_resources", &json!({}))["vms"][0];
+        assert_eq!(listed["jail"], dir);
+        let group = listed["control_group"].as_str().expect("a name");
+        assert!(groups.iter().all(|path| path.ends_with(group)), "{group} {groups:?}");
         // While it runs its jail stays.
         for path in [&dir, &root] {
             let (code, message) = helper.err("priv.cleanup_jailer_chroot", &json!({"chroot_root": path}));

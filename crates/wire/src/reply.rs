@@ -211,6 +211,10 @@ pub struct VmFound {
     pub tap: String,
     /// Its CID.
     pub cid: u32,
+    /// Its jail, `<base>/firecracker/<vm_id>`, where it was made; empty for one without.
+    pub jail: String,
+    /// The name of its control group below `banger`; it is there where the machine gives groups.
+    pub control_group: String,
 }
 
 #[derive(Serialize, Deserialize)]
