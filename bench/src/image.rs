@@ -1,17 +1,18 @@
 //! Files inside images against what the existing helper runs for each (`e2rm`, `e2cp`, `debugfs` for mode and owner), one
 //! `debugfs`, a loop mount. Once with images and logs on the disk that this program was built on, once in memory.
 //!
-//! Their times are those of the programs alone, without the request's way to a helper that runs them; ours has all of it.
+//! Programs alone have the files' bytes on hand, in files; ours has all of a request's way, with 14 MB of text for 10 MiB.
+//! What a client of a helper that runs programs waits for: `today.rs`.
+//!
 //! None of the programs sees to it that a write is whole. They do flush the image: `e2rm` three times, `e2cp` five times,
-//! `debugfs` once (e2fsprogs 1.47), so nine times for each file; the helper four times for all.
+//! `debugfs` once (e2fsprogs 1.47), so nine times for each file; the helper four times for all, five where they are large.
 
 use crate::stats::{Times, compare, head};
-use crate::world::{Helper, OWNER, SOCKET, beside, run};
-use anyhow::{Context, Result, ensure};
+use crate::world::{self, Helper, OWNER, SOCKET, beside, run};
+use anyhow::{Context, Result, anyhow, ensure};
 use std::fs;
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use wire::client::Client;
 use wire::code::Code;
 use wire::image::{Image, NewFile, Read, Write};
@@ -21,33 +22,12 @@ use wire::path::Roots;
 const OURS: &str = "/var/lib/banger/ours.ext4";
 const THEIRS: &str = "/var/lib/banger/theirs.ext4";
 
+/// A way of writing files, by their paths and lengths.
+type By = fn(&[(String, usize)]) -> Result<()>;
+
 /// On a disk, then in memory.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
-    let disk = beside("bangerd-root")?.with_file_name("bench-disk");
-    fs::create_dir_all(&disk)?;
-    let measured = at(&disk, "on a disk", rounds);
-    fs::remove_dir_all(disk)?;
-    measured?;
-    let memory = PathBuf::from("/run/bench-memory");
-    at(&memory, "in memory", rounds)?;
-    fs::remove_dir_all(memory).context("what is left in memory")
-}
-
-/// With the owner's images and root's logs below one directory.
-fn at(dir: &Path, title: &str, rounds: usize) -> Result<()> {
-    for (below, at, owner) in [("state", "/var/lib/banger", OWNER), ("logs", "/var/lib/banger-root", 0)] {
-        let dir = dir.join(below);
-        fs::create_dir_all(&dir)?;
-        fs::create_dir_all(at)?;
-        chown(&dir, Some(owner), Some(owner))?;
-        run(&format!("mount --bind {} {at}", dir.display()))?;
-    }
-    run("chmod 0700 /var/lib/banger-root")?;
-    let measured = in_images(title, rounds);
-    for at in ["/var/lib/banger-root", "/var/lib/banger"] {
-        run(&format!("umount {at}"))?;
-    }
-    measured
+    world::on_disk_and_in_memory(|title| in_images(title, rounds))
 }
 
 fn in_images(title: &str, rounds: usize) -> Result<()> {
@@ -66,13 +46,12 @@ fn in_images(title: &str, rounds: usize) -> Result<()> {
     let ten = || (0..10).map(|nth| (format!("/etc/file{nth}"), 1000)).collect::<Vec<_>>();
     let small = vec![("/etc/hostname".to_owned(), 1000)];
     let big = vec![("/opt/big".to_owned(), 10 << 20)];
-    let by_three: fn(&[(String, usize)]) -> Result<()> = by_programs;
     let rows = [
-        ("write one small file", &small, "e2rm, e2cp, debugfs -w", by_three),
-        ("write ten small files", &ten(), "10 e2rm, 10 e2cp, 10 debugfs -w", by_three),
+        ("write one small file", &small, "e2rm, e2cp, debugfs -w", by_programs as By),
+        ("write ten small files", &ten(), "10 e2rm, 10 e2cp, 10 debugfs -w", by_programs),
         ("write ten small files", &ten(), "one debugfs -w", debugfs),
         ("write ten small files", &ten(), "mount -o loop, 10 cp, umount", mount),
-        ("write 10 MiB", &big, "e2rm, e2cp, debugfs -w", by_three),
+        ("write 10 MiB", &big, "e2rm, e2cp, debugfs -w", by_programs),
         ("write 10 MiB", &big, "one debugfs -w", debugfs),
         ("write 10 MiB", &big, "mount -o loop, cp, umount", mount),
     ]
@@ -95,7 +74,7 @@ fn in_images(title: &str, rounds: usize) -> Result<()> {
         compare(what, &ours, &theirs, against);
     }
     let (mut ours, mut theirs) = (Times::default(), Times::default());
-    let asked = Read { image, path: GuestPath::new("/etc/hostname").ok().context("a path")? };
+    let asked = Read { image: image.clone(), path: GuestPath::new("/etc/hostname").ok().context("a path")? };
     fs::write("/run/script", "cat /etc/hostname\n")?;
     for _ in 0..rounds * 10 {
         let data = ours.take(|| client.read_ext4_file(&asked))?;
@@ -103,10 +82,28 @@ fn in_images(title: &str, rounds: usize) -> Result<()> {
         theirs.take(|| run(&format!("debugfs -f /run/script {THEIRS}")))?;
     }
     compare("read a small file", &ours, &theirs, "debugfs");
-    println!("\nthe helper's memory, at its most: {} KiB (its worker's is not in it)", helper.status_kib("VmHWM:")?);
+    let files = new_files(&big, 1)?;
+    let most = worker_at_its_most(&helper, || client.write_ext4_files(Write { image, files }))?;
+    println!("\nmemory at its most: helper {} KiB, its worker for 10 MiB {most} KiB", helper.status_kib("VmHWM:")?);
     // Theirs may be broken by now: nothing of it is whole or not at all.
     run(&format!("e2fsck -fn {OURS}")).context("the image is broken")?;
     Ok(())
+}
+
+/// The most memory that a worker is seen to have while `act` goes on, in KiB.
+fn worker_at_its_most<E: Into<anyhow::Error> + Send>(
+    helper: &Helper,
+    act: impl FnOnce() -> Result<(), E> + Send,
+) -> Result<u64> {
+    std::thread::scope(|scope| {
+        let acting = scope.spawn(act);
+        let mut most = 0;
+        while !acting.is_finished() {
+            most = most.max(helper.child_kib("VmHWM:"));
+        }
+        acting.join().map_err(|_| anyhow!("a panic"))?.map_err(Into::into)?;
+        Ok(most)
+    })
 }
 
 fn fill(round: usize) -> u8 {

@@ -4,14 +4,18 @@
 //! Absolute figures tell about the machine; the ratios tell about the program. Nothing here is a test.
 
 mod bare;
+mod by_hand;
 mod disk;
 mod image;
+mod launch;
 mod nat;
 mod net;
 mod others;
+mod run;
 mod scale;
 mod stats;
 mod taps;
+mod today;
 mod trip;
 mod world;
 
@@ -31,7 +35,7 @@ fn main() -> Result<()> {
     if part.as_deref() == Some("snapshots") {
         return disk::measure(rounds);
     }
-    let parts: [Part; 7] = [
+    let parts: [Part; 10] = [
         ("trip", trip::measure),
         ("net", net::measure),
         ("nat", nat::measure),
@@ -39,6 +43,9 @@ fn main() -> Result<()> {
         ("others", others::measure),
         ("image", image::measure),
         ("scale", scale::measure),
+        ("launch", launch::measure),
+        ("run", run::measure),
+        ("today", today::measure),
     ];
     for (_, measure) in parts.into_iter().filter(|(name, _)| part.as_deref().is_none_or(|part| part == *name)) {
         measure(rounds)?;

@@ -4,6 +4,7 @@ use crate::stats::{Times, compare, head};
 use crate::world::{Helper, SOCKET, run, try_run};
 use anyhow::Result;
 use serde_json::value::RawValue;
+use std::ops::RangeInclusive;
 use std::os::unix::net::UnixStream;
 use wire::client::Client;
 use wire::name::addr::{BridgeAddr, GuestAddr};
@@ -42,16 +43,26 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
         let tap = TapName::new(&format!("tap-fc-{guest}"))?;
         Ok(Nat { guest: GuestAddr::new(&format!("172.16.0.{}", guest + 2))?, tap, switch })
     };
-    for guest in 0..=BLOCK {
-        client.create_tap(&NewTap { bridge: bridge.clone(), tap: nat(guest, Switch::On)?.tap })?;
-    }
+    let taps = |guests: RangeInclusive<u8>| -> Result<()> {
+        guests.into_iter().try_for_each(|guest| {
+            Ok(client.create_tap(&NewTap { bridge: bridge.clone(), tap: nat(guest, Switch::On)?.tap })?)
+        })
+    };
+    taps(0..=BLOCK)?;
     client.ensure_nat(&nat(BLOCK, Switch::On)?)?;
+    // A tap that had a guest before keeps its pins: a new VM comes on a new tap.
+    let new_taps = || -> Result<()> {
+        let all = (0..BLOCK).map(|guest| Ok(nat(guest, Switch::On)?.tap)).collect::<Result<Vec<_>>>()?;
+        client.delete_taps(&all)?;
+        taps(0..=BLOCK - 1)
+    };
     let (mut new, mut there, mut gone, mut cold) = (Pair::default(), Pair::default(), Pair::default(), Pair::default());
     let (mut empty, nothing) = (Times::default(), RawValue::from_string(r#"{"bridge_name":""}"#.into())?);
     for _ in 0..rounds * 4 {
         for (pair, switch) in [(&mut new, Switch::On), (&mut there, Switch::On), (&mut gone, Switch::Off)] {
             block(pair, |guest| Ok(client.ensure_nat(&nat(guest, switch)?)?), |guest| programs(guest, switch))?;
         }
+        new_taps()?;
         for guest in 0..BLOCK {
             empty.take(|| client.call_raw("priv.clear_resolver_routing", &nothing))?;
             cold.take(|| Ok(client.ensure_nat(&nat(guest, Switch::On)?)?), || programs(guest, Switch::On))?;
@@ -60,6 +71,7 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
             client.ensure_nat(&nat(guest, Switch::Off)?)?;
             programs(guest, Switch::Off)?;
         }
+        new_taps()?;
     }
     head("A guest's way out: a whole round trip, a connection a call, against the existing helper's programs");
     compare("ensure_nat on, new guest", &new.0, &new.1, "`ip`, `sysctl`, 6 `iptables`");

@@ -1,5 +1,6 @@
 //! A thousand guests: what one more costs, and what a packet costs, against ten.
 
+use crate::bare::{self, Bare};
 use crate::nat::{Caller, caller};
 use crate::stats::{Times, compare, head};
 use crate::world::{Helper, run};
@@ -12,8 +13,9 @@ use wire::net::{Bridge, Nat, NewTap, Switch};
 
 const MANY: usize = 1000;
 const FEW: usize = 10;
-/// Guests that are timed about the tenth and the last one.
+/// Guests that are timed about the tenth and the last one, and how often.
 const WINDOW: usize = 20;
+const AGAIN: usize = 8;
 /// Packets of one time, and times one after the other.
 const PACKETS: u32 = 20_000;
 const SENDS: usize = 3;
@@ -21,7 +23,10 @@ const SENDS: usize = 3;
 /// Measures both.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
     head("A thousand guests");
-    packets(rounds)?;
+    if rounds > 0 {
+        packets(rounds)?;
+    }
+    bare_taps()?;
     guests()
 }
 
@@ -34,40 +39,64 @@ fn guest(nth: usize) -> Result<(NewTap, Nat)> {
     Ok((NewTap { bridge, tap: tap.clone() }, Nat { guest: address, tap, switch: Switch::On }))
 }
 
-fn add(client: &Caller, nth: usize, times: Option<&mut (Times, Times)>) -> Result<()> {
+fn add(client: &Caller, nth: usize, [taps, ways]: &mut [Times; 2]) -> Result<()> {
     let (tap, nat) = guest(nth)?;
-    let unused = &mut Default::default();
-    let (taps, ways) = times.unwrap_or(unused);
     taps.take(|| client.create_tap(&tap))?;
     Ok(ways.take(|| client.ensure_nat(&nat))?)
+}
+
+/// Guests from `FEW` to `MANY`, and times of two things for those about the first and about the last of them, which come
+/// and go again and again.
+fn first_and_last(
+    client: &Caller,
+    mut add: impl FnMut(usize, &mut [Times; 2]) -> Result<()>,
+) -> Result<[[Times; 2]; 2]> {
+    let (mut there, mut all) = (0, <[[Times; 2]; 2]>::default());
+    for (times, window) in all.iter_mut().zip([FEW..FEW + WINDOW, MANY - WINDOW..MANY]) {
+        (there..window.start).try_for_each(|nth| add(nth, &mut Default::default()))?;
+        for _ in 0..AGAIN {
+            window.clone().try_for_each(|nth| add(nth, times))?;
+            remove(client, window.clone())?;
+        }
+        there = window.start;
+    }
+    remove(client, 0..there)?;
+    Ok(all)
+}
+
+fn tell(what: &str, few: &Times, many: &Times) {
+    let few_and_many = format!("with {MANY}: so many times slower");
+    compare(&format!("{what}, with {FEW} to {}", FEW + WINDOW), few, many, &few_and_many);
+}
+
+/// What one more tap takes the kernel alone: so much its number costs, whoever makes it.
+fn bare_taps() -> Result<()> {
+    let mut bridges = Vec::new();
+    for name in ["br-fc", "br-fc-b"] {
+        run(&format!("ip link add {name} type bridge"))?;
+        run(&format!("ip link set {name} up"))?;
+        bridges.push(bare::index(name)?);
+    }
+    let mut bare = Bare::open()?;
+    // They have our mark, so it takes them away.
+    let _helper = Helper::start(None)?;
+    let [[few, _], [many, _]] = first_and_last(&caller(), |nth, [taps, _]| {
+        let tap = guest(nth)?.0.tap;
+        taps.take(|| bare.tap(tap.as_str(), bridges[nth % 2]))
+    })?;
+    tell("a tap by the kernel calls alone", &few, &many);
+    run("ip link del br-fc")?;
+    run("ip link del br-fc-b")
 }
 
 /// One more guest: its tap, its way out.
 fn guests() -> Result<()> {
     let _helper = Helper::start(None)?;
     let client = caller();
-    let (mut first, mut last) = Default::default();
-    for nth in 0..MANY {
-        let times = match nth {
-            FEW..30 => Some(&mut first),
-            _ if nth >= MANY - WINDOW => Some(&mut last),
-            _ => None,
-        };
-        add(&client, nth, times)?;
-    }
-    compare("create_tap, the 10th to 30th", &first.0, &last.0, "the 980th to 1,000th: so many times slower");
-    compare("ensure_nat on, the 10th to 30th", &first.1, &last.1, "the 980th to 1,000th: so many times slower");
-    let (_, mut nat) = guest(MANY - 1)?;
-    let mut again = Times::default();
-    for _ in 0..10 * WINDOW {
-        for switch in [Switch::Off, Switch::On] {
-            nat.switch = switch;
-            let call = || client.ensure_nat(&nat);
-            if switch == Switch::On { again.take(call)? } else { call()? }
-        }
-    }
-    compare("ensure_nat on, the 10th to 30th", &first.1, &again, "the 1,000th, again and again");
-    remove(&client, 0..MANY)?;
+    let [[few_taps, few_ways], [many_taps, many_ways]] =
+        first_and_last(&client, |nth, times| add(&client, nth, times))?;
+    tell("create_tap", &few_taps, &many_taps);
+    tell("ensure_nat on, a new tap's", &few_ways, &many_ways);
     run("ip link del br-fc")?;
     run("ip link del br-fc-b")
 }
@@ -76,7 +105,7 @@ fn guests() -> Result<()> {
 fn packets(rounds: usize) -> Result<()> {
     let _helper = Helper::start(None)?;
     let client = caller();
-    (0..FEW).try_for_each(|nth| add(&client, nth, None))?;
+    (0..FEW).try_for_each(|nth| add(&client, nth, &mut Default::default()))?;
     run("ip neigh replace 198.51.100.1 lladdr 02:00:00:00:00:99 dev eth0")?;
     let mut tap = File::from(sys::tapfd::attach("tap-fc-0")?);
     let frame = frame()?;
@@ -88,7 +117,7 @@ fn packets(rounds: usize) -> Result<()> {
         // The first of a block, which finds another's caches, is not counted.
         send(&mut tap)?;
         (0..SENDS).try_for_each(|_| few.take(|| send(&mut tap)))?;
-        (FEW..MANY).try_for_each(|nth| add(&client, nth, None))?;
+        (FEW..MANY).try_for_each(|nth| add(&client, nth, &mut Default::default()))?;
         send(&mut tap)?;
         (0..SENDS).try_for_each(|_| many.take(|| send(&mut tap)))?;
         remove(&client, FEW..MANY)?;

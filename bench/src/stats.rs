@@ -7,6 +7,11 @@ use std::time::{Duration, Instant};
 pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
+    /// Times that were taken elsewhere.
+    pub(crate) fn of(times: Vec<Duration>) -> Times {
+        Times(times)
+    }
+
     /// Runs `act` once and keeps how long it took.
     pub(crate) fn take<T>(&mut self, act: impl FnOnce() -> T) -> T {
         let begin = Instant::now();
@@ -46,7 +51,7 @@ pub(crate) fn compare(what: &str, ours: &Times, theirs: &Times, against: &str) {
 }
 
 /// Median and fastest tenth, in milliseconds.
-fn ms(times: &Times) -> String {
+pub(crate) fn ms(times: &Times) -> String {
     format!("{:.3} ({:.3})", times.at(0.5).as_secs_f64() * 1e3, times.at(0.1).as_secs_f64() * 1e3)
 }
 

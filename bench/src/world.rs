@@ -59,9 +59,12 @@ pub(crate) fn set_up() -> Result<()> {
     );
     fs::write("/run/install.toml", meta)?;
     fs::set_permissions("/run/install.toml", fs::Permissions::from_mode(0o644))?;
+    fs::create_dir("/run/cgroup")?;
     for line in [
-        // The one from outside shows another network's links.
+        // The one from outside shows another network's links; its control groups are the machine's.
+        "mount --rbind /sys/fs/cgroup /run/cgroup",
         "mount -t sysfs -o ro bench /sys",
+        "mount --rbind /run/cgroup /sys/fs/cgroup",
         "ip link set lo up",
         "ip link add eth0 type veth peer name up0",
         "ip addr add 198.51.100.2/24 dev eth0",
@@ -72,6 +75,37 @@ pub(crate) fn set_up() -> Result<()> {
         run(line)?;
     }
     Ok(())
+}
+
+/// Does something twice, told where: with the owner's images and root's logs on the disk that this program was built on,
+/// then in memory.
+pub(crate) fn on_disk_and_in_memory(act: impl Fn(&str) -> Result<()>) -> Result<()> {
+    let disk = beside("bangerd-root")?.with_file_name("bench-disk");
+    for (dir, title) in [(disk, "on a disk"), (PathBuf::from("/run/bench-memory"), "in memory")] {
+        fs::create_dir_all(&dir)?;
+        let done = in_place(&dir, || act(title));
+        fs::remove_dir_all(dir)?;
+        done?;
+    }
+    Ok(())
+}
+
+/// With the owner's images and root's logs below one directory.
+pub(crate) fn in_place(dir: &Path, act: impl Fn() -> Result<()>) -> Result<()> {
+    let places = [("state", "/var/lib/banger", OWNER), ("logs", "/var/lib/banger-root", 0)];
+    for (below, at, owner) in places {
+        let dir = dir.join(below);
+        fs::create_dir_all(&dir)?;
+        fs::create_dir_all(at)?;
+        chown(&dir, Some(owner), Some(owner))?;
+        run(&format!("mount --bind {} {at}", dir.display()))?;
+    }
+    fs::set_permissions("/var/lib/banger-root", fs::Permissions::from_mode(0o700))?;
+    let done = act();
+    for (_, at, _) in places {
+        run(&format!("umount {at}"))?;
+    }
+    done
 }
 
 /// A helper that serves, ended when this is dropped.
@@ -91,6 +125,19 @@ pub(crate) fn beside(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Waits until a program listens.
+pub(crate) fn connects(socket: &str, program: &mut Child) -> Result<()> {
+    let begin = Instant::now();
+    while UnixStream::connect(socket).is_err() {
+        if let Some(status) = program.try_wait()? {
+            bail!("who listens on {socket} ended at once: {status}");
+        }
+        ensure!(begin.elapsed() < Duration::from_secs(10), "nobody listens on {socket}");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
 impl Helper {
     pub(crate) fn start(config: Option<&str>) -> Result<Helper> {
         let begin = Instant::now();
@@ -101,23 +148,30 @@ impl Helper {
         }
         let child = command.spawn()?;
         let mut helper = Helper { child, ready: Duration::ZERO };
-        while UnixStream::connect(SOCKET).is_err() {
-            if let Some(status) = helper.child.try_wait()? {
-                bail!("the helper ended at once: {status}");
-            }
-            ensure!(begin.elapsed() < Duration::from_secs(10), "the helper does not listen");
-            std::thread::sleep(Duration::from_micros(100));
-        }
+        connects(SOCKET, &mut helper.child)?;
         helper.ready = begin.elapsed();
         Ok(helper)
     }
 
     /// A line of `/proc/<pid>/status`, in KiB.
     pub(crate) fn status_kib(&self, key: &str) -> Result<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = text.lines().find(|line| line.starts_with(key)).context("no such line")?;
-        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("no number")
+        status_kib(self.child.id(), key)
     }
+
+    /// The same of its child that has most; 0 without one.
+    pub(crate) fn child_kib(&self, key: &str) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
+        let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        let children: Vec<u32> =
+            lists.flat_map(|list| list.split(' ').filter_map(|n| n.parse().ok()).collect::<Vec<_>>()).collect();
+        children.into_iter().filter_map(|child| status_kib(child, key).ok()).max().unwrap_or(0)
+    }
+}
+
+fn status_kib(pid: u32, key: &str) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find(|line| line.starts_with(key)).context("no such line")?;
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("no number")
 }
 
 impl Drop for Helper {

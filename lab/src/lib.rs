@@ -5,7 +5,7 @@
 //!
 //! | kind | from | body |
 //! |---|---|---|
-//! | 1 wake | host | the time in nanoseconds since 1970, 8 bytes; 32 random bytes |
+//! | 1 wake | host | the time in nanoseconds since 1970, 8 bytes; 64 random bytes |
 //! | 2 awake | lab | the first 16 of those bytes |
 //! | 3 attach | host | texts: mount the second disk at `/lab`; then pairs of a link and what it points to |
 //! | 4 attached | lab | none |

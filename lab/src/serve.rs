@@ -80,7 +80,7 @@ fn wake(body: &[u8]) -> io::Result<()> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "a wake of the wrong length");
     let (nanos, random) = body.split_at_checked(8).ok_or_else(invalid)?;
     let nanos = i64::from_le_bytes(nanos.try_into().map_err(|_| invalid())?);
-    let random: [u8; 32] = random.try_into().map_err(|_| invalid())?;
+    let random: [u8; 64] = random.try_into().map_err(|_| invalid())?;
     clock_settime(ClockId::Realtime, Clock { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 })?;
     sys::entropy::reseed(random)
 }

@@ -8,12 +8,12 @@ mod outside;
 mod place;
 mod timeline;
 mod vm;
-mod vmm;
 mod words;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use banger::daemon::vmm;
 use console::Console;
 use helper::{Connect, Helper, Owner};
 use outside::Outside;
@@ -63,8 +63,8 @@ fn with_helper(owner: &Owner, wishes: &Wishes) -> Result<()> {
 }
 
 fn with_network<F: Connect>(caller: &Caller<F>, owner: &Owner, wishes: &Wishes) -> Result<()> {
-    let choice = vmm::choose();
-    let program = caller.resolve(choice.name)?;
+    let choice = vmm::choose(|name| caller.resolve(name))?;
+    let program = choice.program;
     tell("vmm", &format!("{}: {}", choice.name, choice.why));
     tell_times("network", &caller.network_up()?);
     match wishes.bench {

@@ -1,29 +1,25 @@
-//! What a guest is started from: Debian's kernel, unpacked and never installed; a Debian root file system; the initrd
-//! with the agent. All of it is kept in the cache and not made twice.
+//! What the demo's guest is started from, as `banger` makes it, kept in the cache and not made twice.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use banger::image::initrd::{self, GUEST_MODULES, Module};
-use banger::image::kernel;
+use banger::image::build::{self, BUILD_ROOM, Recipe};
+use banger::image::initrd::GUEST_MODULES;
+use banger::image::progress::Unwatched;
+use banger::image::store::Store;
+use banger::image::{debian, kernel};
 
 use crate::cache::{Cache, Entry, key, mebibytes, remove};
-use crate::{debian, programs};
+use crate::programs;
 
-/// Debian's kernel for virtual machines; the package itself only names the current one.
-const KERNEL: &str = "linux-image-cloud-amd64";
-/// What the demo's guest has beyond a minimal Debian.
-const PACKAGES: &str = "iproute2,iputils-ping";
 /// Raised when an entry is made in another way than before.
-const RECIPE: &[u8] = b"2";
-/// Room that making everything takes, with what apt and mmdebstrap need on the way.
-const ROOM: u64 = 1200 << 20;
-
-pub(crate) const NO_MIRROR: &str =
-    "Debian's packages can't be fetched\n  fix: see whether the mirror in /etc/apt answers: apt-get update";
+const RECIPE: &[u8] = b"4";
+/// Room that the kernel takes on the way.
+const KERNEL_ROOM: u64 = 600 << 20;
+/// The demo's guest writes little, and its disk is copied.
+const ROOT_SIZE: u64 = 1 << 30;
 
 /// The files that a guest is started from.
 pub(crate) struct Guest {
@@ -32,8 +28,9 @@ pub(crate) struct Guest {
     pub(crate) root: PathBuf,
 }
 
-/// Makes what isn't there yet, tells of each part in a line, and gives the paths. `again` makes kernel and root anew.
-pub(crate) fn make(agent: &Path, again: bool) -> Result<Guest> {
+/// Makes what isn't there yet, tells of each part in a line, and gives the paths. `include`: Debian's packages beside what
+/// every guest has. `again` makes kernel and root anew.
+pub(crate) fn make(agent: &Path, include: &[String], again: bool) -> Result<Guest> {
     if std::env::consts::ARCH != "x86_64" {
         bail!("guests are x86-64 so far, this machine is {}", std::env::consts::ARCH);
     }
@@ -42,7 +39,7 @@ pub(crate) fn make(agent: &Path, again: bool) -> Result<Guest> {
     let cache = Cache::open()?;
     println!("cache    {}", cache.directory().display());
     let kernel = kernel(&cache, release, again)?;
-    let root = root(&cache, release, again)?;
+    let root = root(&cache, release, include, again)?;
     let initrd = pack_initrd(&cache, &kernel, &agent)?;
     Ok(Guest { kernel: kernel.join("vmlinux"), initrd, root })
 }
@@ -62,15 +59,17 @@ impl Guest {
 
 fn kernel(cache: &Cache, release: &str, again: bool) -> Result<PathBuf> {
     let modules = GUEST_MODULES.join(" ");
-    let name = format!("kernel-{release}-{}", key([RECIPE, KERNEL.as_bytes(), modules.as_bytes()]));
+    let name = format!("kernel-{release}-{}", key([RECIPE, modules.as_bytes()]));
     let entry = cache.entry(&name, again, |at| {
-        cache.need_room(ROOM)?;
-        println!("kernel   fetching Debian's {KERNEL}; it is unpacked here, not installed");
-        let unpacked = at.join("unpacked");
-        fs::create_dir_all(&unpacked)?;
-        fetch_kernel(&unpacked)?;
-        keep_kernel(&unpacked, at)?;
-        remove(&unpacked)
+        cache.need_room(KERNEL_ROOM)?;
+        println!("kernel   fetching Debian's; it is unpacked here, not installed");
+        let work = at.with_extension("work");
+        fs::create_dir(&work)?;
+        let made = kernel::import_debian(&work, None, &Unwatched);
+        remove(&work)?;
+        fs::create_dir(at)?;
+        made?.write_to(at)?;
+        Ok(())
     })?;
     cache.keep_newest(&format!("kernel-{release}-"), 2)?;
     let version = fs::read_to_string(entry.path.join("version"))?;
@@ -78,114 +77,34 @@ fn kernel(cache: &Cache, release: &str, again: bool) -> Result<PathBuf> {
     Ok(entry.path)
 }
 
-/// Downloads the current kernel's package and unpacks it into a folder.
-pub(crate) fn fetch_kernel(into: &Path) -> Result<()> {
-    debian::with_lists(|| {
-        let shown = programs::output("apt-cache", ["--no-all-versions", "show", KERNEL])?;
-        let depends = shown.lines().find_map(|l| l.strip_prefix("Depends: ")).unwrap_or_default();
-        let package = depends.split([' ', ',']).find(|p| p.starts_with("linux-image-"));
-        let package = package.with_context(|| format!("apt knows no kernel behind {KERNEL}"))?;
-        let mut download = Command::new("apt-get");
-        download.args(["-qq", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(into);
-        programs::run(&mut download)
-    })
-    .context(NO_MIRROR)?;
-    let entries: Vec<PathBuf> = fs::read_dir(into)?.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
-    let package =
-        entries.iter().find(|p| p.extension().is_some_and(|e| e == "deb")).context("apt downloaded nothing")?;
-    programs::output("dpkg-deb", [Path::new("--extract"), package, into])?;
-    Ok(())
-}
-
-/// Takes out of an unpacked package what a guest needs.
-fn keep_kernel(unpacked: &Path, at: &Path) -> Result<()> {
-    let below_lib = ["lib/modules", "usr/lib/modules"].map(|d| unpacked.join(d));
-    let versions = below_lib.iter().find_map(|d| fs::read_dir(d).ok()).context("the package has no modules")?;
-    let modules = versions.filter_map(|e| Some(e.ok()?.path())).next().context("the package has no modules")?;
-    let version = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let image = fs::read(unpacked.join(format!("boot/vmlinuz-{version}"))).context("the package has no kernel")?;
-    fs::write(at.join("vmlinux"), kernel::vmlinux(&image)?)?;
-    fs::create_dir(at.join("modules"))?;
-    let mut order = String::new();
-    for module in initrd::modules(&modules, &GUEST_MODULES)? {
-        fs::write(at.join(format!("modules/{}.ko", module.name)), &module.object)?;
-        order += &format!("{}\n", module.name);
-    }
-    fs::write(at.join("modules/order"), order)?;
-    fs::write(at.join("version"), version)?;
-    Ok(())
-}
-
 fn pack_initrd(cache: &Cache, kernel: &Path, agent: &[u8]) -> Result<PathBuf> {
-    let names = fs::read_to_string(kernel.join("modules/order"))?;
-    let load = |name: &str| {
-        let object = fs::read(kernel.join(format!("modules/{name}.ko")))?;
-        Ok(Module { name: name.to_owned(), object })
-    };
-    let modules: Vec<Module> = names.lines().map(load).collect::<Result<_>>()?;
-    let archive = initrd::pack(agent, &modules);
+    let archive = kernel::initrd(kernel, agent)?;
     let entry = cache.entry(&format!("initrd-{}", key([&archive[..]])), false, |at| Ok(fs::write(at, &archive)?))?;
     cache.keep_newest("initrd-", 4)?;
-    let what = format!("the agent and {} modules, {}", modules.len(), mebibytes(archive.len() as u64));
-    tell("initrd", &what, &entry);
+    tell("initrd", &format!("the agent and the kernel's modules, {}", mebibytes(archive.len() as u64)), &entry);
     Ok(entry.path)
 }
 
-fn root(cache: &Cache, release: &str, again: bool) -> Result<PathBuf> {
-    let name = format!("root-{release}-{}.ext4", key([RECIPE, PACKAGES.as_bytes()]));
-    let work = format!(".making-{name}.work");
-    let entry = cache.entry(&name, again, |at| {
-        if !rustix::process::geteuid().is_root() {
-            bail!("making a root file system needs root\n  fix: sudo, or make demo");
-        }
-        cache.need_room(ROOM)?;
+fn root(cache: &Cache, release: &str, include: &[String], again: bool) -> Result<PathBuf> {
+    let (kind, key) = match include {
+        [] => ("root", key([RECIPE])),
+        packages => ("root-with", key([RECIPE, packages.join(",").as_bytes()])),
+    };
+    let entry = cache.entry(&format!("{kind}-{release}-{key}.ext4"), again, |at| {
+        cache.need_room(BUILD_ROOM)?;
         println!("root     making a Debian {release} root file system with mmdebstrap; this takes a minute");
-        let work = cache.directory().join(work);
-        fs::create_dir(&work)?;
-        let made = bootstrap(release, &work).and_then(|tree| make_ext4(&tree, at));
-        remove(&work)?;
-        made
+        let store = Store::open(&at.with_extension("work"))?;
+        let work = store.work(BUILD_ROOM)?;
+        let recipe = Recipe { size: ROOT_SIZE, include: include.to_vec(), ..Recipe::default() };
+        let made = build::build(&recipe, &work, &Unwatched);
+        let kept = made.map_err(Into::into).and_then(|image| Ok(fs::rename(image, at)?));
+        drop(work);
+        remove(&at.with_extension("work"))?;
+        kept
     })?;
-    cache.keep_newest(&format!("root-{release}-"), 2)?;
+    cache.keep_newest(&format!("{kind}-{release}-"), 2)?;
     tell("root", &format!("Debian {release}, {}", size(&entry.path)?), &entry);
     Ok(entry.path)
-}
-
-/// A minimal Debian in a folder, from the machine's own package sources.
-fn bootstrap(release: &str, work: &Path) -> Result<PathBuf> {
-    let tree = work.join("tree");
-    let mut mmdebstrap = Command::new("mmdebstrap");
-    mmdebstrap.env("TMPDIR", work).args(["--mode=root", "--format=directory", "--variant=apt"]);
-    mmdebstrap.arg(format!("--include={PACKAGES}"));
-    for pattern in ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"] {
-        mmdebstrap.arg(format!("--dpkgopt=path-exclude={pattern}"));
-    }
-    for proxy in debian::proxies()? {
-        mmdebstrap.arg(format!("--aptopt={proxy}"));
-    }
-    mmdebstrap.arg(release).arg(&tree);
-    let (lines, stanzas) = debian::sources(release)?;
-    for (name, text) in [("debian.list", lines), ("debian.sources", stanzas)] {
-        if !text.is_empty() {
-            let file = work.join(name);
-            fs::write(&file, text)?;
-            mmdebstrap.arg(file);
-        }
-    }
-    programs::run(&mut mmdebstrap).context(NO_MIRROR)?;
-    fs::write(tree.join("etc/hostname"), "banger\n")?;
-    Ok(tree)
-}
-
-/// Packs a folder into an ext4 image, sparse, with room to write in.
-fn make_ext4(tree: &Path, image: &Path) -> Result<()> {
-    let mut mke2fs = Command::new("mke2fs");
-    // Tables are written now, not by the guest's kernel in the background.
-    mke2fs.args(["-q", "-F", "-t", "ext4", "-L", "root", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"]);
-    mke2fs.arg("-d").arg(tree).arg(image).arg("1G");
-    programs::run(&mut mke2fs).context("can't make the ext4 image")?;
-    programs::output("fallocate", [Path::new("--dig-holes"), image])?;
-    Ok(())
 }
 
 fn tell(part: &str, what: &str, entry: &Entry) {

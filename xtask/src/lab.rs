@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use baggage::Item;
+use banger::image::debian;
 use lexopt::prelude::*;
 use machine::{Machine, Nested};
 use saved::Wanted;
 
 use crate::cache::{self, Cache};
-use crate::debian;
 
 /// How long a lab runs where nothing else is said.
 const LIMIT: Duration = Duration::from_secs(600);

@@ -1,11 +1,11 @@
 //! The project's chores.
 
 mod cache;
-mod debian;
 mod demo;
 mod guest;
 mod inventory;
 mod lab;
+mod man;
 mod programs;
 mod tidy;
 
@@ -19,7 +19,7 @@ use lexopt::prelude::*;
 const HELP: &str = "\
 usage: cargo xtask COMMAND
 
-  guest --agent FILE [--again] [--copy-to FOLDER]
+  guest --agent FILE [--include PKG,…] [--again] [--copy-to FOLDER]
       make a guest's kernel, initrd and root file system in the cache where they aren't there yet; print their paths
   sweep
       remove from the cache what was left half-made
@@ -27,6 +27,8 @@ usage: cargo xtask COMMAND
       the demo, in the namespaces that demo/run makes for it, its VM in a jail unless told otherwise; or, in turns with a bare QEMU, launches to the first word
   lab, lab-test
       another kernel under emulation; lab/run and lab/test call them
+  man FOLDER
+      write the manual's pages there, one for each command of banger's, and bangerd's
   tidy
       check what no compiler sees: arrows, unsafe, lengths, links, tables
   inventory [--before FILE] [--namespace net:[N]]
@@ -70,23 +72,25 @@ fn run() -> Result<()> {
         Some("lab") => lab::main(arguments, lab::Task::Run),
         Some("lab-test") => lab::main(arguments, lab::Task::Test),
         Some("inventory") => inventory(arguments),
+        Some("man") => man(arguments),
         Some("tidy") => tidy::run(),
         _ => bail!("no command {}; cargo xtask lists them", command.display()),
     }
 }
 
 fn guest(mut arguments: lexopt::Parser) -> Result<()> {
-    let (mut agent, mut again, mut copy_to) = (None, false, None);
+    let (mut agent, mut include, mut again, mut copy_to) = (None, Vec::new(), false, None);
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("agent") => agent = Some(PathBuf::from(arguments.value()?)),
+            Long("include") => include = arguments.value()?.string()?.split(',').map(str::to_owned).collect(),
             Long("again") => again = true,
             Long("copy-to") => copy_to = Some(PathBuf::from(arguments.value()?)),
             other => return Err(other.unexpected().into()),
         }
     }
     let Some(agent) = agent else { bail!("say where the agent is: --agent FILE") };
-    let guest = guest::make(&agent, again)?;
+    let guest = guest::make(&agent, &include, again)?;
     match copy_to {
         Some(folder) => guest.copy_to(&folder),
         None => {
@@ -94,6 +98,11 @@ fn guest(mut arguments: lexopt::Parser) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn man(mut arguments: lexopt::Parser) -> Result<()> {
+    let Some(Value(folder)) = arguments.next()? else { bail!("say where to: cargo xtask man FOLDER") };
+    man::write(std::path::Path::new(&folder))
 }
 
 fn demo(mut arguments: lexopt::Parser) -> Result<()> {

@@ -127,7 +127,7 @@ fn file(file: &File) -> Vec<Violation> {
 }
 
 fn may_be_unsafe(path: &str) -> bool {
-    path.starts_with("crates/sys/") || path.starts_with("crates/image/src/ext2fs")
+    path.starts_with("crates/sys/") || path == "crates/image/src/ext2fs.rs"
 }
 
 fn lines_with<'a>(text: &'a str, wrong: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = usize> + 'a {

@@ -1,79 +1,22 @@
 //! A small blocking host side: one call over anything that reads and writes (a VMM's vsock socket after its `OK`).
 //!
-//! It believes nothing of what comes: lengths, order, credit and sizes are checked, and the call ends at the first
-//! frame that is wrong. Silence is the connection's own to limit (`set_read_timeout`); who sends a byte now and then, or
-//! what means nothing, is cut off here.
+//! It believes as little as [`crate::host`], whose parts it is made of. Silence is the connection's own to limit
+//! (`set_read_timeout`); who sends a byte now and then, or what means nothing, is cut off here.
 
-use std::fmt;
 use std::io::{self, Read, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::flow::Receiver;
+use crate::host::{self, Event, Exec, Failure, Limits, Link, Stage};
+use crate::listeners;
 use crate::protocol::{
-    Call, Decoder, Down, ErrorBody, Exec, Exit, Frame, GRANT, Grant, Hello, Kind, ProtocolError, Started, VERSION,
-    encode, encode_json, encode_strings, stream,
+    Call, Down, Exit, Frame, Hello, Kind, Listed, Listener, ProtocolError, Start, Stats, TimeSet, VERSION, stream,
 };
 
-/// The most bytes of one line of text from the guest that is shown.
-const SHOWN: usize = 200;
-/// How long a frame may take from its first byte to its last.
-const MIDWAY: Duration = Duration::from_secs(10);
-/// The most bytes that come without a frame that means anything: frames that may be skipped, without an end.
-const MOST_SKIPPED: usize = 1 << 20;
-
-/// What can go wrong with a call.
-#[derive(Debug)]
-pub enum Error {
-    /// The connection itself.
-    Io(io::Error),
-    /// The agent doesn't keep to the protocol.
-    Protocol(ProtocolError),
-    /// It closed before the call was answered.
-    Lost,
-    /// It speaks no version that we do, or can't do this.
-    TooOld(&'static str),
-    /// An argument or variable has a NUL, or all of them are more than 64 KiB.
-    BadArguments,
-    /// The program wrote more than the caller takes.
-    TooMuch,
-    /// The agent says why not.
-    Refused(ErrorBody),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => write!(f, "the guest's agent: {error}"),
-            Self::Protocol(error) => write!(f, "the guest's agent sent {error}"),
-            Self::Lost => f.write_str("the guest's agent closed the call before it was answered"),
-            Self::TooOld(what) => write!(f, "the guest's agent is too old for {what}: restart the VM"),
-            Self::BadArguments => f.write_str("arguments: no NUL, and 64 KiB at most for all of them"),
-            Self::TooMuch => f.write_str("the program wrote more than is taken here"),
-            Self::Refused(body) => {
-                let (code, step) = (shown(&body.code), shown(&body.step));
-                write!(f, "the guest's agent: {code} ({step}, errno {})", body.errno)
-            }
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl From<io::Error> for Error {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl From<ProtocolError> for Error {
-    fn from(error: ProtocolError) -> Self {
-        Self::Protocol(error)
-    }
-}
-
-/// A guest's text for a person: printable, and not too long.
-fn shown(text: &str) -> String {
-    text.chars().take(SHOWN).flat_map(char::escape_default).collect()
-}
+pub use crate::host::Failure as Error;
 
 /// A program for [`Client::exec`].
 #[derive(Debug, Clone, Copy)]
@@ -101,11 +44,15 @@ pub struct Output {
     pub stderr: Vec<u8>,
 }
 
+/// An answer without content.
+#[derive(Debug, Deserialize)]
+struct Nothing {}
+
 /// One connection, which is one call.
 #[derive(Debug)]
 pub struct Client<S> {
     io: S,
-    decoder: Decoder,
+    link: Link,
     /// What was read and not decoded yet.
     held: Vec<u8>,
     hello: Hello,
@@ -115,20 +62,13 @@ impl<S: Read + Write> Client<S> {
     /// Reads the agent's HELLO.
     ///
     /// # Errors
-    /// [`Error`]
-    pub fn new(io: S) -> Result<Self, Error> {
+    /// [`Failure`]
+    pub fn new(io: S) -> Result<Self, Failure> {
         let hello =
             Hello { protocol: [0, 0], agent: String::new(), boot: String::new(), init: String::new(), caps: vec![] };
-        let mut client = Self { io, decoder: Decoder::new(), held: Vec::new(), hello };
-        let frame = client.frame()?;
-        if frame.kind != Kind::Hello {
-            return Err(ProtocolError::OutOfPlace.into());
-        }
-        client.hello = frame.json()?;
-        let [lowest, highest] = client.hello.protocol;
-        if !(lowest..=highest).contains(&VERSION) {
-            return Err(Error::TooOld("this program"));
-        }
+        let mut client = Self { io, link: Link::new(Instant::now()), held: Vec::new(), hello };
+        let frame = client.frame(Stage::Greeting)?;
+        client.hello = host::greeted(&frame)?;
         Ok(client)
     }
 
@@ -140,123 +80,192 @@ impl<S: Read + Write> Client<S> {
     /// Waits for an answer.
     ///
     /// # Errors
-    /// [`Error`]
-    pub fn ping(mut self) -> Result<(), Error> {
-        self.ask(&Call::Ping { v: VERSION })?;
-        self.reply()
+    /// [`Failure`]
+    pub fn ping(self) -> Result<(), Failure> {
+        self.ask::<Nothing>(&Call::Ping { v: VERSION }, &[]).map(drop)
     }
 
     /// Ends the machine. The answer says that it has begun.
     ///
     /// # Errors
-    /// [`Error`]; whether the machine ends is then unknown.
-    pub fn down(mut self, how: Down, grace_ms: u32) -> Result<(), Error> {
-        self.ask(&Call::Down { v: VERSION, how, grace_ms })?;
-        self.reply()
+    /// [`Failure`]; whether the machine ends is then unknown.
+    pub fn down(self, how: Down, grace_ms: u32) -> Result<(), Failure> {
+        self.ask::<Nothing>(&Call::Down { v: VERSION, how, grace_ms }, &[]).map(drop)
+    }
+
+    /// Sets the guest's clock to this machine's, where it is off by more than half a second.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn time(self) -> Result<TimeSet, Failure> {
+        self.ask(&Call::Time { v: VERSION, unix_ns: unix_ns() }, &["time"])
+    }
+
+    /// Adds 64 bytes of this machine's randomness to the guest's.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn entropy(self) -> Result<(), Failure> {
+        let bytes = entropy()?;
+        self.ask::<Nothing>(&Call::Entropy { v: VERSION, bytes }, &["entropy"]).map(drop)
+    }
+
+    /// The guest's own figures.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn stats(self) -> Result<Stats, Failure> {
+        self.ask(&Call::Stats { v: VERSION }, &["stats"])
+    }
+
+    /// Has the agent refuse all but `start` from now on, for a machine that is about to be saved.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn arm(self) -> Result<(), Failure> {
+        self.ask::<Nothing>(&Call::Arm { v: VERSION }, &["start"]).map(drop)
+    }
+
+    /// Gives the machine its identity; its time and randomness are filled in here, and nothing is run.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn start(self, start: Start) -> Result<(), Failure> {
+        let start = Start { v: VERSION, unix_ns: unix_ns(), entropy: entropy()?, exec: None, ..start };
+        self.ask::<Nothing>(&Call::Start(Box::new(start)), &["start"]).map(drop)
+    }
+
+    /// Who listens in the guest: its own word, to be shown escaped and not acted upon. Also how many were left out.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn listeners(mut self) -> Result<(Vec<Listener>, u32), Failure> {
+        self.begin(&Call::ListenList { v: VERSION }, &["listen"])?;
+        let (mut flow, mut listed) = (Receiver::default(), listeners::Lines::default());
+        loop {
+            let frame = self.frame(Stage::Starting)?;
+            match (frame.kind, frame.stream) {
+                (Kind::Data, stream::OUT) => {
+                    flow.take(frame.payload.len())?;
+                    listed.take(&frame.payload)?;
+                }
+                _ => {
+                    let reply: Listed = self.answer(&frame)?;
+                    return Ok((listed.end()?, reply.left_out));
+                }
+            }
+        }
     }
 
     /// Runs a program without input to its end.
     ///
     /// # Errors
-    /// [`Error`]. The program's own failure is none: see [`Output::exit`].
-    pub fn exec(mut self, program: Program<'_>) -> Result<Output, Error> {
-        if !self.hello.caps.iter().any(|cap| cap == "exec") {
-            return Err(Error::TooOld("exec"));
-        }
-        let args = encode_strings(program.args).ok_or(Error::BadArguments)?;
-        let env = encode_strings(program.env).ok_or(Error::BadArguments)?;
-        let (user, cwd) = (program.user.into(), program.cwd.into());
-        let exec = Exec { v: VERSION, tty: None, stdin: false, user, cwd, hold: false, linger_s: 0 };
-        let mut out = Vec::new();
-        encode_json(&mut out, Kind::Call, 0, &Call::Exec(exec));
-        encode(&mut out, Kind::Args, 0, &args);
-        encode(&mut out, Kind::Env, 0, &env);
-        self.io.write_all(&out)?;
-        let started = self.frame()?;
-        match started.kind {
-            Kind::Started => drop(started.json::<Started>()?),
-            Kind::Error => return Err(Error::Refused(started.json()?)),
-            _ => return Err(ProtocolError::OutOfPlace.into()),
-        }
-        self.outputs(program.most)
-    }
-
-    fn outputs(&mut self, most: usize) -> Result<Output, Error> {
-        let mut outputs = [Received::default(), Received::default()];
+    /// [`Failure`]. The program's own failure is none: see [`Output::exit`].
+    pub fn exec(mut self, program: Program<'_>) -> Result<Output, Failure> {
+        let strings = |list: &[&str]| list.iter().map(Into::into).collect();
+        let asked = host::Program {
+            args: strings(program.args),
+            env: strings(program.env),
+            user: program.user.into(),
+            cwd: program.cwd.into(),
+            ..host::Program::default()
+        };
+        let now = Instant::now();
+        let mut exec = Exec::after(&self.hello, self.link, &asked, Limits::EMULATED, now)?;
+        exec.receive(&std::mem::take(&mut self.held), now);
+        let mut outputs = [(stream::OUT, Vec::new()), (stream::ERR, Vec::new())];
+        let mut buffer = vec![0; 64 * 1024];
         loop {
-            let frame = self.frame()?;
-            match (frame.kind, frame.stream) {
-                (Kind::Data, stream::OUT | stream::ERR) => {
-                    let grant = outputs[usize::from(frame.stream - stream::OUT)].take(&frame.payload, most)?;
-                    if let Some(bytes) = grant {
-                        let mut out = Vec::new();
-                        encode_json(&mut out, Kind::Grant, frame.stream, &Grant { bytes });
-                        self.io.write_all(&out)?;
+            for (stream, kept) in &mut outputs {
+                while !exec.pending(*stream).is_empty() {
+                    let pending = exec.pending(*stream);
+                    if kept.len() + pending.len() > program.most {
+                        return Err(Failure::TooMuch);
                     }
+                    kept.extend_from_slice(pending);
+                    exec.passed_on(*stream, pending.len());
                 }
-                (Kind::End, stream::OUT | stream::ERR) => outputs[usize::from(frame.stream - stream::OUT)].end()?,
-                (Kind::Exit, _) => {
-                    let exit = frame.json()?;
-                    self.bye();
-                    let [stdout, stderr] = outputs.map(|output| output.bytes);
-                    return Ok(Output { exit, stdout, stderr });
+            }
+            while !exec.output().is_empty() {
+                // That an answered agent doesn't hear of it any more is no failure.
+                match self.io.write(exec.output()) {
+                    Ok(n) if n > 0 => exec.sent(n),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    _ if exec.is_over() => break,
+                    Ok(_) => return Err(Failure::Lost(Stage::Running)),
+                    Err(error) => return Err(error.into()),
                 }
-                (Kind::Error, _) => return Err(Error::Refused(frame.json()?)),
-                _ => return Err(ProtocolError::OutOfPlace.into()),
             }
-        }
-    }
-
-    fn ask(&mut self, call: &Call) -> Result<(), Error> {
-        let mut out = Vec::new();
-        encode_json(&mut out, Kind::Call, 0, call);
-        Ok(self.io.write_all(&out)?)
-    }
-
-    fn reply(&mut self) -> Result<(), Error> {
-        let frame = self.frame()?;
-        match frame.kind {
-            Kind::Reply if frame.payload.first() == Some(&b'{') => {
-                self.bye();
-                Ok(())
-            }
-            Kind::Error => Err(Error::Refused(frame.json()?)),
-            Kind::Reply => Err(ProtocolError::BadPayload.into()),
-            _ => Err(ProtocolError::OutOfPlace.into()),
-        }
-    }
-
-    /// The call is answered; that the agent doesn't hear so any more is no failure.
-    fn bye(&mut self) {
-        let mut out = Vec::new();
-        encode(&mut out, Kind::Bye, 0, &[]);
-        let _ = self.io.write_all(&out);
-    }
-
-    fn frame(&mut self) -> Result<Frame, Error> {
-        let mut buffer = [0; 16 * 1024];
-        let mut skipped = 0;
-        let mut since = Instant::now();
-        loop {
-            while !self.held.is_empty() {
-                if !self.decoder.is_midway() {
-                    since = Instant::now();
+            while let Some(event) = exec.next_event() {
+                match event {
+                    Event::Ended(exit) => {
+                        let [(_, stdout), (_, stderr)] = outputs;
+                        return Ok(Output { exit, stdout, stderr });
+                    }
+                    Event::Failed(failure) => return Err(failure),
+                    Event::Greeted(_) | Event::Started(_) | Event::Gone | Event::Replied(_) => {}
                 }
-                let (used, frame) = self.decoder.take(&self.held)?;
-                self.held.drain(..used);
-                if let Some(frame) = frame {
-                    return Ok(frame);
-                }
-                skipped += used;
-            }
-            if skipped > MOST_SKIPPED {
-                return Err(ProtocolError::OutOfPlace.into());
-            }
-            if self.decoder.is_midway() && since.elapsed() > MIDWAY {
-                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
             match self.io.read(&mut buffer) {
-                Ok(0) => return Err(Error::Lost),
+                Ok(0) => exec.closed(),
+                Ok(n) => exec.receive(&buffer[..n], Instant::now()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+            exec.tick(Instant::now());
+        }
+    }
+
+    /// Makes a call that has one answer.
+    fn ask<T: DeserializeOwned>(mut self, call: &Call, caps: &[&'static str]) -> Result<T, Failure> {
+        self.begin(call, caps)?;
+        let frame = self.frame(Stage::Starting)?;
+        self.answer(&frame)
+    }
+
+    fn begin(&mut self, call: &Call, caps: &[&'static str]) -> Result<(), Failure> {
+        if let Some(what) = host::lacks(&self.hello, caps) {
+            return Err(Failure::TooOld(what));
+        }
+        self.link.call(call);
+        Ok(self.write()?)
+    }
+
+    fn answer<T: DeserializeOwned>(&mut self, frame: &Frame) -> Result<T, Failure> {
+        let answer = match frame.kind {
+            Kind::Reply => frame.json::<T>()?,
+            Kind::Error => return Err(Failure::Refused(frame.json()?)),
+            _ => return Err(ProtocolError::OutOfPlace.into()),
+        };
+        self.link.send(Kind::Bye, 0, &[]);
+        // The call is answered; that the agent doesn't hear so any more is no failure.
+        let _ = self.write();
+        Ok(answer)
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.io.write_all(self.link.output())?;
+        self.link.sent(self.link.output().len());
+        Ok(())
+    }
+
+    fn frame(&mut self, stage: Stage) -> Result<Frame, Failure> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            let now = Instant::now();
+            let mut held = self.held.as_slice();
+            while !held.is_empty() {
+                if let Some(frame) = self.link.take(&mut held, now)? {
+                    self.held = held.to_vec();
+                    return Ok(frame);
+                }
+            }
+            self.held.clear();
+            if self.link.deadline().is_some_and(|deadline| deadline <= now) {
+                return Err(Failure::Late(stage));
+            }
+            match self.io.read(&mut buffer) {
+                Ok(0) => return Err(Failure::Lost(stage)),
                 Ok(n) => self.held.extend_from_slice(&buffer[..n]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
@@ -265,45 +274,20 @@ impl<S: Read + Write> Client<S> {
     }
 }
 
-/// One of the outputs, as far as it has come.
-#[derive(Debug)]
-struct Received {
-    bytes: Vec<u8>,
-    granted: u32,
-    owed: u32,
-    ended: bool,
+/// The time, as `start` and `time` want it.
+pub fn unix_ns() -> u64 {
+    let passed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl Default for Received {
-    fn default() -> Self {
-        Self { bytes: Vec::new(), granted: GRANT, owed: 0, ended: false }
-    }
-}
-
-impl Received {
-    /// Keeps bytes; says what is to be granted.
-    fn take(&mut self, bytes: &[u8], most: usize) -> Result<Option<u32>, Error> {
-        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        if self.ended {
-            return Err(ProtocolError::OutOfPlace.into());
-        }
-        self.granted = self.granted.checked_sub(len).ok_or(ProtocolError::Grant)?;
-        if self.bytes.len() + bytes.len() > most {
-            return Err(Error::TooMuch);
-        }
-        self.bytes.extend_from_slice(bytes);
-        self.owed += len;
-        if self.owed < GRANT / 2 {
-            return Ok(None);
-        }
-        let grant = std::mem::take(&mut self.owed);
-        self.granted += grant;
-        Ok(Some(grant))
-    }
-
-    fn end(&mut self) -> Result<(), Error> {
-        if std::mem::replace(&mut self.ended, true) { Err(ProtocolError::OutOfPlace.into()) } else { Ok(()) }
-    }
+/// 64 bytes of this machine's randomness, as `start` and `entropy` want them.
+///
+/// # Errors
+/// Where there is no /dev/urandom.
+pub fn entropy() -> io::Result<String> {
+    let mut bytes = [0; 64];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -336,6 +320,6 @@ mod tests {
     #[test]
     fn frames_that_mean_nothing_have_an_end() {
         let result = Client::new(Endless(vec![0, 0, 0, 0, 200, 0], 0));
-        assert!(matches!(result, Err(Error::Protocol(ProtocolError::OutOfPlace))));
+        assert!(matches!(result, Err(Failure::Protocol(ProtocolError::TooMany))));
     }
 }

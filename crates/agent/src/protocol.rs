@@ -18,13 +18,17 @@
 //! Each stream starts with 256 KiB granted to its sender.
 
 mod body;
+mod calls;
+mod replies;
 #[cfg(test)]
 mod tests;
 
 pub use body::{
-    Call, Down, ErrorBody, Exec, Exit, ExitCode, ExitSignal, Grant, Hello, Signal, Started, TtySize, decode_strings,
-    encode_json, encode_strings,
+    ErrorBody, Exit, ExitCode, ExitSignal, Grant, Hello, Signal, SignalName, Started, decode_strings, encode_json,
+    encode_strings,
 };
+pub use calls::{Attach, Call, Dial, Down, Exec, Get, Interface, Keep, Put, Start, TtySize};
+pub use replies::{Listed, Listener, Stats, TimeSet};
 
 use std::fmt;
 
@@ -141,6 +145,8 @@ pub enum ProtocolError {
     OutOfPlace,
     /// More data than was granted, or more granted than there can be.
     Grant,
+    /// Frames without end that carry nothing.
+    TooMany,
 }
 
 impl fmt::Display for ProtocolError {
@@ -152,6 +158,7 @@ impl fmt::Display for ProtocolError {
             Self::BadPayload => "a frame whose content is not what its kind says",
             Self::OutOfPlace => "a frame out of place",
             Self::Grant => "more data than was granted",
+            Self::TooMany => "frames without end that carry nothing",
         })
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use agent::client::{Client, Error, Output, Program};
 use agent::protocol::{
-    Call, Decoder, Down, Exec, Exit, ExitCode, ExitSignal, Frame, Grant, Kind, Signal, encode, encode_json,
+    Call, Decoder, Down, Exec, Exit, ExitCode, ExitSignal, Frame, Grant, Kind, Signal, SignalName, encode, encode_json,
     encode_strings, stream,
 };
 
@@ -82,12 +82,12 @@ fn a_program_s_outputs_status_and_surroundings() {
 
 #[test]
 fn a_child_has_a_session_and_no_descriptor_of_the_agent() {
-    let output = sh("cut -d' ' -f1,6 /proc/$$/stat; ls /proc/$$/fd | tr '\\n' ' '; exec grep SigBlk /proc/self/status");
+    let output = sh("cut -d' ' -f1,6 /proc/$$/stat; ls /proc/$$/fd; exec grep SigBlk /proc/self/status");
     let text = String::from_utf8(output.stdout).unwrap();
     let (first, rest) = text.split_once('\n').unwrap();
     let (pid, session) = first.split_once(' ').unwrap();
     assert_eq!(pid, session);
-    assert_eq!(rest, "0 1 2 SigBlk:\t0000000000000000\n");
+    assert_eq!(rest, "0\n1\n2\nSigBlk:\t0000000000000000\n");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn what_can_t_be_started_says_why() {
     assert_eq!(code(&["no-such-program-here"]), "not_found");
     assert_eq!(code(&["/etc"]), "not_executable");
     assert_eq!(code(&["/etc/passwd"]), "not_executable");
-    assert_eq!(code(&[]), "not_found");
+
     let agent = Agent::start();
     let at = |user, cwd| Program { args: &["/bin/true"], env: &[], user, cwd, most: 0 };
     assert!(
@@ -241,7 +241,7 @@ fn a_program_that_closes_its_input_goes_on() {
 fn a_signal_reaches_the_group() {
     let mut raw = Raw::exec(&["/bin/sh", "-c", "sleep 60 & wait"], false);
     let mut out = Vec::new();
-    encode_json(&mut out, Kind::Signal, 0, &Signal { signal: "TERM".into() });
+    encode_json(&mut out, Kind::Signal, 0, &Signal { signal: SignalName::Term });
     raw.agent.socket.write_all(&out).unwrap();
     let (_, exit) = raw.rest();
     assert_eq!(exit.json::<Exit>().unwrap(), Exit::Signal(ExitSignal { signal: 15, core: false, oom: false }));

@@ -24,7 +24,11 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn open(path: &Path, limit: Duration) -> io::Result<Stream> {
+    /// Connects; all that is read and written is over within `limit`.
+    ///
+    /// # Errors
+    /// The socket's, [`io::ErrorKind::TimedOut`] where nobody takes the connection.
+    pub fn open(path: &Path, limit: Duration) -> io::Result<Stream> {
         let until = Instant::now() + limit;
         let address = SocketAddrUnix::new(path)?;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

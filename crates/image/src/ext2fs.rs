@@ -1,53 +1,23 @@
 //! libext2fs, as far as it is used here: declarations written by hand, and an open file system that is safe to use.
 //!
-//! Here and in its [`channel`] stands all unsafe code beside `sys`. What the library does with a hostile image, no wrapper can make
-//! safe: that is why it runs in a process without rights. What is kept here is our side: pointers that live as long
-//! as they are used, buffers that are as long as it is told.
+//! All unsafe code beside `sys` stands here. What the library does with a hostile image, no wrapper can make safe: that
+//! is why it runs in a process without rights. What is kept here is our side: pointers that live as long as they are
+//! used, buffers that are as long as it is told.
 //!
 //! `ext2fs.h` of e2fsprogs 1.46 and later (soname `libext2fs.so.2`).
 #![allow(unsafe_code)]
 
-mod channel;
+pub mod code;
+
+pub use code::Failed;
 
 use crate::inode::Inode;
 use crate::overlay::Overlay;
 use crate::superblock::Superblock;
 use std::cell::Cell;
-use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::fmt;
 use std::ptr;
-
-/// What the library answers, from `ext2_err.et`.
-pub mod code {
-    use std::ffi::c_long;
-    /// Below this a code is an errno.
-    pub const BASE: c_long = 2_133_571_328;
-    pub(super) const SHORT_READ: c_long = BASE + 36;
-    pub(super) const SHORT_WRITE: c_long = BASE + 37;
-    /// A directory has no room for a name.
-    pub const DIR_NO_SPACE: c_long = BASE + 38;
-    /// Features that the library doesn't know.
-    pub const UNSUPP_FEATURE: c_long = BASE + 67;
-    /// Features that it doesn't know how to write.
-    pub const RO_UNSUPP_FEATURE: c_long = BASE + 68;
-    /// No memory.
-    pub const NO_MEMORY: c_long = BASE + 70;
-    /// No free block.
-    pub const BLOCK_ALLOC_FAIL: c_long = BASE + 72;
-    /// No free inode.
-    pub const INODE_ALLOC_FAIL: c_long = BASE + 73;
-    /// More blocks than a file can have.
-    pub const FILE_TOO_BIG: c_long = BASE + 82;
-    /// A directory's index of a kind that is not known.
-    pub const DIRHASH_UNSUPP: c_long = BASE + 89;
-    pub(super) const FILESYSTEM_CORRUPTED: c_long = BASE + 174;
-    pub(super) const MAGIC_IO_CHANNEL: c_long = BASE + 5;
-    pub(super) const MAGIC_IO_MANAGER: c_long = BASE + 7;
-}
-
-/// A code of the library's, not 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failed(pub c_long);
 
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,6 +47,8 @@ struct Extents {
 
 /// The last argument is a `va_list`, which is passed by a pointer.
 type Complaint = unsafe extern "C" fn(*const c_char, c_long, *const c_char, *mut c_void);
+/// A block was taken (1) or given back (-1).
+type Counted = unsafe extern "C" fn(*mut Filsys, u64, c_int);
 type DirFunction = unsafe extern "C" fn(u32, c_int, *mut u8, c_int, c_int, *mut u8, *mut c_void) -> c_int;
 
 #[link(name = "ext2fs")]
@@ -88,7 +60,7 @@ unsafe extern "C" {
         flags: c_int,
         superblock: c_int,
         block_size: u32,
-        manager: *const channel::Manager,
+        manager: *const Manager,
         fs: *mut *mut Filsys,
     ) -> c_long;
     fn ext2fs_close_free(fs: *mut *mut Filsys) -> c_long;
@@ -135,6 +107,7 @@ unsafe extern "C" {
         function: DirFunction,
         private: *mut c_void,
     ) -> c_long;
+    fn ext2fs_set_block_alloc_stats_callback(fs: *mut Filsys, function: Counted, old: *mut Option<Counted>);
     fn ext2fs_bg_free_blocks_count(fs: *mut Filsys, group: u32) -> u32;
     fn ext2fs_bg_free_inodes_count(fs: *mut Filsys, group: u32) -> u32;
 }
@@ -144,15 +117,6 @@ unsafe extern "C" {
     fn error_message(code: c_long) -> *const c_char;
     fn set_com_err_hook(hook: Complaint) -> Option<Complaint>;
 }
-
-const FLAG_RW: c_int = 1;
-const FLAG_64BITS: c_int = 0x2_0000;
-const FALLOCATE_FORCE_INIT: c_int = 2;
-const FALLOCATE_INIT_BEYOND_EOF: c_int = 8;
-const BMAP_RET_UNINIT: c_int = 1;
-const DIRENT_CHANGED: c_int = 1;
-const DIRENT_ABORT: c_int = 2;
-const FT_REG_FILE: c_int = 1;
 
 fn answer(code: c_long) -> Result<()> {
     if code == 0 { Ok(()) } else { Err(Failed(code)) }
@@ -188,9 +152,9 @@ impl<'a> Fs<'a> {
     /// What the library answers.
     pub fn open(overlay: &'a Overlay<'a>, superblock: &Superblock, access: Access) -> Result<Fs<'a>> {
         let mut raw = ptr::null_mut();
-        let flags = FLAG_64BITS | if access == Access::Write { FLAG_RW } else { 0 };
-        let (name, manager) = (channel::NAME.as_ptr(), &raw const channel::MANAGER);
-        channel::offer(overlay);
+        let flags = code::FLAG_64BITS | if access == Access::Write { code::FLAG_RW } else { 0 };
+        let (name, manager) = (NAME.as_ptr(), &raw const MANAGER);
+        offer(overlay);
         // SAFETY: `complained` is what the library calls, and stays.
         unsafe { set_com_err_hook(complained) };
         // SAFETY: name and manager are static; the channel made meanwhile points to `overlay`, which outlives `Fs`.
@@ -199,6 +163,9 @@ impl<'a> Fs<'a> {
         if access == Access::Write {
             // SAFETY: `raw` is open.
             answer(unsafe { ext2fs_read_bitmaps(fs.raw) })?;
+            GIVEN_BACK.set(false);
+            // SAFETY: `raw` is open, and `counted` stays; who was told before isn't asked for.
+            unsafe { ext2fs_set_block_alloc_stats_callback(fs.raw, counted, ptr::null_mut()) };
         }
         Ok(fs)
     }
@@ -295,7 +262,7 @@ impl<'a> Fs<'a> {
         let (flags_at, to) = (&raw mut flags, &raw mut physical);
         // SAFETY: `inode` and both answers are ours for the call; without a buffer the library takes its own.
         answer(unsafe { ext2fs_bmap2(self.raw, ino, inode, ptr::null_mut(), 0, block, flags_at, to) })?;
-        Ok((physical != 0 && flags & BMAP_RET_UNINIT == 0).then_some(physical))
+        Ok((physical != 0 && flags & code::BMAP_RET_UNINIT == 0).then_some(physical))
     }
 
     /// Gives a file its first `blocks` blocks, as written ones: their bytes are to be put there by the caller.
@@ -303,9 +270,14 @@ impl<'a> Fs<'a> {
     /// # Errors
     /// `BLOCK_ALLOC_FAIL` where not enough are free.
     pub fn allocate(&self, ino: u32, inode: &mut Inode, blocks: u64) -> Result<()> {
-        let flags = FALLOCATE_FORCE_INIT | FALLOCATE_INIT_BEYOND_EOF;
+        let flags = code::FALLOCATE_FORCE_INIT | code::FALLOCATE_INIT_BEYOND_EOF;
         // SAFETY: `inode` is ours for the call; a goal of all ones lets the library choose.
         answer(unsafe { ext2fs_fallocate(self.raw, flags, ino, inode, u64::MAX, 0, blocks) })
+    }
+
+    /// Whether a block was given back since it was opened. While none was, what is taken was free in the image.
+    pub fn has_given_back(&self) -> bool {
+        GIVEN_BACK.get()
     }
 
     /// Frees a file's blocks from `start` on.
@@ -358,7 +330,7 @@ impl<'a> Fs<'a> {
     pub fn link(&self, dir: u32, name: &[u8], ino: u32) -> Result<()> {
         let name = c_string(name)?;
         // SAFETY: `name` ends with NUL and lives for the call.
-        answer(unsafe { ext2fs_link(self.raw, dir, name.as_ptr(), ino, FT_REG_FILE) })
+        answer(unsafe { ext2fs_link(self.raw, dir, name.as_ptr(), ino, code::FT_REG_FILE) })
     }
 
     /// Gives a directory one more block.
@@ -417,6 +389,14 @@ impl Drop for Fs<'_> {
 thread_local! {
     /// Whether the library has complained.
     static COMPLAINTS: Cell<bool> = const { Cell::new(false) };
+    /// Whether a block was given back.
+    static GIVEN_BACK: Cell<bool> = const { Cell::new(false) };
+}
+
+unsafe extern "C" fn counted(_fs: *mut Filsys, _block: u64, taken: c_int) {
+    if taken < 0 {
+        GIVEN_BACK.set(true);
+    }
 }
 
 unsafe extern "C" fn complained(_who: *const c_char, _code: c_long, _format: *const c_char, _values: *mut c_void) {
@@ -453,10 +433,167 @@ unsafe extern "C" fn one_entry(
     }
     search.found = Some(u32::from_le_bytes([head[0], head[1], head[2], head[3]]));
     match search.becomes {
-        None => DIRENT_ABORT,
+        None => code::DIRENT_ABORT,
         Some(ino) => {
             head[..4].copy_from_slice(&ino.to_le_bytes());
-            DIRENT_ABORT | DIRENT_CHANGED
+            code::DIRENT_ABORT | code::DIRENT_CHANGED
         }
+    }
+}
+
+// The library's input and output: an `io_manager` over the overlay. `ext2_io.h`.
+
+/// `struct_io_manager`: how the library reads and writes. Calls that are not set it does without.
+#[repr(C)]
+struct Manager {
+    magic: c_long,
+    name: *const c_char,
+    open: unsafe extern "C" fn(*const c_char, c_int, *mut *mut Channel) -> c_long,
+    close: unsafe extern "C" fn(*mut Channel) -> c_long,
+    set_block_size: unsafe extern "C" fn(*mut Channel, c_int) -> c_long,
+    read: unsafe extern "C" fn(*mut Channel, c_ulong, c_int, *mut u8) -> c_long,
+    write: unsafe extern "C" fn(*mut Channel, c_ulong, c_int, *const u8) -> c_long,
+    flush: unsafe extern "C" fn(*mut Channel) -> c_long,
+    write_byte: Unset,
+    set_option: Unset,
+    get_stats: Unset,
+    read64: unsafe extern "C" fn(*mut Channel, c_ulong, c_int, *mut u8) -> c_long,
+    write64: unsafe extern "C" fn(*mut Channel, c_ulong, c_int, *const u8) -> c_long,
+    discard: Unset,
+    readahead: Unset,
+    zeroout: Unset,
+    reserved: [c_long; 14],
+}
+
+type Unset = Option<unsafe extern "C" fn() -> c_long>;
+
+/// `struct_io_channel`.
+#[repr(C)]
+struct Channel {
+    magic: c_long,
+    manager: *const Manager,
+    name: *const c_char,
+    block_size: c_int,
+    read_error: Unset,
+    write_error: Unset,
+    references: c_int,
+    flags: c_int,
+    reserved: [c_long; 14],
+    overlay: *const Overlay<'static>,
+    application: *mut c_void,
+    align: c_int,
+}
+
+const _: () = assert!(size_of::<Manager>() == 240 && size_of::<Channel>() == 192, "ext2_io.h on 64 bits");
+
+// SAFETY: never changed, and its pointers are to what is static.
+unsafe impl Sync for Manager {}
+
+static NAME: &CStr = c"image";
+
+static MANAGER: Manager = Manager {
+    magic: code::MAGIC_IO_MANAGER,
+    name: NAME.as_ptr(),
+    open: channel_open,
+    close: channel_close,
+    set_block_size: channel_set_block_size,
+    read: channel_read,
+    write: channel_write,
+    flush: channel_flush,
+    write_byte: None,
+    set_option: None,
+    get_stats: None,
+    read64: channel_read,
+    write64: channel_write,
+    discard: None,
+    readahead: None,
+    zeroout: None,
+    reserved: [0; 14],
+};
+
+thread_local! {
+    /// What the channel that is opened next is to show: the library passes on a name and nothing else.
+    static OFFERED: Cell<*const Overlay<'static>> = const { Cell::new(ptr::null()) };
+}
+
+/// Offers an overlay to the channel that this thread opens next. It must live as long as that channel.
+fn offer(overlay: &Overlay<'_>) {
+    OFFERED.set(ptr::from_ref(overlay).cast());
+}
+
+unsafe extern "C" fn channel_open(_name: *const c_char, _flags: c_int, into: *mut *mut Channel) -> c_long {
+    let channel = Box::new(Channel {
+        magic: code::MAGIC_IO_CHANNEL,
+        manager: &raw const MANAGER,
+        name: NAME.as_ptr(),
+        block_size: 1024,
+        read_error: None,
+        write_error: None,
+        references: 1,
+        flags: 0,
+        reserved: [0; 14],
+        overlay: OFFERED.get(),
+        application: ptr::null_mut(),
+        align: 0,
+    });
+    // SAFETY: the library gave a place for it, and gives it back to `channel_close`.
+    unsafe { *into = Box::into_raw(channel) };
+    0
+}
+
+unsafe extern "C" fn channel_close(channel: *mut Channel) -> c_long {
+    // SAFETY: the library passes a channel of ours that is open, and uses it nowhere else meanwhile.
+    let open = unsafe { &mut *channel };
+    open.references -= 1;
+    if open.references == 0 {
+        // SAFETY: `channel_open` made it by `Box::into_raw`, and its last user gives it back.
+        drop(unsafe { Box::from_raw(channel) });
+    }
+    0
+}
+
+unsafe extern "C" fn channel_set_block_size(channel: *mut Channel, size: c_int) -> c_long {
+    // SAFETY: the library passes a channel of ours that is open.
+    unsafe { (*channel).block_size = size };
+    0
+}
+
+unsafe extern "C" fn channel_flush(_channel: *mut Channel) -> c_long {
+    0
+}
+
+unsafe extern "C" fn channel_read(channel: *mut Channel, block: c_ulong, count: c_int, into: *mut u8) -> c_long {
+    // SAFETY: the library passes a channel of ours that is open.
+    let channel = unsafe { &*channel };
+    // SAFETY: the overlay outlives the `Fs` whose channel this is.
+    let overlay = unsafe { &*channel.overlay };
+    let Some((offset, length)) = channel.span(block, count) else { return code::SHORT_READ };
+    // SAFETY: the library's buffer has room for what it asks: `count` blocks, or that many bytes where it is negative.
+    let into = unsafe { std::slice::from_raw_parts_mut(into, length) };
+    into.fill(0);
+    if overlay.read(offset, into).is_ok() { 0 } else { code::SHORT_READ }
+}
+
+unsafe extern "C" fn channel_write(channel: *mut Channel, block: c_ulong, count: c_int, from: *const u8) -> c_long {
+    // SAFETY: the library passes a channel of ours that is open.
+    let channel = unsafe { &*channel };
+    // SAFETY: the overlay outlives the `Fs` whose channel this is.
+    let overlay = unsafe { &*channel.overlay };
+    let Some((offset, length)) = channel.span(block, count) else { return code::SHORT_WRITE };
+    // SAFETY: the library's buffer holds what it wants to be written: `count` blocks, or that many bytes.
+    let from = unsafe { std::slice::from_raw_parts(from, length) };
+    if overlay.write(offset, from).is_ok() { 0 } else { code::SHORT_WRITE }
+}
+
+impl Channel {
+    /// Where `count` blocks from `block` on begin, and how many bytes they are. A negative count is one of bytes.
+    fn span(&self, block: c_ulong, count: c_int) -> Option<(u64, usize)> {
+        let block_size = usize::try_from(self.block_size).ok()?;
+        let length = match usize::try_from(count) {
+            Ok(blocks) => blocks.checked_mul(block_size)?,
+            Err(_) => usize::try_from(count.unsigned_abs()).ok()?,
+        };
+        let offset = block.checked_mul(u64::try_from(block_size).ok()?)?;
+        Some((offset, length))
     }
 }

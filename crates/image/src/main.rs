@@ -1,14 +1,17 @@
 //! `banger-image`: the worker that `bangerd-root` starts for one request about an image.
 //!
-//! It has the descriptors that [`wire::worker::fd`] names and nothing else. Before it reads the image's first byte it
-//! gives up what it can; what is left to whoever takes it over are other bytes for that image.
+//! It has a socket and nothing else, gives up what it can, and waits there for its job. The rest it gives up before it
+//! reads the image's first byte; what is left to whoever takes it over are other bytes for that image.
 
 use image::overlay::Overlay;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, memfd_create, seek};
+use rustix::io::retry_on_intr;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal, getrlimit};
 use std::fs::File;
-use std::io::Write;
+use std::io::{IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
@@ -16,7 +19,7 @@ use sys::confine::Call;
 use wire::worker::ask::{self, Ask};
 use wire::worker::log::{MAX_DATA, MAX_LOG};
 use wire::worker::reply::Reply;
-use wire::worker::{MAX_READ, MAX_REPLAY, Malformed, fd};
+use wire::worker::{JOB, MAX_READ, MAX_REPLAY, Malformed, PASSED};
 
 /// Address space: bitmaps and groups of some terabytes, and a request's head.
 const MEMORY: u64 = 256 << 20;
@@ -64,9 +67,9 @@ fn main() -> ExitCode {
 }
 
 struct Given {
+    socket: File,
     image: File,
     size: u64,
-    reply: File,
     request: File,
     /// The request's length.
     asked: u64,
@@ -76,29 +79,51 @@ struct Given {
 }
 
 fn work(given: &Given) -> Result<(), String> {
-    let Given { image, size, reply, request, asked, out, scratch } = given;
-    confine()?;
+    let Given { socket, image, size, request, asked, out, scratch } = given;
     // A refusal is an answer; an error is a request that is none.
     let answer = match read_ask(request, *asked)? {
         Ask::Read(path) => image::read::read(&Overlay::new(image, *size, scratch, MAX_REPLAY), &path, out),
-        Ask::Write(files) => image::write::write(&Overlay::new(image, *size, out, MAX_DATA), request, &files),
+        Ask::Write(files) => image::write::write(&Overlay::new(image, *size, out, MAX_DATA), &files),
     };
     let answer = answer.unwrap_or_else(Reply::from);
-    (&*reply).write_all(&answer.encode()).map_err(|error| format!("the reply could not be sent: {error}"))
+    (&*socket).write_all(&answer.encode()).map_err(|error| format!("the reply could not be sent: {error}"))
 }
 
 fn take() -> Result<Given, String> {
-    let passed = sys::sandbox::take_passed(fd::COUNT)
-        .map_err(|error| format!("descriptors 3 to 6 are needed: {error}; this program is started by bangerd-root"))?;
-    let passed: [OwnedFd; fd::COUNT as usize] =
-        passed.try_into().map_err(|_| "not as many descriptors as asked for")?;
-    let [image, reply, request, out] = passed.map(File::from);
+    let passed = sys::sandbox::take_passed(1)
+        .map_err(|error| format!("descriptor 3 is needed: {error}; this program is started by bangerd-root"))?;
+    let [socket]: [OwnedFd; 1] = passed.try_into().map_err(|_| "not as many descriptors as asked for")?;
+    let scratch = scratch().map_err(|errno| format!("a file in memory: {errno}"))?;
+    end_with_the_helper(&socket)?;
+    confine()?;
+    let [image, request, out] = job(&socket)?.map(File::from);
     // A block device tells its length by its end alone.
     let length = |file: &File| seek(file, SeekFrom::End(0)).map_err(|errno| format!("a file's length: {errno}"));
     let (size, asked) = (length(&image)?, length(&request)?);
-    let scratch = scratch().map_err(|errno| format!("a file in memory: {errno}"))?;
-    end_with_the_helper(&reply)?;
-    Ok(Given { image, size, reply, request, asked, out, scratch: File::from(scratch) })
+    limit(Resource::Nofile, 0)?;
+    sys::confine::allow_calls(CALLS).map_err(|error| format!("seccomp: {error}"))?;
+    Ok(Given { socket: File::from(socket), image, size, request, asked, out, scratch: File::from(scratch) })
+}
+
+/// Waits for the job: image, request, and where the result goes.
+fn job(socket: &OwnedFd) -> Result<[OwnedFd; PASSED], String> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PASSED))];
+    let (mut control, mut byte) = (RecvAncillaryBuffer::new(&mut space), [0]);
+    let mut into = [IoSliceMut::new(&mut byte)];
+    let came = retry_on_intr(|| recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC))
+        .map_err(|errno| format!("the job: recvmsg: {errno}"))?;
+    let passed: Vec<OwnedFd> = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if (came.bytes, byte) != (1, [JOB]) {
+        return Err("no job came".to_owned());
+    }
+    passed.try_into().map_err(|_| "a job without its descriptors".to_owned())
 }
 
 /// A file in memory that whoever takes this process over can't make larger: the kernel counts it as nobody's.
@@ -109,20 +134,20 @@ fn scratch() -> rustix::io::Result<OwnedFd> {
     Ok(scratch)
 }
 
-/// From now on the worker ends with the helper, which may have ended before: then nobody reads the reply.
-fn end_with_the_helper(reply: &File) -> Result<(), String> {
+/// From now on the worker ends with the helper, which may have ended before: then nobody asks it anything.
+fn end_with_the_helper(socket: &OwnedFd) -> Result<(), String> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|errno| format!("PR_SET_PDEATHSIG: {errno}"))?;
-    let mut reader = [PollFd::new(reply, PollFlags::OUT)];
+    let mut reader = [PollFd::new(socket, PollFlags::OUT)];
     let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut reader, Some(&none)).map_err(|errno| format!("poll: {errno}"))?;
     if reader[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
-        return Err("nobody waits for the reply".to_owned());
+        return Err("nobody is there to ask it".to_owned());
     }
     Ok(())
 }
 
-/// Gives up rights, in the only order that works: seccomp ends it all.
+/// Gives up all that it doesn't need to take its job.
 fn confine() -> Result<(), String> {
     if rustix::process::geteuid().is_root() || rustix::process::getuid().is_root() {
         return Err("this program does not run as root".to_owned());
@@ -137,28 +162,28 @@ fn confine() -> Result<(), String> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|errno| format!("PR_SET_DUMPABLE: {errno}"))?;
     sys::confine::deny_names().map_err(|error| format!("Landlock: {error}"))?;
-    for (resource, most) in [
+    let bounds = [
         (Resource::As, MEMORY),
         (Resource::Cpu, TIME),
         (Resource::Fsize, MAX_LOG.max(MAX_READ)),
-        (Resource::Nofile, 0),
         (Resource::Nproc, 0),
         (Resource::Core, 0),
-    ] {
-        // What the helper has set already stays where it is lower.
-        let most = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
-        let limit = Rlimit { current: Some(most), maximum: Some(most) };
-        rustix::process::setrlimit(resource, limit).map_err(|errno| format!("setrlimit {resource:?}: {errno}"))?;
-    }
-    sys::confine::allow_calls(CALLS).map_err(|error| format!("seccomp: {error}"))
+    ];
+    bounds.into_iter().try_for_each(|(resource, most)| limit(resource, most))
+}
+
+fn limit(resource: Resource, most: u64) -> Result<(), String> {
+    // What the helper has set already stays where it is lower.
+    let most = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
+    let limit = Rlimit { current: Some(most), maximum: Some(most) };
+    rustix::process::setrlimit(resource, limit).map_err(|errno| format!("setrlimit {resource:?}: {errno}"))
 }
 
 fn read_ask(request: &File, length: u64) -> Result<Ask, String> {
     let unread = |error| format!("the request can't be read: {error}");
     let bad = |error: Malformed| format!("the request: {error}");
-    let mut prefix = [0; ask::PREFIX];
-    request.read_exact_at(&mut prefix, 0).map_err(unread)?;
-    let mut head = vec![0; ask::head_length(&prefix).map_err(bad)?];
-    request.read_exact_at(&mut head, 0).map_err(unread)?;
-    ask::decode(&head, length).map_err(bad)
+    let length = usize::try_from(length).ok().filter(|length| *length <= ask::MAX_REQUEST);
+    let mut bytes = vec![0; length.ok_or_else(|| "the request is too long".to_owned())?];
+    request.read_exact_at(&mut bytes, 0).map_err(unread)?;
+    ask::decode(&bytes).map_err(bad)
 }

@@ -14,7 +14,7 @@ use wire::worker::MAX_READ;
 use wire::worker::reply::{Reply, Why};
 
 /// How much is copied at once: a multiple of every block size.
-pub(crate) const PIECE: usize = 256 << 10;
+const PIECE: usize = 256 << 10;
 
 /// Puts a file's bytes into `out`, from its beginning.
 ///

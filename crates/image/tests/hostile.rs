@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use wire::image::NewFile;
 use wire::name::guest_path::GuestPath;
 use wire::worker::ask;
 use wire::worker::reply::{Reply, Why};
@@ -110,7 +111,7 @@ struct Count {
 }
 
 impl Count {
-    fn one(&self, image: &Image, ended: &Ended) {
+    fn one(&self, image: &Image, ended: &Ended, files: &[NewFile]) {
         assert!(ended.took < LONGEST, "{:?}", ended.took);
         let counter = match &ended.reply {
             Ok(Reply::Read { size }) => {
@@ -119,7 +120,7 @@ impl Count {
             }
             Ok(Reply::Written { log, changes, .. }) => {
                 assert_eq!(ended.out.len() as u64, *log);
-                assert_eq!(image.apply(&ended.out), *changes);
+                assert_eq!(image.apply(&ended.out, files), *changes);
                 &self.written
             }
             Ok(Reply::Refused { why, text }) => {
@@ -149,14 +150,12 @@ fn two_thousand_bent_images() {
     ];
     let count = Count::default();
     let path = GuestPath::new("/d/f").unwrap();
-    let put = request(&[
-        file("/d/new", &bytes(5000, 1), 0o644),
-        file("/d/f", &bytes(9000, 2), 0o644),
-        file("/e/a/b", b"x", 0o644),
-    ]);
+    let files =
+        [file("/d/new", &bytes(5000, 1), 0o644), file("/d/f", &bytes(9000, 2), 0o644), file("/e/a/b", b"x", 0o644)];
+    let put = request(&files);
     std::thread::scope(|scope| {
         for thread in 0..4_u64 {
-            let (targets, count, path, put) = (&targets, &count, &path, &put);
+            let (targets, count, path, put, files) = (&targets, &count, &path, &put, &files);
             scope.spawn(move || {
                 let mut dice = Dice(thread);
                 for n in 0..520 {
@@ -167,8 +166,8 @@ fn two_thousand_bent_images() {
                     for (at, bytes) in bend(target, &mut dice) {
                         out.write_all_at(&bytes, at).unwrap();
                     }
-                    count.one(&image, &image.worker(&ask::read(path)));
-                    count.one(&image, &image.worker(put));
+                    count.one(&image, &image.worker(&ask::read(path)), &[]);
+                    count.one(&image, &image.worker(put), files);
                     assert_eq!(target.path, path.as_str());
                 }
             });
@@ -187,7 +186,8 @@ fn superblocks_that_ask_for_the_impossible() {
     let image = Image::new("8M", &["-b", "1024", "-O", "^metadata_csum,^uninit_bg"]);
     let count = Count::default();
     let path = GuestPath::new("/x").unwrap();
-    let put = request(&[file("/x", b"x", 0o644)]);
+    let files = [file("/x", b"x", 0o644)];
+    let put = request(&files);
     for (offset, value) in [
         (0x00, u32::MAX),
         (0x04, u32::MAX),
@@ -215,7 +215,7 @@ fn superblocks_that_ask_for_the_impossible() {
                 let ended = common::worker(&bent.path(), bent.dir.path(), ask);
                 assert!(ended.took < LONGEST, "{offset:#x}: {:?}", ended.took);
                 if !large {
-                    count.one(&bent, &ended);
+                    count.one(&bent, &ended, &files);
                 }
             }
         }

@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::{Image, bytes, file, ok};
+use common::{Image, bytes, file, ok, request};
 use std::fs;
+use wire::image::NewFile;
+use wire::worker::log::From;
 use wire::worker::reply::Why;
 
 /// What `read` and `write` refuse, by kind.
@@ -152,6 +154,49 @@ fn a_full_image_stays_as_it_was() {
         image.write(&[file("/f0", &bytes(largest, 9), 0o644)]).unwrap();
         image.is_clean();
         assert!(image.read("/f0").unwrap() == bytes(largest, 9));
+    }
+}
+
+/// How many of a write's changes are a file's, and of these how many may be put in their places before it is made.
+fn kinds(image: &Image, files: &[NewFile]) -> (usize, usize) {
+    let ended = image.worker(&request(files));
+    let changes = image.proposed(&ended.out, files);
+    let kinds: Vec<bool> = changes
+        .iter()
+        .filter_map(|change| match change.from {
+            From::File { fresh, .. } => Some(fresh),
+            From::Log { .. } => None,
+        })
+        .collect();
+    image.write(files).unwrap();
+    image.is_clean();
+    (kinds.len(), kinds.iter().filter(|fresh| **fresh).count())
+}
+
+#[test]
+fn only_what_was_free_is_written_before_the_write_is_made() {
+    for (block, features) in [("1024", "^has_journal"), ("4096", "^has_journal"), ("1024", "^has_journal,bigalloc")] {
+        let image = Image::new("16M", &["-b", block, "-O", features]);
+        let put = |seed| [file("/a", &bytes(300_000, seed), 0o644), file("/b", &bytes(5, seed), 0o644)];
+        // New ones, such that are replaced, one twice in one request: what is replaced gives nothing to its successor.
+        for seed in 1..4 {
+            let (all, fresh) = kinds(&image, &put(seed));
+            assert!(all >= 2 && fresh == all, "{fresh} of {all}");
+        }
+        let twice = [file("/a", &bytes(200_000, 8), 0o644), file("/a", &bytes(100_000, 9), 0o644)];
+        let (all, ok) = kinds(&image, &twice);
+        assert_eq!(ok, all);
+        assert!(image.read("/a").unwrap() == bytes(100_000, 9));
+        // Where there is no room beside it, it does, and nothing is written before.
+        image.write(&[file("/fill", &bytes(9_000_000, 5), 0o644)]).unwrap();
+        let (all, ok) = kinds(&image, &[file("/fill", &bytes(9_100_000, 6), 0o644)]);
+        assert!(all > 0 && ok == 0, "{ok} of {all}");
+        assert!(image.read("/fill").unwrap() == bytes(9_100_000, 6));
+        // The same file twice, each in the other's place.
+        let twice = [file("/fill", &bytes(9_000_000, 7), 0o644), file("/fill", &bytes(6_000_000, 8), 0o644)];
+        let (all, ok) = kinds(&image, &twice);
+        assert!(all > 0 && ok == 0, "{ok} of {all}");
+        assert!(image.read("/fill").unwrap() == bytes(6_000_000, 8));
     }
 }
 

@@ -3,41 +3,50 @@
 
 mod common;
 
-use common::{Image, file, request, run};
+use common::{Ended, Image, file, request, run, run_worker};
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use wire::name::guest_path::GuestPath;
 use wire::worker::ask;
+use wire::worker::reply::Reply;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_banger-image");
-
-/// Runs the worker by this command line of the shell, in which `$1` is the image's folder and `$2` the program.
-fn shell(image: &Image, script: &str) -> std::process::Output {
-    let dir = image.dir.path();
-    fs::write(dir.join("asked"), ask::read(&GuestPath::new("/x").unwrap())).unwrap();
-    run("sh", &["-c", &format!("cd \"$1\"; : > out; {script}"), "sh", dir.to_str().unwrap(), PROGRAM])
-}
-
 const USER: &str = "setpriv --reuid 61184 --regid 61184 --clear-groups";
-const GIVEN: &str = "3<image 4>reply 5<asked 6<>out";
+
+/// Runs a line of the shell that executes the worker, `$1`, and gives it a job.
+fn given(image: &Image, script: &str, request: &[u8]) -> Ended {
+    let mut command = Command::new("/bin/sh");
+    command.current_dir(image.dir.path()).args(["-c", &format!("{script} 3<&0 </dev/null"), "sh", PROGRAM]);
+    run_worker(command, &image.path(), image.dir.path(), request)
+}
 
 #[test]
 fn it_says_what_it_is_and_what_it_lacks() {
     let image = Image::new("8M", &[]);
     let says = |script: &str, code: i32, what: &str| {
-        let out = shell(&image, script);
+        let out = run("sh", &["-c", script, "sh", PROGRAM]);
         let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
         assert!(out.status.code() == Some(code) && text.contains(what), "{script}: {} {text}", out.status);
     };
-    says("\"$2\" --version", 0, "banger-image ");
-    says("\"$2\" read", 2, "started by bangerd-root");
-    says("\"$2\" 3<&- 4<&- 5<&- 6<&-", 1, "descriptors 3 to 6 are needed");
-    says(&format!("\"$2\" {GIVEN}"), 1, "does not run as root");
-    says(&format!("{USER} \"$2\" 3<image 5<asked 6<>out 4>reply 3<&-"), 1, "descriptors 3 to 6");
-    says(&format!("echo no > asked; {USER} \"$2\" {GIVEN}"), 1, "the request");
-    // Its helper has gone: the reader of the reply is there no more.
-    let gone = "mkfifo f; (exec 9<f; read never <&9) & exec 4>f; kill $!; wait $! || :";
-    says(&format!("{gone}; {USER} \"$2\" 3<image 5<asked 6<>out"), 1, "nobody waits for the reply");
+    says("\"$1\" --version", 0, "banger-image ");
+    says("\"$1\" read", 2, "started by bangerd-root");
+    says("\"$1\" 3<&-", 1, "descriptor 3 is needed");
+    says(&format!("{USER} \"$1\" 3</dev/null"), 1, "the job: recvmsg");
+    // Its helper has gone.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(ours);
+    let mut gone = Command::new("sh");
+    gone.args(["-c", &format!("{USER} \"$1\" 3<&0"), "sh", PROGRAM]).stdin(std::os::fd::OwnedFd::from(theirs));
+    let said = String::from_utf8_lossy(&gone.output().unwrap().stderr).into_owned();
+    assert!(said.contains("nobody is there to ask it"), "{said}");
+    let asked = ask::read(&GuestPath::new("/x").unwrap());
+    for (script, request, what) in [
+        ("exec \"$1\"".to_owned(), &asked[..], "does not run as root"),
+        (format!("exec {USER} \"$1\""), b"no", "the request"),
+    ] {
+        let refused = given(&image, &script, request).reply.unwrap_err();
+        assert!(refused.starts_with("status 1:") && refused.contains(what), "{script}: {refused}");
+    }
 }
 
 #[test]
@@ -45,8 +54,9 @@ fn it_is_confined_before_it_reads_the_image() {
     let image = Image::new("8M", &["-O", "^metadata_csum"]);
     let dir = image.dir.path();
     let trace = dir.join("trace");
-    let ended = shell(&image, &format!("exec strace -o trace -s 0 {USER} \"$2\" {GIVEN}"));
-    assert!(ended.status.success(), "{ended:?}");
+    let asked = ask::read(&GuestPath::new("/x").unwrap());
+    let ended = given(&image, &format!("exec strace -o trace -s 0 {USER} \"$1\""), &asked);
+    assert!(ended.reply.is_ok(), "{ended:?}");
     let text = fs::read_to_string(trace).unwrap();
     // setpriv's own calls come first.
     let text = &text[text.rfind("execve(").unwrap()..];
@@ -60,18 +70,19 @@ fn it_is_confined_before_it_reads_the_image() {
         "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE",
         "prlimit64(0, RLIMIT_AS, {",
         "prlimit64(0, RLIMIT_CPU, {",
+        "recvmsg(3, ",
         "prlimit64(0, RLIMIT_NOFILE, {",
         "seccomp(SECCOMP_SET_MODE_FILTER",
+        "pread64(6, ",
         "pread64(5, ",
-        "pread64(3, ",
     ];
     let places = order.map(at);
     assert!(places.is_sorted(), "{order:?} come at {places:?}");
-    let seccomp = places[7];
+    let seccomp = places[8];
     let left = [
         "pread64(",
         "pwrite64(",
-        "write(4",
+        "write(3",
         "mmap(",
         "munmap(",
         "mremap(",
@@ -87,19 +98,11 @@ fn it_is_confined_before_it_reads_the_image() {
 }
 
 #[test]
-fn the_image_is_never_written_and_memory_is_bounded() {
+fn memory_is_bounded() {
     let image = Image::new("64M", &["-b", "1024"]);
     let put = request(&[file("/big", &common::bytes(10 << 20, 1), 0o644)]);
-    fs::write(image.dir.path().join("put"), &put).unwrap();
-    let out = shell(
-        &image,
-        &format!("chmod 444 image; exec {USER} /usr/bin/env -i \"$2\" 3<image 4>reply 5<put 6<>out; echo"),
-    );
-    assert!(out.status.success() && out.status.signal().is_none(), "{out:?}");
     // Its address space is held to 256 MiB by itself; this is what 10 MiB take of it.
-    let limited = format!("ulimit -v 32768; exec {USER} \"$2\" 3<image 4>reply 5<put 6<>out");
-    let out = shell(&image, &limited);
-    assert!(out.status.success(), "{out:?}");
-    let reply = wire::worker::reply::Reply::decode(&fs::read(image.dir.path().join("reply")).unwrap());
-    assert!(matches!(reply, Ok(wire::worker::reply::Reply::Written { .. })), "{reply:?}");
+    let limited = format!("ulimit -v 32768; exec {USER} \"$1\"");
+    let reply = given(&image, &limited, &put).reply;
+    assert!(matches!(reply, Ok(Reply::Written { .. })), "{reply:?}");
 }

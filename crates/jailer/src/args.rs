@@ -36,6 +36,8 @@ pub(crate) struct Args {
     pub(crate) daemonize: bool,
     /// Whether it gets a PID namespace of its own.
     pub(crate) new_pid_ns: bool,
+    /// Whether descriptor 3 is the VMM's, who finds it in a `/proc` of its own processes.
+    pub(crate) inherit: bool,
     /// Its control group.
     pub(crate) cgroup: cgroup::Asked,
     /// What its process is bounded by.
@@ -57,6 +59,8 @@ Options, as those of Firecracker's jailer:
   --netns PATH             the network namespace to join
   --daemonize              a session of its own, /dev/null for its streams
   --new-pid-ns             a PID namespace of its own
+  --inherit                not Firecracker's: descriptor 3 is the VMM's, which finds it below a /proc of its own
+                           processes alone; started as the first process of a PID namespace
   --version, --help
 NAME is the program's, and `firecracker` for `banger-qemu`. What follows -- is given to the VMM.
 ";
@@ -74,7 +78,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Asked, 
     let mut netns = None;
     let mut parent = None;
     let mut version = None;
-    let (mut daemonize, mut new_pid_ns) = (false, false);
+    let (mut daemonize, mut new_pid_ns, mut inherit) = (false, false, false);
     let mut values = Vec::new();
     let mut limits = Limits::default();
 
@@ -99,6 +103,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Asked, 
             "resource-limit" => limits.set(&value()?)?,
             "daemonize" => daemonize = true,
             "new-pid-ns" => new_pid_ns = true,
+            "inherit" => inherit = true,
             "version" => return Ok(Asked::Print(self::version())),
             "help" => return Ok(Asked::Print(format!("{}{HELP}", self::version()))),
             _ => return Err(format!("--{name} is no option; --help lists them")),
@@ -110,6 +115,9 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Asked, 
     if !is_id(&id) {
         return Err("--id must be 1 to 64 letters, digits and -".into());
     }
+    if inherit && (new_pid_ns || daemonize) {
+        return Err("--inherit goes with neither --new-pid-ns nor --daemonize".into());
+    }
     let name = name_of(&exec_file).to_owned();
     Ok(Asked::Run(Box::new(Args {
         id,
@@ -119,6 +127,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Asked, 
         netns,
         daemonize,
         new_pid_ns,
+        inherit,
         cgroup: cgroup::Asked {
             version: version.unwrap_or(Version::One),
             has_parent: parent.is_some(),
@@ -243,6 +252,7 @@ mod tests {
             ("--id a --exec-file /f --uid -1 --gid 1", "--uid: "),
             ("--id a --exec-file /f --uid 4294967295 --gid 1", "--uid: "),
             ("--id a --id b", "--id stands there twice"),
+            ("--id a --exec-file /f --uid 1 --gid 1 --inherit --new-pid-ns", "--inherit goes with"),
             ("--what", "--what is no option"),
             ("-i", "invalid option '-i'"),
             ("--id", "missing argument"),

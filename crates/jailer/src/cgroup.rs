@@ -3,9 +3,7 @@
 //! A component is made or entered by descriptor, never through a link. The kernel's file systems hold none; a folder
 //! that somebody mounted over one could.
 
-use rustix::fs::OFlags;
-use std::fs::File;
-use std::io::{Read as _, Write as _};
+use sys::cgroup::{self, Mounts};
 use sys::dir::Dir;
 
 /// Which of the kernel's two interfaces.
@@ -78,7 +76,7 @@ impl Asked {
     /// Makes the group of `id` and moves this process into it. Without values, and with a parent of the second version
     /// that exists, it moves into that one, as Firecracker's jailer does; without either it stays where it is.
     pub(crate) fn enter(&self, id: &str) -> Result<(), String> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| format!("mountinfo: {error}"))?;
+        let mounts = Mounts::read().map_err(|error| format!("mountinfo: {error}"))?;
         match (self.version, self.settings.is_empty()) {
             (Version::Two, true) if self.has_parent => self.enter_parent(&mounts),
             (_, true) => Ok(()),
@@ -87,7 +85,7 @@ impl Asked {
         }
     }
 
-    fn enter_parent(&self, mounts: &str) -> Result<(), String> {
+    fn enter_parent(&self, mounts: &Mounts) -> Result<(), String> {
         let mut dir = unified(mounts)?;
         for part in &self.parent {
             dir = match dir.dir(part) {
@@ -99,7 +97,7 @@ impl Asked {
         join(&dir, "cgroup.procs")
     }
 
-    fn enter_two(&self, mounts: &str, id: &str) -> Result<(), String> {
+    fn enter_two(&self, mounts: &Mounts, id: &str) -> Result<(), String> {
         let mut dir = unified(mounts)?;
         let mut controllers: Vec<&str> = self.settings.iter().map(|setting| setting.controller.as_str()).collect();
         controllers.retain(|controller| *controller != "cgroup");
@@ -117,7 +115,7 @@ impl Asked {
         join(&dir, "cgroup.procs")
     }
 
-    fn enter_one(&self, mounts: &str, id: &str) -> Result<(), String> {
+    fn enter_one(&self, mounts: &Mounts, id: &str) -> Result<(), String> {
         let mut controllers: Vec<&str> = self.settings.iter().map(|setting| setting.controller.as_str()).collect();
         controllers.sort_unstable();
         controllers.dedup();
@@ -149,79 +147,33 @@ fn inherit(above: &Dir, below: &Dir) -> Result<(), String> {
     Ok(())
 }
 
-fn make_or_enter(above: &Dir, name: &str) -> Result<Dir, String> {
-    match above.dir(name) {
-        Err(error) if error.is_missing() => {}
-        other => return other.map_err(|error| error.to_string()),
-    }
-    match above.make_dir(name, 0o755) {
-        // Another jailer was faster.
-        Err(error) if error.errno() == rustix::io::Errno::EXIST => above.dir(name),
-        other => other,
-    }
-    .map_err(|error| error.to_string())
-}
-
 /// This process, by 0: whatever its number is in whichever namespace.
 fn join(dir: &Dir, file: &str) -> Result<(), String> {
     write(dir, file, "0")
 }
 
 fn write(dir: &Dir, file: &str, value: &str) -> Result<(), String> {
-    let open = dir.open_at(file, OFlags::WRONLY, 0).map_err(|error| error.to_string())?;
-    let told = |error| format!("write({}/{file}, {value:?}): {error}", dir.path());
-    // In one call: the kernel takes a value whole.
-    File::from(open).write_all(value.as_bytes()).map_err(told)
+    cgroup::write(dir, file, value).map_err(|error| error.to_string())
 }
 
 fn read(dir: &Dir, file: &str) -> Result<String, String> {
-    let open = dir.open_at(file, OFlags::RDONLY, 0).map_err(|error| error.to_string())?;
-    let mut text = String::new();
-    let read = File::from(open).take(1 << 16).read_to_string(&mut text);
-    read.map(|_| text).map_err(|error| format!("read({}/{file}): {error}", dir.path()))
+    cgroup::read(dir, file).map_err(|error| error.to_string())
 }
 
-fn unified(mounts: &str) -> Result<Dir, String> {
-    let at = find(mounts, |kind, _| kind == "cgroup2")
-        .ok_or("no cgroup2 hierarchy is mounted here: --cgroup-version 1, perhaps")?;
+fn make_or_enter(above: &Dir, name: &str) -> Result<Dir, String> {
+    above.enter_or_make(name, 0o755).map_err(|error| error.to_string())
+}
+
+fn unified(mounts: &Mounts) -> Result<Dir, String> {
+    let at = mounts.unified().ok_or("no cgroup2 hierarchy is mounted here: --cgroup-version 1, perhaps")?;
     Dir::open(&at).map_err(|error| error.to_string())
 }
 
-fn hierarchy(mounts: &str, controller: &str) -> Result<Dir, String> {
-    let has = |kind: &str, options: &str| kind == "cgroup" && options.split(',').any(|option| option == controller);
-    let at = find(mounts, has)
+fn hierarchy(mounts: &Mounts, controller: &str) -> Result<Dir, String> {
+    let at = mounts
+        .of_controller(controller)
         .ok_or_else(|| format!("no cgroup hierarchy of {controller} is mounted here: --cgroup-version 2, perhaps"))?;
     Dir::open(&at).map_err(|error| error.to_string())
-}
-
-/// Where the first mount is that `fits` its file system and its super block's options; proc_pid_mountinfo(5).
-fn find(mounts: &str, fits: impl Fn(&str, &str) -> bool) -> Option<String> {
-    mounts.lines().find_map(|line| {
-        let (mount, system) = line.split_once(" - ")?;
-        let mut system = system.split(' ');
-        let (kind, options) = (system.next()?, system.nth(1)?);
-        let at = mount.split(' ').nth(4)?;
-        fits(kind, options).then(|| plain(at))
-    })
-}
-
-/// A mount point's name as it is: blanks and the like are told in octal.
-fn plain(escaped: &str) -> String {
-    let mut parts = escaped.split('\\');
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.get(..3).and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
-            Some(byte) => {
-                text.push(char::from(byte));
-                text.push_str(&part[3..]);
-            }
-            None => {
-                text.push('\\');
-                text.push_str(part);
-            }
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -247,17 +199,5 @@ mod tests {
         for bad in ["", "/", "/a", "a/", "a//b", "..", "a/../b", ".", "a\0"] {
             assert!(parent(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn hierarchies_are_found_by_the_kernels_table() {
-        let mounts = "\
-            30 29 0:26 / /sys/fs/cgroup/cpu\\040set rw,relatime - cgroup cgroup rw,cpuset\n\
-            31 29 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
-            32 29 0:28 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n";
-        assert_eq!(find(mounts, |kind, _| kind == "cgroup2").unwrap(), "/sys/fs/cgroup/unified");
-        assert_eq!(find(mounts, |_, options| options.contains("cpuset")).unwrap(), "/sys/fs/cgroup/cpu set");
-        assert!(find(mounts, |kind, _| kind == "ext4").is_none());
-        assert_eq!(plain("a\\"), "a\\");
     }
 }

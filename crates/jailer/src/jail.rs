@@ -5,7 +5,7 @@
 //! it; what a starter mounted below the directory, in a namespace that it made, is seen inside.
 
 use crate::args::{self, Args};
-use crate::program::{self, Program};
+use crate::program::Program;
 use crate::user;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mkdirat, mknodat};
@@ -21,6 +21,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use sys::dir::{CallError, Dir, Facts};
 use sys::fork::{self, Side};
 use sys::mount::{self, Forbids, Tree};
+use sys::trusted;
 
 /// Of the devices' file system, which holds names and nothing else.
 const DEVICES_BYTES: u64 = 64 << 10;
@@ -28,15 +29,19 @@ const DEVICES_BYTES: u64 = 64 << 10;
 const DEVICES: [(&str, u32, u32); 3] = [("kvm", 10, 232), ("net/tun", 10, 200), ("urandom", 1, 9)];
 const MISC_MAJOR: u32 = 10;
 
-/// Makes the jail and becomes the VMM in it. Returns where a child does that, and this process has no more to do.
-pub(crate) fn run(args: &Args) -> Result<(), String> {
+/// Makes the jail and becomes the VMM in it, to which `passed` is left. Returns where a child does that, and this process
+/// has no more to do.
+pub(crate) fn run(args: &Args, passed: &[OwnedFd]) -> Result<(), String> {
+    if args.inherit && rustix::process::getpid() != Pid::INIT {
+        return Err("--inherit: this process is not the first one of a PID namespace".into());
+    }
     umask(Mode::from_raw_mode(0o077));
     let started = microseconds(ClockId::Monotonic);
     if let Some(path) = &args.netns {
         join_netns(path)?;
     }
     mount::own_namespace().map_err(told)?;
-    let jail = Jail::make(args, started)?;
+    let jail = Jail::make(args, passed, started)?;
     args.limits.apply()?;
     args.cgroup.enter(&args.id)?;
     if args.daemonize && !become_daemon()? {
@@ -45,8 +50,15 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
     if args.new_pid_ns {
         return jail.enter_behind_a_fork();
     }
-    jail.write_pid(rustix::process::getpid())?;
+    jail.write_pid(machines_pid())?;
     jail.enter()
+}
+
+/// This process's number as the machine's `/proc` has it: in a PID namespace of a starter's it has another one here.
+fn machines_pid() -> Pid {
+    let told = rustix::fs::readlink("/proc/self", Vec::new()).ok();
+    let told = told.and_then(|link| link.to_str().ok()?.parse().ok()).and_then(Pid::from_raw);
+    told.unwrap_or_else(rustix::process::getpid)
 }
 
 /// A jail whose directory is furnished.
@@ -55,17 +67,23 @@ struct Jail<'a> {
     name: &'a str,
     root: Dir,
     program: Program,
+    passed: &'a [OwnedFd],
     started: i64,
 }
 
 impl<'a> Jail<'a> {
-    fn make(args: &'a Args, started: i64) -> Result<Jail<'a>, String> {
+    fn make(args: &'a Args, passed: &'a [OwnedFd], started: i64) -> Result<Jail<'a>, String> {
         let program = Program::open(&args.exec_file)?;
         let name = args::name_of(&args.exec_file);
         let root = root_dir(args, name)?;
-        let jail = Jail { args, name, root, program, started };
+        let jail = Jail { args, name, root, program, passed, started };
         jail.devices()?;
         jail.make_run()?;
+        if args.inherit {
+            let place = jail.folder("proc", 0o555)?;
+            let place = place.open_at(".", OFlags::PATH, 0).map_err(told)?;
+            Tree::processes().and_then(|processes| processes.put_on(place)).map_err(told)?;
+        }
         // The program itself, not a copy: nobody can write it, and its pages are there once for all VMs.
         let entry = jail.fresh(name, OFlags::RDONLY, 0o444)?;
         let program = Tree::copy(&jail.program.file).map_err(told)?;
@@ -115,11 +133,7 @@ impl<'a> Jail<'a> {
 
     /// A folder in the root, new or prepared by root.
     fn folder(&self, name: &str, mode: u32) -> Result<Dir, String> {
-        match self.root.make_dir(name, mode) {
-            Err(error) if error.errno() == Errno::EXIST => {}
-            other => return other.map_err(told),
-        }
-        let there = self.root.dir(name).map_err(told)?;
+        let there = self.root.enter_or_make(name, mode).map_err(told)?;
         if Facts::of(there.open_at(".", OFlags::PATH, 0).map_err(told)?).map_err(told)?.uid != 0 {
             return Err(format!("{} is not root's: take the jail that it is of away first", there.path()));
         }
@@ -168,6 +182,10 @@ impl<'a> Jail<'a> {
         }
         Dir::open("/").and_then(|root| root.set_owner(self.args.uid, self.args.gid)).map_err(told)?;
         let argv = self.argv(&at)?;
+        for fd in self.passed {
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
+                .map_err(|errno| format!("fcntl(F_SETFD) of what was passed: {errno}"))?;
+        }
         user::become_for_good(self.args.uid, self.args.gid)?;
         let Err(error) = sys::exec::by_descriptor(&entry, &argv);
         Err(format!("{at} can't be executed in its jail: {error}"))
@@ -208,16 +226,16 @@ fn told(error: CallError) -> String {
 /// `BASE/NAME/ID/root`, made where it is missing. By whole paths: each directory on the way is root's alone.
 fn root_dir(args: &Args, name: &str) -> Result<Dir, String> {
     let mut path = args.base.clone();
-    let mut dir = program::dir(&path)?;
+    let mut dir = trusted::dir(&path)?;
     for (part, mode) in [(name, 0o711), (args.id.as_str(), 0o711), ("root", 0o700)] {
         path = format!("{path}/{part}");
-        match dir.make_dir(part, mode) {
+        match dir.enter_or_make(part, mode) {
             Ok(_) => {}
-            Err(error) if error.errno() == Errno::EXIST => {}
+            // A starter has mounted something on it.
+            Err(error) if error.is_crossing() => {}
             Err(error) => return Err(told(error)),
         }
-        // Anew by its path: a starter may have mounted something on it.
-        dir = program::dir(&path)?;
+        dir = trusted::dir(&path)?;
     }
     Ok(dir)
 }

@@ -14,20 +14,24 @@ use args::Asked;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // What a starter left open or set is not the VMM's.
-    if let Err(error) = sys::sandbox::take_passed(0).and_then(|_| sys::sandbox::clear_environment()) {
-        return failed(&format!("cleaning up after the starter: {error}"));
-    }
-    match args::parse(std::env::args_os().skip(1)) {
-        Ok(Asked::Print(text)) => {
+    let asked = args::parse(std::env::args_os().skip(1));
+    // What a starter left open or set is not the VMM's, but for what it is told of.
+    let count = matches!(&asked, Ok(Asked::Run(args)) if args.inherit).into();
+    let passed = sys::sandbox::take_passed(count).and_then(|passed| {
+        sys::sandbox::clear_environment()?;
+        Ok(passed)
+    });
+    match (asked, passed) {
+        (_, Err(error)) => failed(&format!("cleaning up after the starter: {error}")),
+        (Ok(Asked::Print(text)), _) => {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Ok(Asked::Run(args)) => match jail::run(&args) {
+        (Ok(Asked::Run(args)), Ok(passed)) => match jail::run(&args, &passed) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         },
-        Err(error) => failed(&error),
+        (Err(error), _) => failed(&error),
     }
 }
 

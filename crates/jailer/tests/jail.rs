@@ -296,7 +296,7 @@ fn nothing_that_was_planted_is_followed() {
     std::os::unix::fs::chown(&root, Some(0), Some(0)).unwrap();
     for above in [root.parent().unwrap(), &ground.dir.join("base")] {
         fs::set_permissions(above, fs::Permissions::from_mode(0o775)).unwrap();
-        assert!(refused(&ground.jail("a", &[])).contains("must be root's"), "{above:?}");
+        assert!(refused(&ground.jail("a", &[])).contains("can be written by others"), "{above:?}");
         fs::set_permissions(above, fs::Permissions::from_mode(0o711)).unwrap();
     }
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
@@ -309,7 +309,7 @@ fn nothing_that_was_planted_is_followed() {
 fn programs_that_are_not_roots_alone() {
     let ground = Ground::new("programs");
     let program = ground.dir.join("firecracker");
-    for (mode, told) in [(0o775, "writable by nobody else"), (0o644, "not executable"), (0o4755, "set-id")] {
+    for (mode, told) in [(0o775, "can be written by others"), (0o644, "not executable"), (0o4755, "set-id")] {
         fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
         let error = refused(&ground.jail("a", &[]));
         assert!(error.contains(told), "{error}");
@@ -351,4 +351,32 @@ fn what_its_starter_mounted_is_inside() {
     at.sort_unstable();
     assert_eq!(at, ["/", "/dev", "/firecracker", "/vmlinux"], "{mounts}");
     assert_eq!(fs::metadata(root.join("vmlinux")).unwrap().len(), 0);
+}
+
+/// As a starter does it: the jailer is the first process of a PID namespace, and has something as descriptor 3.
+#[test]
+fn what_is_passed_is_the_programs_below_a_proc_of_its_own() {
+    let ground = Ground::new("inherit");
+    let starts = |id: &str, starter: &[&str]| {
+        let jailer = ground.command(id, "firecracker", &["--inherit"]);
+        let mut command = Command::new(starter[0]);
+        command.args(&starter[1..]).args(["/bin/sh", "-c", "exec \"$@\" 3</etc/hostname 4</etc/passwd", "sh"]);
+        command.arg(jailer.get_program()).args(jailer.get_args()).stdin(Stdio::null()).output().unwrap()
+    };
+    let said = said(&starts("a", &["unshare", "--pid", "--fork", "--"]));
+    for line in [
+        "descriptors: 1\n",
+        "pid: 1 ",
+        "ls /proc: 1 self thread-self\n",
+        "passed: /etc/hostname\n",
+        "write proc: Read-only",
+    ] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+    // The machine's number, for whoever looks for the VMM by it.
+    assert_ne!(fs::read_to_string(ground.root("a").join("firecracker.pid")).unwrap(), "1");
+    let refused = starts("b", &["env"]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("--inherit: this process is not the first"), "{text}");
+    assert!(!ground.root("b").exists());
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
-use wire::firecracker::{API_VERSION, HostPath, InstanceId, LogLevel};
+use wire::firecracker::{API_VERSION, HostPath, InstanceId, LogLevel, ResourceId};
 
 use crate::snapshot;
 
@@ -21,6 +21,15 @@ pub(crate) enum Asked {
     Print(String),
     /// A VM.
     Run(Box<Args>),
+}
+
+/// A drive's layer: the drive's file is only read, and what the guest writes goes into this one.
+#[derive(Debug, Clone)]
+pub(crate) struct Layer {
+    /// The drive's id.
+    pub(crate) drive: ResourceId,
+    /// A qcow2 file of the drive's size.
+    pub(crate) path: HostPath,
 }
 
 /// How to run.
@@ -42,6 +51,8 @@ pub(crate) struct Args {
     pub(crate) metrics_path: Option<HostPath>,
     /// The most bytes of a request's body.
     pub(crate) max_body: usize,
+    /// A layer over one of its drives.
+    pub(crate) layer: Option<Layer>,
     /// Options that were accepted and do nothing here, for the log.
     pub(crate) without_effect: Vec<&'static str>,
 }
@@ -62,6 +73,8 @@ Options, as Firecracker's:
   --http-api-max-payload-size BYTES   [51200]
   --no-seccomp, --boot-timer, --start-time-us N, --start-time-cpu-us N, --parent-cpu-time-us N, --mmds-size-limit N
                            accepted, without effect: QEMU keeps its own sandbox
+  --disk-layer ID=FILE     not Firecracker's: what the guest writes to the drive ID goes into a qcow2 file, and the
+                           drive's own is only read
   --snapshot-version, --describe-snapshot FILE
                            the version of a snapshot's state file: of this program's, of a file
   --version, --help
@@ -86,6 +99,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = std::ffi::OsString>) -> Resu
         show_level: None,
         metrics_path: None,
         max_body: DEFAULT_MAX_BODY,
+        layer: None,
         without_effect: Vec::new(),
     };
     let mut parser = lexopt::Parser::from_args(words);
@@ -115,6 +129,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = std::ffi::OsString>) -> Resu
             "show-level" => args.show_level = Some(true),
             "metrics-path" => args.metrics_path = Some(checked(&name, &value(&mut parser)?, HostPath::new)?),
             "http-api-max-payload-size" => args.max_body = number(&name, &value(&mut parser)?)?,
+            "disk-layer" => args.layer = Some(layer(&name, &value(&mut parser)?)?),
             "show-log-origin" => args.without_effect.push("--show-log-origin"),
             "no-seccomp" => args.without_effect.push("--no-seccomp"),
             "boot-timer" => args.without_effect.push("--boot-timer"),
@@ -137,6 +152,11 @@ pub(crate) fn parse(words: impl IntoIterator<Item = std::ffi::OsString>) -> Resu
     }
     args.api_sock = (!no_api).then(|| api_sock.unwrap_or_else(|| DEFAULT_API_SOCK.into()));
     Ok(Asked::Run(Box::new(args)))
+}
+
+fn layer(name: &str, text: &str) -> Result<Layer, String> {
+    let (drive, path) = text.split_once('=').ok_or_else(|| format!("--{name}: {text:?} is not ID=FILE"))?;
+    Ok(Layer { drive: checked(name, drive, ResourceId::new)?, path: checked(name, path, HostPath::new)? })
 }
 
 fn value(parser: &mut lexopt::Parser) -> Result<String, String> {
@@ -173,6 +193,9 @@ mod tests {
         let args = run(&words).expect("accepted");
         assert_eq!(args.api_sock.as_deref(), Some("/a.sock".as_ref()));
         assert_eq!(args.id.as_str(), "vm-1");
+        let args = run(&["--disk-layer", "root_fs=/etc/layer=1"]).expect("accepted");
+        let layer = args.layer.expect("a layer");
+        assert_eq!((layer.drive.as_str(), layer.path.as_str()), ("root_fs", "/etc/layer=1"));
         let args = run(&["--config-file=/c", "--no-api", "--level", "warning"]).expect("accepted");
         assert_eq!(args.api_sock, None);
     }
@@ -185,6 +208,8 @@ mod tests {
             (&["--id"], "id"),
             (&["--id", "a", "--id", "b"], "more than once"),
             (&["--append", "x"], "append"),
+            (&["--disk-layer", "x"], "is not ID=FILE"),
+            (&["--disk-layer", "a.b=/x"], "--disk-layer"),
             (&["vm"], "vm"),
             (&["-x"], "-x"),
             (&["--seccomp-filter", "/f"], "not supported"),

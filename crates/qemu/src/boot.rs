@@ -63,6 +63,9 @@ impl Vmm {
     /// Starts QEMU and brings its guest to where it runs or is paused. Nothing is left of one that fails.
     pub(crate) fn launch(&self, parts: &mut Resources, mut plan: Plan) -> Result<Guest, String> {
         let program = launch::program()?;
+        if let Some(layer) = parts.layer.as_ref().filter(|_| parts.disks.iter().all(|disk| disk.layer.is_none())) {
+            return Err(format!("--disk-layer: there is no drive {}", layer.drive));
+        }
         let ends = Ends::new(parts).map_err(|error| error.to_string())?;
         let order = assemble(parts, &plan, &ends)?;
         let rules = self.rules(&program, &plan, parts)?;
@@ -85,6 +88,7 @@ impl Vmm {
             accelerator: plan.accelerator,
             program,
             changes: vec![0; parts.disks.len()],
+            layered: parts.disks.iter().position(|disk| disk.layer.is_some()),
             saved: Saved::No,
             _vsock: parts.vsock.take().map(|(_, socket)| socket),
         })
@@ -249,7 +253,8 @@ fn assemble(parts: &Resources, plan: &Plan, ends: &Ends) -> Result<Assembled, St
     let mut given = Given::default();
     let mut disks = Vec::new();
     for disk in &parts.disks {
-        disks.push(disk_args(given.copy(&disk.file)?, disk));
+        let layer = disk.layer.as_ref().map(|layer| given.copy(layer)).transpose()?;
+        disks.push(disk_args(given.copy(&disk.file)?, layer, disk));
     }
     let mut nics = Vec::new();
     for (nic, mac) in parts.nics.iter().zip(&plan.macs) {
@@ -294,9 +299,10 @@ fn assemble(parts: &Resources, plan: &Plan, ends: &Ends) -> Result<Assembled, St
     Ok(Assembled { arguments: machine::arguments(&machine), keep: given.0 })
 }
 
-fn disk_args(fd: RawFd, disk: &Disk) -> DiskArgs {
+fn disk_args(fd: RawFd, layer: Option<RawFd>, disk: &Disk) -> DiskArgs {
     DiskArgs {
         fd,
+        layer,
         backing: disk.backing,
         read_only: disk.config.is_read_only.unwrap_or(false),
         cache: disk.config.cache_type,

@@ -7,10 +7,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 
 use wire::firecracker::{
-    Balloon, BootSource, CpuTemplate, Drive, Entropy, HugePages, MAX_VCPUS, MachineConfig, MachineConfigUpdate,
-    NetworkInterface, RateLimiter, Serial, TokenBucket, VmConfig, Vsock,
+    Balloon, BootSource, CpuTemplate, Drive, Entropy, HostPath, HugePages, MAX_VCPUS, MachineConfig,
+    MachineConfigUpdate, NetworkInterface, RateLimiter, Serial, TokenBucket, VmConfig, Vsock,
 };
 
+use crate::args::Layer;
 use crate::fault::Fault;
 use crate::serial::Console;
 use crate::socket::OwnSocket;
@@ -32,6 +33,8 @@ pub(crate) struct Resources {
     pub(crate) balloon: Option<Balloon>,
     pub(crate) entropy: Option<Entropy>,
     pub(crate) console: Option<Console>,
+    /// What the starter says of one of the drives.
+    pub(crate) layer: Option<Layer>,
     /// Whether anything was asked for that a load would have to throw away.
     pub(crate) touched: bool,
     pub(crate) logger: Option<wire::firecracker::Logger>,
@@ -57,6 +60,8 @@ pub(crate) struct Disk {
     pub(crate) config: Drive,
     pub(crate) backing: Backing,
     pub(crate) file: OwnedFd,
+    /// The qcow2 file over it; then `file` is only read.
+    pub(crate) layer: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -137,13 +142,21 @@ impl Resources {
             return Err(Fault::new("Drive config error: path_on_host is missing."));
         };
         let read_only = config.is_read_only.unwrap_or(false);
-        let (file, backing) = open_disk(path.as_str(), read_only).map_err(|error| {
-            Fault::new(format!("Drive config error: Unable to create the virtio block device: {error}: {path}"))
-        })?;
+        let layer = self.layer.as_ref().filter(|layer| layer.drive == config.drive_id).map(|layer| &layer.path);
+        if read_only && layer.is_some() {
+            return Err(Fault::new("Drive config error: A drive with a layer (--disk-layer) is not read-only."));
+        }
+        let open = |path: &HostPath, read_only| {
+            open_disk(path.as_str(), read_only).map_err(|error| {
+                Fault::new(format!("Drive config error: Unable to create the virtio block device: {error}: {path}"))
+            })
+        };
+        let (file, backing) = open(path, read_only || layer.is_some())?;
+        let layer = layer.map(|path| open(path, false)).transpose()?.map(|(layer, _)| layer);
         if same.is_none() {
             self.room_for_one_more()?;
         }
-        let disk = Disk { config, backing, file };
+        let disk = Disk { config, backing, file, layer };
         if let Some(at) = same {
             self.disks.remove(at);
         }

@@ -46,6 +46,8 @@ pub(crate) struct Guest {
     pub(crate) program: PathBuf,
     /// How often the file behind each drive was changed.
     pub(crate) changes: Vec<usize>,
+    /// The drive that has a layer.
+    pub(crate) layered: Option<usize>,
     pub(crate) saved: Saved,
     /// Its name is to be there for as long as the guest is.
     pub(crate) _vsock: Option<OwnSocket>,
@@ -182,11 +184,14 @@ impl Guest {
         if !matches!(self.saved, Saved::No) {
             return Err("the VM was saved and has to be resumed before its drives can change".to_owned());
         }
+        if self.layered == Some(at) {
+            return Err("the drive has a layer (--disk-layer) over the file that it began with".to_owned());
+        }
         let drive = &self.config.drives[at];
         let read_only = drive.is_read_only.unwrap_or(false);
         let (file, backing) = open_disk(path, read_only).map_err(|error| error.to_string())?;
         let size = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| error.to_string())?;
-        let args = DiskArgs { fd: -1, backing, read_only, cache: drive.cache_type };
+        let args = DiskArgs { fd: -1, layer: None, backing, read_only, cache: drive.cache_type };
         let change = self.changes[at] + 1;
         let (old, new) = (format!("disk{at}_{}", change - 1), format!("disk{at}_{change}"));
         // Numbers that no other change of any drive has.

@@ -11,11 +11,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use sys::landlock::Ruleset;
+use wire::firecracker::QEMU_PLACES as PLACES;
 
 use crate::rate::Rate;
 
-/// The only places of QEMU; never `PATH`.
-const PLACES: [&str; 2] = ["/usr/libexec/banger/qemu-system-x86_64", "/usr/bin/qemu-system-x86_64"];
 /// How much of QEMU's last words is kept.
 const MAX_LAST_WORDS: usize = 2048;
 /// How much of it is passed on, and in which time: a guest's drivers can make it complain without an end.

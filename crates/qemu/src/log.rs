@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use wire::firecracker::{LogLevel, Logger};
+use wire::time::Utc;
 
 /// Where lines go and which.
 #[derive(Debug)]
@@ -84,18 +85,7 @@ fn escaped(message: &str) -> String {
 
 /// UTC, as `2026-01-31T23:59:59.123456789`.
 fn timestamp(since_epoch: Duration) -> String {
-    let (days, second) = (since_epoch.as_secs() / 86_400, since_epoch.as_secs() % 86_400);
-    // Days since 1 March of year 0, in eras of 400 years: the leap day is then each year's last.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}", since_epoch.subsec_nanos())
+    format!("{}.{:09}", Utc::since_epoch(since_epoch), since_epoch.subsec_nanos())
 }
 
 #[cfg(test)]

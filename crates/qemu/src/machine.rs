@@ -23,6 +23,9 @@ pub(crate) enum Accelerator {
     Tcg { tsc_khz: Option<u64> },
 }
 
+/// QEMU's number of the first file below a layer: behind those of all drives, before those of changed ones.
+const FIRST_BASE_SET: usize = 100;
+
 /// How the guest begins.
 #[derive(Debug)]
 pub(crate) enum Begin<'a> {
@@ -54,9 +57,11 @@ pub(crate) struct Machine<'a> {
     pub(crate) relay: Option<RawFd>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct DiskArgs {
     pub(crate) fd: RawFd,
+    /// The qcow2 file over it.
+    pub(crate) layer: Option<RawFd>,
     pub(crate) backing: Backing,
     pub(crate) read_only: bool,
     pub(crate) cache: CacheType,
@@ -130,7 +135,8 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     // The memory is a file of ours from the first instruction on, so that a VM that runs can be saved.
     let share = if machine.template { "off" } else { "on" };
     let path = &machine.memory;
-    add(&["-object", &format!("memory-backend-file,id=ram,size={mib}M,mem-path={path},share={share}")]);
+    // Huge pages, which QEMU asks for, need a place that begins with one.
+    add(&["-object", &format!("memory-backend-file,id=ram,size={mib}M,mem-path={path},share={share},align=2M")]);
     add(&["-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram"]);
     match machine.accelerator {
         Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
@@ -159,7 +165,13 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     add(&["-serial", "chardev:console"]);
     add(&["-chardev", &format!("socket,id=qmp,fd={}", machine.qmp), "-mon", "chardev=qmp,mode=control"]);
     for (n, disk) in machine.disks.iter().enumerate() {
-        add(&["-add-fd", &format!("fd={},set={n}", disk.fd)]);
+        match disk.layer {
+            None => add(&["-add-fd", &format!("fd={},set={n}", disk.fd)]),
+            Some(layer) => {
+                add(&["-add-fd", &format!("fd={layer},set={n}")]);
+                add(&["-add-fd", &format!("fd={},set={}", disk.fd, FIRST_BASE_SET + n)]);
+            }
+        }
         add(&["-blockdev", &blockdev(n, disk)]);
         // A write that fails is the guest's to know, as in Firecracker; QEMU would stop the VM on a full disk.
         add(&["-device", &format!("virtio-blk-device,id=drive{n},drive=disk{n},werror=report,rerror=report")]);
@@ -192,7 +204,26 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
 
 fn blockdev(n: usize, disk: &DiskArgs) -> String {
     let file = file_node(&format!("disk{n}_0"), n, disk);
-    raw_node(n, disk, file).to_string()
+    if disk.layer.is_none() {
+        return raw_node(n, disk, file).to_string();
+    }
+    let base = DiskArgs { read_only: true, ..*disk };
+    let layer = DiskArgs { backing: Backing::File, ..*disk };
+    layered_node(n, &layer, &file_node(&format!("base{n}_0"), FIRST_BASE_SET + n, &base)).to_string()
+}
+
+/// A drive's node with a layer. What is below is told here, formats and all: a name or a format in the layer's own header
+/// counts for nothing, and nothing is guessed.
+fn layered_node(n: usize, layer: &DiskArgs, base: &serde_json::Value) -> serde_json::Value {
+    let cache = serde_json::json!({"no-flush": layer.cache == CacheType::Unsafe});
+    serde_json::json!({
+        "driver": "qcow2",
+        "node-name": format!("disk{n}"),
+        "read-only": false,
+        "cache": cache,
+        "file": file_node(&format!("disk{n}_0"), n, layer),
+        "backing": {"driver": "raw", "node-name": format!("base{n}"), "read-only": true, "cache": cache, "file": base},
+    })
 }
 
 /// A drive's node with what is behind it: a node's name, or a node. Never guessed to be another format than raw: a guest

@@ -12,8 +12,8 @@ fn machine<'a>(command_line: &'a str, mac: &'a MacAddr) -> Machine<'a> {
         template: false,
         begin: Begin::Boot { kernel: "/proc/self/fd/10".to_owned(), initrd: None, command_line },
         disks: vec![
-            DiskArgs { fd: 12, backing: Backing::File, read_only: true, cache: CacheType::Writeback },
-            DiskArgs { fd: 13, backing: Backing::BlockDevice, read_only: false, cache: CacheType::Unsafe },
+            DiskArgs { fd: 12, layer: None, backing: Backing::File, read_only: true, cache: CacheType::Writeback },
+            DiskArgs { fd: 13, layer: None, backing: Backing::BlockDevice, read_only: false, cache: CacheType::Unsafe },
         ],
         nics: vec![NicArgs { fd: 14, mac, mtu: Some(1400) }],
         balloon: None,
@@ -104,8 +104,14 @@ fn a_load_has_the_same_machine_and_no_kernel() {
     let mac = MacAddr::new("02:fc:00:00:00:01").expect("a MAC");
     let boot = arguments(&machine("quiet", &mac));
     let load = arguments(&Machine { begin: Begin::Load, template: true, ..machine("quiet", &mac) });
-    assert_eq!(values(&boot, "-object"), ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=on"]);
-    assert_eq!(values(&load, "-object"), ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=off"]);
+    assert_eq!(
+        values(&boot, "-object"),
+        ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=on,align=2M"]
+    );
+    assert_eq!(
+        values(&load, "-object"),
+        ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=off,align=2M"]
+    );
     assert_eq!(values(&load, "-incoming"), ["defer"]);
     for option in ["-M", "-cpu", "-smp", "-device", "-blockdev", "-netdev", "-chardev"] {
         assert_eq!(values(&boot, option), values(&load, option));
@@ -125,4 +131,25 @@ fn devices_are_made_as_they_were_asked_for() {
     assert!(devices.contains(&"virtio-balloon-device,id=balloon,deflate-on-oom=on,free-page-reporting=off"));
     assert!(devices.contains(&"virtio-rng-device,rng=rng,max-bytes=64,period=500"), "{devices:?}");
     assert!(values(&args, "-chardev").contains(&"socket,id=console,fd=20"));
+}
+
+#[test]
+fn a_layer_is_told_what_lies_below_it() {
+    let mac = MacAddr::new("02:fc:00:00:00:01").expect("a MAC");
+    let layered = DiskArgs {
+        fd: 12,
+        layer: Some(17),
+        backing: Backing::BlockDevice,
+        read_only: false,
+        cache: CacheType::Writeback,
+    };
+    let args = arguments(&Machine { disks: vec![layered], ..machine("x", &mac) });
+    assert_eq!(values(&args, "-add-fd"), ["fd=17,set=0", "fd=12,set=100"]);
+    let drive: serde_json::Value = serde_json::from_str(values(&args, "-blockdev")[0]).expect("JSON");
+    assert_eq!((&drive["driver"], &drive["node-name"]), (&"qcow2".into(), &"disk0".into()));
+    assert_eq!((&drive["file"]["driver"], &drive["file"]["filename"]), (&"file".into(), &"/dev/fdset/0".into()));
+    let base = &drive["backing"];
+    assert_eq!((&base["driver"], &base["read-only"]), (&"raw".into(), &true.into()));
+    assert_eq!(base["file"]["driver"], "host_device");
+    assert_eq!((&base["file"]["filename"], &base["file"]["read-only"]), (&"/dev/fdset/100".into(), &true.into()));
 }

@@ -94,7 +94,13 @@ fn run(args: Args, counter: sys::tsc::Sample) -> ExitCode {
     };
     let terminal = rustix::termios::tcgetattr(rustix::stdio::stdin()).ok();
     let (sender, events) = channel();
-    let vmm = Arc::new(Vmm::new(args.id.as_str(), Arc::clone(&log), Arc::clone(&metrics), counter, sender.clone()));
+    let vmm = Arc::new(Vmm::new(
+        (args.id.as_str(), args.layer.clone()),
+        Arc::clone(&log),
+        Arc::clone(&metrics),
+        counter,
+        sender.clone(),
+    ));
     let told = sender.clone();
     let waits = move || {
         while let Ok(signal) = signals.wait() {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use sys::tsc::Sample;
 use wire::firecracker::{API_VERSION, InstanceInfo, Logger, Metrics as MetricsConfig, VmConfig, VmState};
 
+use crate::args::Layer;
 use crate::config::Resources;
 use crate::fault::Fault;
 use crate::guest::Guest;
@@ -37,8 +38,15 @@ pub(crate) enum State {
 }
 
 impl Vmm {
-    pub(crate) fn new(id: &str, log: Arc<Log>, metrics: Arc<Metrics>, counter: Sample, main: Sender<Event>) -> Self {
-        Self { id: id.to_owned(), log, metrics, counter, main, state: Mutex::new(State::Before(Box::default())) }
+    pub(crate) fn new(
+        (id, layer): (&str, Option<Layer>),
+        log: Arc<Log>,
+        metrics: Arc<Metrics>,
+        counter: Sample,
+        main: Sender<Event>,
+    ) -> Self {
+        let parts = Resources { layer, ..Resources::default() };
+        Self { id: id.to_owned(), log, metrics, counter, main, state: Mutex::new(State::Before(Box::new(parts))) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

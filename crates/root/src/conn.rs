@@ -97,13 +97,18 @@ impl Conn {
     }
 
     /// Reads what is there, as far as it is this one's turn.
+    ///
+    /// A request that comes in one piece is looked at and left in the socket until it is answered: taking it would wake
+    /// its peer, who waits there for the answer and not for room, and a wake costs microseconds.
     // Not inlined: an operation that comes of it should not have these buffers on its stack.
     #[inline(never)]
     pub(crate) fn receive(&mut self) -> Received {
         let State::Reading(decoder, charge) = &mut self.state else { return Received::Part };
         let mut piece = [MaybeUninit::<u8>::uninit(); PIECE];
         for _ in 0..PIECES {
-            let bytes = match recv(&self.stream, &mut piece, RecvFlags::DONTWAIT) {
+            let is_first = decoder.received() == 0;
+            let look = if is_first { RecvFlags::PEEK } else { RecvFlags::empty() };
+            let bytes = match recv(&self.stream, &mut piece, RecvFlags::DONTWAIT | look) {
                 Ok((([], _), _)) => return Received::Refused(decoder.ended()),
                 Ok(((bytes, _), _)) => bytes,
                 Err(Errno::AGAIN) => return Received::Part,
@@ -115,10 +120,18 @@ impl Conn {
                 return Received::NoRoom;
             }
             match decoder.push(bytes) {
-                Ok(None) if came < PIECE => return Received::Part,
                 Ok(None) => {}
                 Ok(Some(frame)) => return self.whole(frame),
                 Err(refusal) => return Received::Refused(refusal),
+            }
+            // What was looked at is there, and nobody else reads here.
+            if is_first
+                && !matches!(recv(&self.stream, &mut piece[..came], RecvFlags::DONTWAIT), Ok((_, n)) if n == came)
+            {
+                return Received::Broken;
+            }
+            if came < PIECE {
+                return Received::Part;
             }
         }
         Received::Part

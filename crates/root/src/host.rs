@@ -7,7 +7,7 @@ use crate::net::Net;
 use crate::places::Place;
 use crate::settings::Settings;
 use crate::steps::Faults;
-use crate::vm::Vms;
+use crate::vm::{Memories, Vms};
 use sys::creds::Identity;
 
 /// The machine as the operations see it. One for the process, shared by all connections.
@@ -30,6 +30,8 @@ pub(crate) struct Host {
     pub(crate) net: Net,
     /// VMs that were launched.
     pub(crate) vms: Vms,
+    /// The memory of saved VMs.
+    pub(crate) memories: Memories,
     /// Files inside images.
     pub(crate) images: crate::disk::Images,
     /// The log.

@@ -1,6 +1,7 @@
 //! One lock for each object: who works on `tap:tap-fc-1` waits for nobody but others on it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Locks {
     held: Mutex<HashMap<String, Work>>,
     freed: Condvar,
+    /// Who waits: where nobody does, nobody is told.
+    waiting: AtomicUsize,
 }
 
 /// What holds an object, and since when.
@@ -45,7 +48,9 @@ impl Locks {
         let name = name.into();
         let mut held = self.held();
         while held.contains_key(&name) {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             held = self.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         held.insert(name.clone(), Work::now("a short call"));
         Held { locks: self, name }
@@ -60,7 +65,9 @@ impl Locks {
             if left.is_zero() {
                 return Err(work);
             }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             held = self.freed.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         held.insert(name.clone(), Work::now(doing));
         Ok(Held { locks: self, name })
@@ -74,8 +81,14 @@ impl Locks {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.locks.held().remove(&self.name);
-        self.locks.freed.notify_all();
+        let mut held = self.locks.held();
+        held.remove(&self.name);
+        // Counted with the table in hand: who is not counted yet finds the name free.
+        let is_awaited = self.locks.waiting.load(Ordering::Relaxed) > 0;
+        drop(held);
+        if is_awaited {
+            self.locks.freed.notify_all();
+        }
     }
 }
 

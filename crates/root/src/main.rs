@@ -81,21 +81,20 @@ fn run(flags: Flags) -> Result<(), String> {
 
     let run_dir = listen::roots_dir(&settings.run_dir)?;
     let _lock = listen::lock(&run_dir)?;
-    let host = places(settings, install.owner, &run_dir)?;
+    // It lives as long as the process: threads and what they hold refer to it.
+    let host: &'static Host = Box::leak(Box::new(places(settings, install.owner, &run_dir)?));
     rights::give_up()?;
-    // Before anybody can be in the way, with the rights that a request has.
-    host.images.recover(&host);
-    net::claim(&host);
+    // With the rights that a request has, and before anybody can be in the way or see what an earlier helper left.
+    host.images.recover(host);
+    host.vms.watch();
+    net::isolate(host);
+    net::watch(host);
+    disk::watch(host);
     let listener = match passed.len() {
         0 => Listener::make(&host.settings, &host.owner)?,
         _ => Listener::passed(passed)?,
     };
-
-    host.vms.watch();
     let server = Server::new(host, listener)?;
-    net::isolate(&server.host);
-    net::watch(&server.host);
-    disk::watch(&server.host);
     server.open()?;
     tell_started(server, &install.version, &install.commit);
     tell(server, &started, "READY=1");
@@ -150,6 +149,7 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
         disk: disk::Disk::default(),
         images,
         net: net::Net::open(&settings).map_err(told)?,
+        memories: vm::Memories::default(),
         vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log()).map_err(told)?,
         records,
         state,

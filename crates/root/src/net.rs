@@ -117,11 +117,6 @@ pub(crate) fn isolate(host: &Host) {
     }
 }
 
-/// The helper starts, and nobody can call it yet: tables that an earlier one left become this one's.
-pub(crate) fn claim(host: &Host) {
-    watch::claim(host);
-}
-
 /// The helper starts: from now on others' changes can be watched, and are where something of ours is there.
 pub(crate) fn watch(host: &'static Host) {
     watch::arm(host);
@@ -146,7 +141,12 @@ pub(crate) fn ensure_bridge(host: &Host, bridge: &Bridge) -> Result<(), Fail> {
 /// The tap exists, the owner's, up, on its bridge.
 pub(crate) fn create_tap(host: &Host, new: &NewTap) -> Result<(), Fail> {
     host.net.watch.begin();
-    tap::create(host, new).map_err(|fail| whose::explain(&host.net, fail))
+    tap::create(host, new).map_err(|fail| whose::explain(&host.net, fail))?;
+    // Its guest's way out comes next: what the kernel told of the tap need not be read then. Nobody waits for this.
+    if let Ok(mut ways) = host.net.ways.try_lock() {
+        ways.hear();
+    }
+    Ok(())
 }
 
 /// The tap is gone.

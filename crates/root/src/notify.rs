@@ -1,7 +1,5 @@
 //! What systemd says to a service that it starts, and what it wants to hear: sd_listen_fds(3), sd_notify(3).
 
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 /// What the environment said, read before it is cleared.
@@ -32,14 +30,6 @@ impl Started {
 
     /// Tells systemd, where it listens: `READY=1`, `STOPPING=1`, `WATCHDOG=1`.
     pub(crate) fn tell(&self, state: &str) -> std::io::Result<()> {
-        let Some(path) = &self.notify else { return Ok(()) };
-        let address = match path.strip_prefix('@') {
-            Some(name) => SocketAddr::from_abstract_name(name)?,
-            None => SocketAddr::from_pathname(path)?,
-        };
-        let socket = UnixDatagram::unbound()?;
-        // systemd that does not read must not hold us.
-        socket.set_nonblocking(true)?;
-        socket.send_to_addr(state.as_bytes(), &address).map(drop)
+        self.notify.as_ref().map_or(Ok(()), |socket| sys::notify::tell(socket, state))
     }
 }

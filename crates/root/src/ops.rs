@@ -25,7 +25,7 @@ pub(crate) fn run(host: &Host, request: &Request, room: &mut Charge) -> Result<R
         Request::ReadExt4File(asked) => disk::read(host, asked, room).map(Reply::Data),
         Request::WriteExt4Files(asked) => disk::write(host, asked).map(done),
         Request::ResolveFirecrackerBinary(wanted) => vm::resolve(host, wanted).map(Reply::Path),
-        Request::LaunchFirecracker(launch) => {
+        Request::LaunchFirecracker(launch) | Request::RestoreFirecracker(launch) => {
             let images: Vec<_> = launch.drives.iter().map(|drive| drive.image.clone()).collect();
             let _using = disk::prepare(host, &images, "launch_firecracker")?;
             let open = |name: &DmName, writable| {

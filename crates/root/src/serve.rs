@@ -32,7 +32,7 @@ const STACK: usize = 512 << 10;
 
 /// The server. One for the process, until it ends.
 pub(crate) struct Server {
-    pub(crate) host: Host,
+    pub(crate) host: &'static Host,
     listener: Listener,
     watch: Watch,
     connections: Places,
@@ -50,10 +50,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(host: Host, listener: Listener) -> Result<&'static Server, String> {
+    pub(crate) fn new(host: &'static Host, listener: Listener) -> Result<&'static Server, String> {
         let watch = Watch::new(&listener).map_err(|errno| format!("epoll: {errno}"))?;
         let limits = &host.settings.limits;
-        // It lives as long as the process: threads and what they hold refer to it.
+        // As its host, for the process.
         Ok(Box::leak(Box::new(Server {
             connections: Places::new(limits.connections),
             workers: Places::new(limits.workers),

@@ -37,6 +37,10 @@ pub(crate) struct Settings {
     pub(crate) fault: String,
     /// Guests of one bridge don't see each other.
     pub(crate) isolate_guests: bool,
+    /// A worker waits for the next request about an image, for a minute.
+    pub(crate) waiting_worker: bool,
+    /// Each VMM is the first process of a PID namespace of its own.
+    pub(crate) vm_pid_namespace: bool,
     /// What guests' packets are marked with.
     pub(crate) mark: Mark,
     /// The limits.
@@ -107,6 +111,14 @@ pub(crate) struct Limits {
     pub(crate) guests: usize,
     /// VMs.
     pub(crate) vms: usize,
+    /// Processes and threads of one VM.
+    pub(crate) vm_processes: usize,
+    /// Memories of saved VMs that are held for restores.
+    pub(crate) memories: usize,
+    /// Mebibytes of all of them together.
+    memory_mebibytes: usize,
+    /// Seconds that one is held without a VM that uses it.
+    memory_seconds: u32,
     /// Snapshots. Each takes a loop device, and each image that has some another one.
     pub(crate) snapshots: usize,
     /// Images that are read or written at once.
@@ -140,6 +152,10 @@ impl Default for Limits {
             taps: 1024,
             guests: 1024,
             vms: 256,
+            vm_processes: 1024,
+            memories: 16,
+            memory_mebibytes: 4096,
+            memory_seconds: 600,
             snapshots: 512,
             image_workers: 4,
             image_seconds: 60,
@@ -171,6 +187,16 @@ impl Limits {
         Duration::from_secs(self.launch_seconds.into())
     }
 
+    /// Bytes of all memories of saved VMs.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        (self.memory_mebibytes * MIB) as u64
+    }
+
+    /// For a saved VM's memory that no VM uses.
+    pub(crate) fn memory_time(&self) -> Duration {
+        Duration::from_secs(self.memory_seconds.into())
+    }
+
     /// For a read or a write of files in an image.
     pub(crate) fn image_time(&self) -> Duration {
         Duration::from_secs(self.image_seconds.into())
@@ -187,7 +213,7 @@ impl Limits {
     }
 
     /// Every number with its name and the least and the most that it may be.
-    fn bounds(&self) -> [(&'static str, usize, usize, usize); 22] {
+    fn bounds(&self) -> [(&'static str, usize, usize, usize); 26] {
         let most = 1 << 20;
         [
             ("connections", self.connections, 1, 65_536),
@@ -206,6 +232,10 @@ impl Limits {
             ("taps", self.taps, 1, most),
             ("guests", self.guests, 1, most),
             ("vms", self.vms, 1, most),
+            ("vm_processes", self.vm_processes, 16, most),
+            ("memories", self.memories, 1, 65_536),
+            ("memory_mebibytes", self.memory_mebibytes, 1, 1 << 24),
+            ("memory_seconds", self.memory_seconds as usize, 1, 86_400),
             ("snapshots", self.snapshots, 1, most),
             ("image_workers", self.image_workers, 1, 256),
             ("image_seconds", self.image_seconds as usize, 1, 3600),
@@ -233,6 +263,8 @@ struct File {
     log_level: Option<String>,
     fault: String,
     isolate_guests: bool,
+    waiting_worker: bool,
+    vm_pid_namespace: bool,
     mark: Option<u32>,
     mark_mask: Option<u32>,
     limits: Limits,
@@ -297,6 +329,8 @@ impl Settings {
             log_level: flags.log_level.or(level.transpose()?).unwrap_or(Level::Info),
             fault: file.fault,
             isolate_guests: file.isolate_guests,
+            waiting_worker: file.waiting_worker,
+            vm_pid_namespace: file.vm_pid_namespace,
             mark: Mark::new(file.mark.unwrap_or(Mark::DEFAULT.value), file.mark_mask.unwrap_or(Mark::DEFAULT.mask))
                 .map_err(|mistake| in_file(&mistake))?,
             limits: file.limits,
@@ -379,6 +413,8 @@ mod tests {
         assert_eq!(shipped.own_tables, Some(settings.own_tables));
         assert_eq!(shipped.log_level.as_deref().and_then(Level::parse), Some(settings.log_level));
         assert_eq!(shipped.isolate_guests, settings.isolate_guests);
+        assert_eq!(shipped.waiting_worker, settings.waiting_worker);
+        assert_eq!(shipped.vm_pid_namespace, settings.vm_pid_namespace);
         assert_eq!((shipped.mark, shipped.mark_mask), (Some(settings.mark.value), Some(settings.mark.mask)));
         assert!(shipped.vmm_names.is_empty() && shipped.jailer_names.is_empty() && shipped.fault.is_empty());
         assert_eq!(shipped.worker_uid, settings.worker_uid);

@@ -4,32 +4,12 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, OFlags};
 use std::io::Read as _;
 use sys::dir::{Dir, Facts};
+use sys::trusted::roots_alone;
+
+pub(crate) use sys::trusted::dir;
 
 /// A configuration is a page or two.
 const LONGEST: u64 = 1 << 20;
-
-/// Opens a directory that, with everything above it, is root's and nobody else can write.
-pub(crate) fn dir(path: &str) -> Result<Dir, String> {
-    let mut opened = checked("/")?;
-    for (at, _) in path.match_indices('/').skip(1) {
-        opened = checked(&path[..at])?;
-    }
-    if path != "/" {
-        opened = checked(path)?;
-    }
-    Ok(opened)
-}
-
-fn checked(path: &str) -> Result<Dir, String> {
-    let dir = Dir::open(path).map_err(|error| match error {
-        error if error.is_missing() => format!("{path}: there is no such directory"),
-        error if error.is_symlink() => format!("{path} is a symlink, or behind one; name the real directory"),
-        error => error.to_string(),
-    })?;
-    let facts = Facts::of(&dir).map_err(|error| format!("{path}: {error}"))?;
-    roots_alone(path, &facts)?;
-    Ok(dir)
-}
 
 /// Reads a file that root alone can have written. `None` where it, or a directory above it, is not there.
 pub(crate) fn read(path: &str) -> Result<Option<String>, String> {
@@ -62,16 +42,6 @@ pub(crate) fn file(path: &str) -> Result<Option<OwnedFd>, String> {
     }
     roots_alone(path, &facts)?;
     Ok(Some(file))
-}
-
-fn roots_alone(path: &str, facts: &Facts) -> Result<(), String> {
-    if facts.uid != 0 {
-        return Err(format!("{path} belongs to uid {}; it must be root's (chown root {path})", facts.uid));
-    }
-    if facts.is_writable_by_others() {
-        return Err(format!("{path} can be written by others than root (chmod go-w {path})"));
-    }
-    Ok(())
 }
 
 /// The directory and the name of an absolute path.

@@ -11,7 +11,9 @@ mod devices;
 mod given;
 mod jail;
 mod launch;
+mod layer;
 mod live;
+mod memories;
 mod older;
 mod process;
 mod record;
@@ -32,6 +34,7 @@ pub(crate) use chroot::cleanup as cleanup_chroot;
 pub(crate) use devices::{Device, Neighbours};
 pub(crate) use launch::launch;
 pub(crate) use live::Vms;
+pub(crate) use memories::Memories;
 pub(crate) use process::{find, kill, running, signal};
 
 impl Vms {
@@ -71,7 +74,7 @@ pub(crate) fn list(host: &Host, found: &mut Resources) -> Result<(), Fail> {
     let alive = host.vms.running().into_iter().filter(|vm| vm.vmm.is_alive());
     found.vms = alive
         .map(|vm| VmFound {
-            control_group: cgroup::name(&vm.record),
+            control_group: vm.record.control_group.unwrap_or_default(),
             jail: vm.record.jail.map_or_else(String::new, |jail| jail.path),
             vm_id: vm.record.vm_id,
             pid: vm.record.process.pid,

@@ -98,22 +98,26 @@ impl Server {
         let Job { conn, frame, charge } = job;
         let mut held = self.replies.charge();
         let line = match frame.envelope() {
-            Ok(envelope) => self.operate(&envelope, &mut held),
+            Ok(Envelope { method, op_id, .. }) => {
+                let (method, op_id) = (method.into_owned(), op_id.into_owned());
+                self.operate(frame, &method, &op_id, &mut held)
+            }
             Err(refusal) => return self.refuse(conn, &refusal.into()),
         };
-        drop((frame, charge));
+        drop(charge);
         self.answer_holding(conn, line, held);
     }
 
-    fn operate(&self, envelope: &Envelope<'_>, held: &mut Charge) -> Vec<u8> {
-        let told = Told::of(envelope, Instant::now());
+    /// Does what a request says, which is used up by it.
+    fn operate(&self, frame: Frame, method: &str, op_id: &str, held: &mut Charge) -> Vec<u8> {
+        let told = Told { method, op_id, since: Instant::now(), cause: Cause::Request };
         let log = &self.host.log;
         if log.writes(Level::Debug) {
             log.line(told.cause, Level::Debug, "helper rpc", &told.who());
         }
-        let done = Request::parse(envelope, &self.host.settings.roots)
+        let done = Request::of(frame, &self.host.settings.roots)
             .map_err(Fail::from)
-            .and_then(|request| ops::run(&self.host, &request, held))
+            .and_then(|request| ops::run(self.host, &request, held))
             .and_then(|done| self.success(&done, held));
         match done {
             Ok(line) => {

@@ -357,6 +357,49 @@ mod lab {
         });
     }
 
+    isolated! {
+        fn udev_leaves_alone_what_the_rule_names() {
+            const RULE: &str = "/run/udev/rules.d/56-banger.rules";
+            base(16);
+            output("mkfs.ext4", &["-q", "-F", "-L", "a-guests", BASE, "8M"]);
+            let helper = Helper::start();
+            // Made again by hand it is shown to udev as any other device is; udev has looked at it when it says so.
+            let seen = |id: &str| {
+                make(&helper, id, MIB);
+                let name = format!("fc-rootfs-{id}");
+                dmsetup(&["suspend", &name]);
+                dmsetup(&["resume", &name]);
+                let told = || output("udevadm", &["info", "--query=property", "--name", &node(id)]);
+                eventually("udev has looked", || told().contains("DM_ACTIVATION=1"));
+                told()
+            };
+            let told = seen("shown");
+            assert!(told.contains("ID_FS_LABEL=a-guests") && told.contains("SYSTEMD_READY=1"), "{told}");
+            fs::create_dir_all("/run/udev/rules.d").unwrap();
+            let _rule = Rule(RULE);
+            fs::write(RULE, include_str!("../../../dist/udev/56-banger.rules")).unwrap();
+            output("udevadm", &["control", "--reload"]);
+            let told = seen("left");
+            assert!(told.contains("UDISKS_IGNORE=1") && told.contains("SYSTEMD_READY=0"), "{told}");
+            assert!(!told.contains("ID_FS_") && !told.contains("by-label") && !told.contains("by-uuid"), "{told}");
+            // Its node is udev's work as before.
+            assert!(told.contains("DEVLINKS=/dev/mapper/fc-rootfs-left\n"), "{told}");
+            helper.ok(REMOVE, &target("shown"));
+            helper.ok(REMOVE, &target("left"));
+            nothing_is_left();
+        }
+    }
+
+    /// A rule of udev's, until this is dropped.
+    struct Rule(&'static str);
+
+    impl Drop for Rule {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(self.0);
+            output("udevadm", &["control", "--reload"]);
+        }
+    }
+
     /// Whether this is the test as it was started, and not yet in its namespaces.
     fn is_outside() -> bool {
         std::env::var_os("BANGER_TEST_INSIDE").is_none()

@@ -165,7 +165,7 @@ isolated! {
         output("mount", &["-t", "tmpfs", "-o", "size=128k,mode=700", "none", LOGS]);
         let before = fs::read(IMAGE).expect("the image");
         let helper = helper();
-        let (_, message) = helper.err(WRITE, &write_params(IMAGE, &[("/srv/new", &[b'n'; 300_000], 0)]));
+        let (_, message) = helper.err(WRITE, &write_params(IMAGE, &[("/srv/new", &[b'n'; 200_000], 0)]));
         assert!(message.contains("room"), "{message}");
         assert!(fs::read(IMAGE).expect("the image") == before, "the image has changed");
         assert_eq!(logs(), Vec::<String>::new());

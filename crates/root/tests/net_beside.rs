@@ -3,19 +3,18 @@
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
 mod common;
+#[path = "net/way_out.rs"]
+mod way_out;
 #[path = "net/world.rs"]
 mod world;
 
 use common::{Helper, Start, eventually, output};
 use serde_json::Value;
 use std::time::{Duration, Instant};
-use world::{Guest, OUTSIDE, echo, ip, nat, ruleset, set, sysctl, tap, uplink};
+use way_out::{gets_out, inside, off, on, web};
+use world::{Guest, echo, ip, nat, ruleset, set, sysctl, tap, uplink};
 
 const MARKED: &str = "-m mark --mark 0x62000000/0xff000000 -m comment --comment banger -j ACCEPT";
-
-fn web() -> String {
-    format!("{OUTSIDE}:7000")
-}
 
 fn nft(text: &str) {
     output("nft", &[text]);
@@ -30,29 +29,6 @@ fn log() -> String {
     std::fs::read_to_string("/mnt/log").expect("the log")
 }
 
-/// A helper, an outside, and a guest that is not let out yet.
-fn world() -> (Helper, Guest) {
-    uplink();
-    echo("outside", 7000);
-    let helper = Helper::start();
-    helper.ok("priv.create_tap", &tap("tap-fc-1"));
-    let guest = Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
-    (helper, guest)
-}
-
-fn on(helper: &Helper) {
-    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
-}
-
-fn off(helper: &Helper) {
-    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", false));
-}
-
-fn gets_out(guest: &Guest) {
-    assert_eq!(guest.tcp(&web(), "hello").as_deref(), Some("198.51.100.2 said hello"), "TCP");
-    assert_eq!(guest.udp(&web(), "hello").as_deref(), Some("198.51.100.2 said hello"), "UDP");
-}
-
 /// What stands in a chain, by `iptables -S`.
 fn chain(name: &str) -> Vec<String> {
     iptables(&format!("-S {name}")).lines().map(str::to_owned).collect()
@@ -63,7 +39,7 @@ fn ours(name: &str) -> usize {
 }
 
 isolated! { fn beside_a_forward_policy_of_drop() {
-    let (helper, guest) = world();
+    let (helper, guest) = inside(Start::new());
     iptables("-P FORWARD DROP");
     on(&helper);
     gets_out(&guest);
@@ -82,14 +58,14 @@ isolated! { fn beside_a_forward_policy_of_drop() {
 isolated! { fn nothing_is_added_where_nothing_drops() {
     iptables("-A FORWARD -i other0 -j ACCEPT");
     let before = chain("FORWARD");
-    let (helper, guest) = world();
+    let (helper, guest) = inside(Start::new());
     on(&helper);
     gets_out(&guest);
     assert_eq!(chain("FORWARD"), before);
 } }
 
 isolated! { fn beside_docker_s_chains_the_rule_is_in_the_user_s_chain() {
-    let (helper, guest) = world();
+    let (helper, guest) = inside(Start::new());
     for rule in ["-N DOCKER-USER", "-A DOCKER-USER -j RETURN", "-P FORWARD DROP", "-I FORWARD -j DOCKER-USER"] {
         iptables(rule);
     }
@@ -108,7 +84,7 @@ isolated! { fn beside_docker_s_chains_the_rule_is_in_the_user_s_chain() {
 } }
 
 isolated! { fn a_hand_written_drop_is_named_and_left_alone() {
-    let (helper, guest) = world();
+    let (helper, guest) = inside(Start::new());
     nft("add table inet mine; add chain inet mine fence { type filter hook forward priority 10; policy drop; }");
     nft("add table ip yours; add chain ip yours wall { type filter hook forward priority 20; policy accept; }; add rule ip yours wall counter reject");
     on(&helper);
@@ -128,7 +104,7 @@ isolated! { fn a_hand_written_drop_is_named_and_left_alone() {
 } }
 
 isolated! { fn an_uplink_that_comes_later_needs_no_call() {
-    let (helper, guest) = world();
+    let (helper, guest) = inside(Start::new());
     on(&helper);
     gets_out(&guest);
     // The default route moves to another link.
@@ -147,7 +123,7 @@ isolated! { fn an_uplink_that_comes_later_needs_no_call() {
 } }
 
 isolated! { fn a_host_that_somebody_opens_is_not_shielded() {
-    let (helper, guest) = world();
+    let (helper, guest) = inside(Start::new());
     on(&helper);
     assert_eq!(set("inet", "opened"), ["eth0"]);
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
@@ -250,7 +226,7 @@ mod lab {
     }
 
     isolated! { fn beside_the_real_dockerd() {
-        let (helper, guest) = world();
+        let (helper, guest) = inside(Start::new());
         let docker = dockerd();
         assert_eq!(chain("FORWARD")[0], "-P FORWARD DROP", "it is as strict as ever");
         on(&helper);
@@ -266,7 +242,7 @@ mod lab {
     } }
 
     isolated! { fn beside_the_real_firewalld() {
-        let (helper, guest) = world();
+        let (helper, guest) = inside(Start::new());
         std::fs::create_dir_all("/run/dbus").unwrap();
         let _bus = Daemon::start("dbus-daemon", &["--system", "--nofork", "--nopidfile"]);
         let _firewalld = Daemon::start("firewalld", &["--nofork", "--nopid"]);
@@ -289,7 +265,7 @@ mod lab {
     } }
 
     isolated! { fn what_the_documentation_says_to_a_firewalld_of_its_own_is_right() {
-        let (helper, guest) = world();
+        let (helper, guest) = inside(Start::new());
         std::fs::create_dir_all("/run/dbus").unwrap();
         // What it keeps is the machine's.
         output("cp", &["-a", "/etc/firewalld", "/mnt/firewalld"]);

@@ -4,6 +4,8 @@
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
 mod common;
+#[path = "net/way_out.rs"]
+mod way_out;
 #[path = "net/world.rs"]
 mod world;
 
@@ -11,13 +13,10 @@ use common::{Helper, eventually, output};
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use world::{Guest, OUTSIDE, echo, ip, nat, ruleset, tap, uplink};
+use way_out::{gets_out, on, web};
+use world::{Guest, echo, ip, nat, ruleset, tap, uplink};
 
 const MARKED: &str = "-m mark --mark 0x62000000/0xff000000 -m comment --comment banger -j ACCEPT";
-
-fn web() -> String {
-    format!("{OUTSIDE}:7000")
-}
 
 fn iptables(arguments: &str) -> String {
     output("iptables-nft", &arguments.split(' ').collect::<Vec<_>>())
@@ -44,15 +43,6 @@ fn world() -> (Helper, Guest) {
     let guest = Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
     echo("guest", 7002);
     (helper, guest)
-}
-
-fn on(helper: &Helper) {
-    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
-}
-
-fn gets_out(guest: &Guest) {
-    assert_eq!(guest.tcp(&web(), "hello").as_deref(), Some("198.51.100.2 said hello"), "TCP");
-    assert_eq!(guest.udp(&web(), "hello").as_deref(), Some("198.51.100.2 said hello"), "UDP");
 }
 
 /// Whether the container gets into the guest.
@@ -157,6 +147,9 @@ isolated! { fn a_firewalld_whose_table_is_its_own_is_named_with_what_to_do() {
     let by = &listed["blocked_by"][0];
     assert_eq!((by["table"].as_str(), by["chain"].as_str()), (Some("firewalld"), Some("filter_FORWARD")), "{listed}");
     assert!(by["why"].as_str().unwrap().contains("NftablesTableOwner"), "{listed}");
+    let told = common::log_text();
+    let line = told.lines().find(|line| line.contains("another firewall drops guests' packets")).unwrap_or(&told);
+    assert!(line.contains("inet firewalld filter_FORWARD: ") && line.contains("NftablesTableOwner"), "{line}");
     let found = probe(&helper);
     assert_eq!((found["end"].as_str(), found["by"]["chain"].as_str()), (Some("dropped"), Some("filter_FORWARD")), "{found}");
     assert_eq!(found["by"]["rule"], "iifname \"br-fc\" reject", "{found}");

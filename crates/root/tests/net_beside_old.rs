@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "the bans are the helper's; a test sets its world up by paths")]
 
 mod common;
+#[path = "net/way_out.rs"]
+mod way_out;
 #[path = "net/world.rs"]
 mod world;
 
@@ -10,36 +12,10 @@ use common::{Helper, Start, eventually, log_text, output};
 use rustix::mount::{MountFlags, mount, mount_bind};
 use serde_json::Value;
 use std::time::{Duration, Instant};
-use world::{Guest, OUTSIDE, echo, named, nat, tap, uplink};
+use way_out::{gets_out, inside, off, on, web};
+use world::{named, nat, tap};
 
 const MARKED: &str = "-m mark --mark 0x62000000/0xff000000 -m comment --comment banger -j ACCEPT";
-
-fn web() -> String {
-    format!("{OUTSIDE}:7000")
-}
-
-/// A helper, an outside, and a guest that is not let out yet.
-fn world(start: Start) -> (Helper, Guest) {
-    uplink();
-    echo("outside", 7000);
-    let helper = start.start();
-    helper.ok("priv.create_tap", &tap("tap-fc-1"));
-    let guest = Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
-    (helper, guest)
-}
-
-fn on(helper: &Helper) {
-    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
-}
-
-fn off(helper: &Helper) {
-    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", false));
-}
-
-fn gets_out(guest: &Guest) {
-    assert_eq!(guest.tcp(&web(), "hello").as_deref(), Some("198.51.100.2 said hello"), "TCP");
-    assert_eq!(guest.udp(&web(), "hello").as_deref(), Some("198.51.100.2 said hello"), "UDP");
-}
 
 fn legacy(arguments: &str) -> String {
     output("iptables-legacy", &arguments.split(' ').collect::<Vec<_>>())
@@ -59,7 +35,7 @@ fn probe(helper: &Helper) -> Value {
 }
 
 isolated! { fn beside_iptables_of_before_nftables() {
-    let (helper, guest) = world(Start::new());
+    let (helper, guest) = inside(Start::new());
     // Nothing loads these tables that were not there.
     on(&helper);
     gets_out(&guest);
@@ -100,7 +76,7 @@ isolated! { fn beside_iptables_of_before_nftables() {
 } }
 
 isolated! { fn beside_docker_s_chains_of_before_nftables() {
-    let (helper, guest) = world(Start::new());
+    let (helper, guest) = inside(Start::new());
     for rule in ["-N DOCKER-USER", "-A DOCKER-USER -j RETURN", "-P FORWARD DROP", "-I FORWARD -j DOCKER-USER"] {
         legacy(rule);
     }
@@ -123,7 +99,7 @@ isolated! { fn a_program_that_is_not_roots_is_not_started() {
     std::fs::create_dir("/mnt/sbin").unwrap();
     std::fs::copy("/usr/sbin/xtables-legacy-multi", "/mnt/sbin/xtables-legacy-multi").unwrap();
     std::os::unix::fs::chown("/mnt/sbin/xtables-legacy-multi", Some(common::OWNER), Some(common::OWNER)).unwrap();
-    let (helper, guest) = world(Start::new());
+    let (helper, guest) = inside(Start::new());
     legacy("-P FORWARD DROP");
     mount_bind("/mnt/sbin", "/usr/sbin").unwrap();
     on(&helper);
@@ -138,7 +114,7 @@ isolated! { fn a_program_that_is_not_roots_is_not_started() {
 } }
 
 isolated! { fn a_program_that_hangs_is_ended() {
-    let (helper, guest) = world(Start::new());
+    let (helper, guest) = inside(Start::new());
     legacy("-P FORWARD DROP");
     // Somebody holds the lock of iptables for good: the program gives up after 5 s.
     let lock = std::fs::File::create("/run/xtables.lock").unwrap();
@@ -175,7 +151,7 @@ isolated! { fn beside_the_real_ufw() {
     let rules = || chain("iptables", "FORWARD").iter().filter(|rule| rule.ends_with(MARKED)).count();
     ufw();
     let before = chain("iptables", "FORWARD");
-    let (helper, guest) = world(Start::new());
+    let (helper, guest) = inside(Start::new());
     assert_eq!(guest.tcp(&web(), "x"), None);
     on(&helper);
     gets_out(&guest);
@@ -203,7 +179,7 @@ isolated! { fn beside_the_real_ufw() {
 
 isolated! { fn a_reload_of_ufw_holds_flows_up_for_a_moment_at_most() {
     ufw();
-    let (helper, guest) = world(Start::new());
+    let (helper, guest) = inside(Start::new());
     on(&helper);
     gets_out(&guest);
     // A new flow every 2 ms, each with a port of its own, while ufw reloads: the longest time without an answer.

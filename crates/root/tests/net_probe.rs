@@ -10,7 +10,7 @@ use common::{Helper, Start, eventually, output};
 use serde_json::{Value, json};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use world::{difference, ip, nat, snapshot, tap, uplink};
+use world::{difference, ip, nat, ruleset, snapshot, tap, uplink};
 
 fn nft(text: &str) {
     output("nft", &[text]);
@@ -325,8 +325,10 @@ isolated! { fn a_helper_that_dies_in_the_middle_leaves_nothing() {
     for family in ["inet", "bridge"] {
         nft(&format!("add table {family} banger_probe {{ comment \"banger: a probe is under way\"; }}"));
     }
-    let _helper = Helper::start();
-    eventually("swept", || difference(&before, &snapshot()).is_empty());
+    let helper = Helper::start();
+    eventually("swept", || !ruleset().iter().any(|object| object.to_string().contains("banger_probe")));
+    assert!(helper.stop().success());
+    assert_eq!(difference(&before, &snapshot()), "");
 } }
 
 mod lab {

@@ -141,8 +141,8 @@ isolated! { fn a_step_that_fails_leaves_everything_as_it_was() {
         for step in steps {
             let helper = Helper::start();
             ground(&helper, case);
-            assert!(helper.stop().success());
             let before = snapshot();
+            assert!(helper.stop().success());
             let helper = with_fault(&format!("{}.{step}:fail", operation(case)));
             let (method, params) = request(case);
             let (_, message) = helper.err(method, &params);

@@ -5,12 +5,15 @@
 mod common;
 #[path = "net/watched.rs"]
 mod watched;
+#[path = "net/way_out.rs"]
+mod way_out;
 #[path = "net/world.rs"]
 mod world;
 
 use common::{Helper, Start, eventually, log_text, output};
 use std::time::{Duration, Instant};
-use watched::{ANYBODYS, flags, gets_out, guests, nft, nft_refused, off, ours, told, web, whole_again, world};
+use watched::{ANYBODYS, flags, guests, nft, nft_refused, ours, told, whole_again, world};
+use way_out::{gets_out, off, web};
 use world::{named, ruleset, set, tap};
 
 /// As nft 1.0.6 prints it, which does not know `persist`, and as later ones do.

@@ -6,6 +6,8 @@
 mod common;
 #[path = "net/watched.rs"]
 mod watched;
+#[path = "net/way_out.rs"]
+mod way_out;
 #[path = "net/world.rs"]
 mod world;
 

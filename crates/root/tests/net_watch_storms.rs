@@ -5,6 +5,8 @@
 mod common;
 #[path = "net/watched.rs"]
 mod watched;
+#[path = "net/way_out.rs"]
+mod way_out;
 #[path = "net/world.rs"]
 mod world;
 
@@ -13,7 +15,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use watched::{ANYBODYS, guests, nft, on, ours, web, whole_again, world};
+use watched::{ANYBODYS, guests, nft, ours, whole_again, world};
+use way_out::{on, web};
 use world::{named, nat, ruleset, set, tap, uplink};
 
 /// Asks, and takes either answer: refused or done, never stuck.

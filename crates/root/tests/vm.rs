@@ -210,6 +210,8 @@ isolated! {
         let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let start = record["process"]["start_time"].as_u64().unwrap();
         record["process"]["start_time"] = json!(start + 1);
+        // What is in a VM's own group is the VM's.
+        record["control_group"] = json!("vm-1.1.1");
         fs::write(&path, record.to_string()).unwrap();
         fs::write(format!("{RECORDS}/vm-junk.json"), "{").unwrap();
         let helper = Helper::start();

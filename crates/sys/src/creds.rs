@@ -87,8 +87,9 @@ impl Credentials {
         set_fsgid(self.gid);
         set_fsuid(self.uid);
         // The kernel puts it to fs.suid_dumpable when these change, and that may be 2: a core for the administrator.
-        if dumpable == DumpableBehavior::NotDumpable {
-            rustix::process::set_dumpable_behavior(dumpable)?;
+        // Nobody can ask for that, so where it was 2 already another thread is about to put it back, too.
+        if dumpable != DumpableBehavior::Dumpable {
+            rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         }
         let now = Credentials::of_this_thread()?;
         if now == *self {

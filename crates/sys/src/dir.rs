@@ -251,6 +251,21 @@ impl Dir {
         Ok(made)
     }
 
+    /// Opens the directory `name`, made with that mode where it is missing, whoever makes it in that moment.
+    ///
+    /// # Errors
+    /// As [`Dir::dir`] and [`Dir::make_dir`].
+    pub fn enter_or_make(&self, name: &str, mode: u32) -> Result<Dir, CallError> {
+        match self.dir(name) {
+            Err(error) if error.is_missing() => {}
+            other => return other,
+        }
+        match self.make_dir(name, mode) {
+            Err(error) if error.errno() == Errno::EXIST => self.dir(name),
+            other => other,
+        }
+    }
+
     /// Sets this directory's own mode.
     ///
     /// # Errors

@@ -15,16 +15,16 @@ const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 struct PoolInfo {
     bits: libc::c_int,
     length: libc::c_int,
-    bytes: [u8; 32],
+    bytes: [u8; 64],
 }
 
-/// Gives the kernel 32 random bytes and lets all random numbers from now on depend on them.
+/// Gives the kernel 64 random bytes and lets all random numbers from now on depend on them.
 ///
 /// # Errors
 /// EPERM without `CAP_SYS_ADMIN`.
-pub fn reseed(bytes: [u8; 32]) -> io::Result<()> {
+pub fn reseed(bytes: [u8; 64]) -> io::Result<()> {
     let device = File::options().write(true).open("/dev/urandom")?;
-    let info = PoolInfo { bits: 256, length: 32, bytes };
+    let info = PoolInfo { bits: 512, length: 64, bytes };
     // SAFETY: the kernel reads the head and as many bytes behind it as `length` says, which is what the struct has.
     check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
     // SAFETY: this request has no argument.
@@ -39,6 +39,6 @@ fn check(answer: libc::c_int) -> io::Result<()> {
 mod tests {
     #[test]
     fn the_kernel_takes_them() {
-        super::reseed([7; 32]).expect("as root");
+        super::reseed([7; 64]).expect("as root");
     }
 }

@@ -32,7 +32,7 @@ pub fn by_descriptor(program: impl AsFd, argv: &[CString]) -> io::Result<Infalli
 }
 
 /// Gives this process an empty session keyring: who has its starter's possesses the keys in it, whatever his uid. A
-/// kernel without keys has none to hide.
+/// kernel without keys, and a filter that forbids them to us, forbids them to the program too.
 ///
 /// # Errors
 /// `keyctl(2)`.

@@ -1,11 +1,9 @@
-//! What the guest's first process needs of the kernel and rustix has no safe form of: its children's signal, a child in
-//! a session of its own, and an interface's address and route by the old ioctls (three calls, no netlink to parse).
+//! What the guest's first process needs of the kernel and rustix has no safe form of: its children's signal, and an
+//! interface's address and route by the old ioctls (a few calls, no netlink to parse).
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -28,28 +26,6 @@ pub fn child_signals() -> io::Result<OwnedFd> {
     check(fd)?;
     // SAFETY: the kernel has just given us this descriptor, nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Starts `command` as the leader of a session and a group of its own, with these supplementary groups where given, and
-/// with no descriptor but 0, 1 and 2. (std empties the signal mask of its children itself.)
-///
-/// # Errors
-/// What the start says, the child's steps before its exec included.
-pub fn spawn_session(command: &mut Command, groups: Option<Vec<u32>>) -> io::Result<Child> {
-    let before_exec = move || {
-        rustix::process::setsid()?;
-        // SAFETY: marks descriptors only; all of them stay open in this process image, so nobody's is taken away.
-        let marked = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-        check(marked as libc::c_int)?;
-        match &groups {
-            // SAFETY: the kernel reads as many ids as the slice has.
-            Some(ids) => check(unsafe { libc::setgroups(ids.len(), ids.as_ptr()) }),
-            None => Ok(()),
-        }
-    };
-    // SAFETY: the closure runs after the fork and only makes system calls: no allocation, no lock.
-    unsafe { command.pre_exec(before_exec) };
-    command.spawn()
 }
 
 /// Sends `signal` to every process but the caller, as the first process may.
@@ -82,9 +58,35 @@ pub fn set_address(link: &str, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<
 /// # Errors
 /// ENODEV where there is no such interface.
 pub fn link_up(link: &str) -> io::Result<()> {
+    set_flags(link, libc::IFF_UP | libc::IFF_RUNNING)
+}
+
+/// Takes an interface down.
+///
+/// # Errors
+/// ENODEV where there is no such interface.
+pub fn link_down(link: &str) -> io::Result<()> {
+    set_flags(link, 0)
+}
+
+fn set_flags(link: &str, flags: libc::c_int) -> io::Result<()> {
     let mut ask = request_for(link)?;
-    ask.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    ask.ifr_ifru.ifru_flags = flags as libc::c_short;
     ioctl(libc::SIOCSIFFLAGS, &raw mut ask)
+}
+
+/// Gives an Ethernet interface its hardware address. Most drivers want it down for that.
+///
+/// # Errors
+/// ENODEV where there is no such interface, EBUSY where it has to be down, EADDRNOTAVAIL for an address of a group.
+pub fn set_mac(link: &str, mac: [u8; 6]) -> io::Result<()> {
+    let mut ask = request_for(link)?;
+    let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = from as libc::c_char;
+    }
+    ask.ifr_ifru.ifru_hwaddr = address;
+    ioctl(libc::SIOCSIFHWADDR, &raw mut ask)
 }
 
 /// The default route.
@@ -101,10 +103,22 @@ pub fn default_route(gateway: Ipv4Addr) -> io::Result<()> {
     ioctl(libc::SIOCADDRT, &raw mut route)
 }
 
+/// Makes a mounted ext4 so many blocks long, of which `root` is any file; one that is so long stays as it is.
+///
+/// # Errors
+/// EINVAL where it would be shorter, ENOTTY where it is no ext4, EPERM where the caller is not root.
+pub fn grow_ext4(root: impl AsFd, blocks: u64) -> io::Result<()> {
+    // linux/ext4.h: EXT4_IOC_RESIZE_FS is _IOW('f', 16, __u64).
+    const RESIZE: libc::Ioctl = 0x4008_6610;
+    let fd = root.as_fd().as_raw_fd();
+    // SAFETY: the request reads the one u64 that it is called with, which lives until it returns.
+    check(unsafe { libc::ioctl(fd, RESIZE, &raw const blocks) })
+}
+
 /// For the requests above, all of which read and write no more than the structure they are called with.
 fn ioctl<T>(request: libc::Ioctl, value: *mut T) -> io::Result<()> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: `value` is a live structure of the request's own type (see the three callers).
+    // SAFETY: `value` is a live structure of the request's own type (see the callers).
     check(unsafe { libc::ioctl(socket.as_raw_fd(), request, value) })
 }
 
@@ -131,22 +145,4 @@ fn inet(address: Ipv4Addr) -> libc::sockaddr {
 
 fn check(answer: libc::c_int) -> io::Result<()> {
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::{Command, Stdio};
-
-    #[test]
-    fn a_child_leads_its_own_session() {
-        let mut command = Command::new("/bin/sh");
-        command
-            .args(["-c", "cut -d' ' -f1,5,6 /proc/self/stat; cut -d' ' -f1,5,6 /proc/$$/stat"])
-            .stdout(Stdio::piped());
-        let child = super::spawn_session(&mut command, None).expect("started");
-        let pid = child.id().to_string();
-        let output = child.wait_with_output().expect("ended");
-        let text = String::from_utf8(output.stdout).expect("text");
-        assert!(text.contains(&format!("{pid} {pid} {pid}")), "{text}");
-    }
 }

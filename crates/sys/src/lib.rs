@@ -1,5 +1,6 @@
 //! The unsafe code of the workspace: one system interface a file, each safe to call.
 
+pub mod cgroup;
 pub mod child;
 pub mod confine;
 pub mod creds;
@@ -18,12 +19,18 @@ pub mod loopdev;
 pub mod mount;
 pub mod netlink;
 pub mod netlink_events;
+pub mod notify;
+pub mod opened;
 pub mod pidfd;
+pub mod reap;
 pub mod sandbox;
+pub mod session;
 pub mod sigwait;
+pub mod slice;
 pub mod spawn;
 pub mod stripped;
 pub mod tapfd;
+pub mod trusted;
 pub mod tsc;
 pub mod tun;
 pub mod vsock;

@@ -71,7 +71,8 @@ impl Tree {
         Ok(tree)
     }
 
-    /// A new file system in memory, of at most `bytes` bytes, whose root has that mode and is root's.
+    /// A new file system in memory, of at most `bytes` bytes, whose root has that mode and is root's. Who maps a file of it
+    /// and asks for huge pages gets them, where the kernel has any.
     ///
     /// # Errors
     /// The call of the new mount interface that failed.
@@ -81,9 +82,24 @@ impl Tree {
         for (key, value) in [("size", bytes.to_string()), ("mode", format!("{mode:o}"))] {
             fsconfig_set_string(context.as_fd(), key, value).map_err(failed("fsconfig(tmpfs)"))?;
         }
+        // Refused, without any effect, by a kernel that has no huge pages.
+        let _ = fsconfig_set_string(context.as_fd(), "huge", "advise");
         fsconfig_create(context.as_fd()).map_err(failed("fsconfig(tmpfs, create)"))?;
         let fd = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, forbids.flags());
         Ok(Tree { fd: fd.map_err(failed("fsmount(tmpfs)"))? })
+    }
+
+    /// `/proc` of this process's PID namespace, with nothing but its processes, to be read only.
+    ///
+    /// # Errors
+    /// The call of the new mount interface that failed; Linux 5.8 and later have `subset=pid`.
+    pub fn processes() -> Result<Tree, CallError> {
+        let failed = |call: &'static str| move |errno| CallError::new(call, errno);
+        let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen(proc)"))?;
+        fsconfig_set_string(context.as_fd(), "subset", "pid").map_err(failed("fsconfig(proc, subset=pid)"))?;
+        fsconfig_create(context.as_fd()).map_err(failed("fsconfig(proc, create)"))?;
+        let fd = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, Forbids::ALL.flags());
+        Ok(Tree { fd: fd.map_err(failed("fsmount(proc)"))? })
     }
 
     /// Adds restrictions. They can't be taken back by who has no rights over this mount.
@@ -243,6 +259,9 @@ mod tests {
         apart(|| {
             let tree = Tree::in_memory(1 << 20, 0o711, Forbids { devices: true, ..Forbids::default() }).unwrap();
             tree.put_on(place("/mnt").unwrap()).unwrap();
+            if std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+                assert!(read("/proc/thread-self/mountinfo").lines().any(|line| line.contains("huge=advise")));
+            }
             std::fs::write("/mnt/inside", "here").unwrap();
             enter(&tree).unwrap();
             assert_eq!(Dir::open("/").unwrap().names().unwrap(), ["inside"]);

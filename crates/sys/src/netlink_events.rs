@@ -34,16 +34,39 @@ impl Events {
     /// What the kernel says.
     pub fn pass_over(&self, port: u32) -> io::Result<()> {
         const NUMBER: u32 = 12;
-        let step = |code: u32, jt, k| libc::sock_filter { code: code as u16, jt, jf: 0, k };
         // A datagram tells of one commit. Its first message says who made it (`nlmsg_pid`); the filter reads a number in
         // the network's order.
-        let mut filter = [
-            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, NUMBER),
-            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, port.to_be()),
-            step(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
-            step(libc::BPF_RET | libc::BPF_K, 0, 0),
-        ];
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        self.filter(&mut [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, NUMBER),
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, port.to_be()),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        ])
+    }
+
+    /// Hears of links only what tells one whole, not the messages of its family (`ifi_family`), and all else as before.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn whole_links(&self) -> io::Result<()> {
+        const TYPE: u32 = 4;
+        // Behind the message's header, in `struct ifinfomsg`.
+        const FAMILY: u32 = 16;
+        let is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        // Each datagram holds one message.
+        self.filter(&mut [
+            step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, TYPE),
+            step(is, 1, 0, libc::RTM_NEWLINK.to_be().into()),
+            step(is, 0, 2, libc::RTM_DELLINK.to_be().into()),
+            step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FAMILY),
+            step(is, 0, 1, 0),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        ])
+    }
+
+    fn filter(&self, steps: &mut [libc::sock_filter]) -> io::Result<()> {
+        let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
         let length = std::mem::size_of::<libc::sock_fprog>() as libc::socklen_t;
         let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
         // SAFETY: the program and the steps that it points to outlive the call, and their lengths are given.
@@ -72,6 +95,11 @@ impl Events {
             return if length > buffer.len() { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(Some(length)) };
         }
     }
+}
+
+/// A step of a filter: what it does, how many it passes over where that is so and where it is not, its number.
+fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
 }
 
 impl AsFd for Events {

@@ -37,13 +37,14 @@ impl PidFd {
         self.pid
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal, a real-time one too.
     ///
     /// # Errors
-    /// `ESRCH` where it has ended.
+    /// `ESRCH` where it has ended, `EINVAL` for a number that no signal has.
     pub fn send_signal(&self, signal: i32) -> Result<(), CallError> {
         let failed = |errno| CallError::new(format!("pidfd_send_signal(<pid {}>, {signal})", self.pid), errno);
-        let signal = Signal::from_named_raw(signal).ok_or_else(|| failed(Errno::INVAL))?;
+        let known = Signal::from_named_raw(signal).or_else(|| real_time(signal));
+        let signal = known.ok_or_else(|| failed(Errno::INVAL))?;
         pidfd_send_signal(&self.fd, signal).map_err(failed)
     }
 
@@ -115,6 +116,15 @@ pub fn boot_id() -> std::io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
 }
 
+/// One that the C library has not kept for itself.
+fn real_time(signal: i32) -> Option<Signal> {
+    if !(libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal) {
+        return None;
+    }
+    // SAFETY: the number is a signal's, and no library's own.
+    Some(unsafe { Signal::from_raw_unchecked(signal) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +142,19 @@ mod tests {
         child.wait().unwrap();
         assert!(!opened.is_alive());
         assert_eq!(opened.send_signal(libc::SIGTERM).unwrap_err().errno(), Errno::SRCH);
+    }
+
+    #[test]
+    fn a_real_time_signal_arrives() {
+        use std::os::unix::process::ExitStatusExt;
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let opened = open(child.id().cast_signed()).unwrap();
+        // 32 and 33 are the C library's.
+        for none in [0, -1, 32, 33, 65] {
+            assert_eq!(opened.send_signal(none).unwrap_err().errno(), Errno::INVAL);
+        }
+        opened.send_signal(39).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(39));
     }
 
     #[test]

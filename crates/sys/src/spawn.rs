@@ -7,8 +7,9 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions};
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,14 @@ pub const PASSED: RawFd = 3;
 const PROGRAM: RawFd = 4;
 const GATE: RawFd = 5;
 const REPORT: RawFd = 6;
+/// clone(2). In libc it is an int, into which it does not fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Above all of these: nothing is overwritten while the descriptors are put in their places.
 const ASIDE: RawFd = 16;
 
 /// A program, and all that it is given. Its environment is empty, its directory `/`, its umask 077 (a jailer's 022); it leads a session
 /// of its own and a session keyring of its own, no signal is blocked, ignored or handled in it, and it leaves no core.
+#[derive(Clone, Copy)]
 pub struct Plan<'a> {
     /// The file that is executed, whatever its name leads to by then.
     pub program: BorrowedFd<'a>,
@@ -41,9 +45,14 @@ pub struct Plan<'a> {
     pub open_files: u64,
     /// What its `oom_score_adj` is set to.
     pub oom_score_adj: &'a CStr,
+    /// Whether it is the first process of a PID namespace of its own: what it starts ends with it.
+    pub new_pid_namespace: bool,
+    /// The control group of the second version that it begins in, a directory; `None`: this thread's own.
+    pub group: Option<BorrowedFd<'a>>,
 }
 
 /// A user, who is to have no rights but his own.
+#[derive(Clone, Copy)]
 pub struct User<'a> {
     /// His uid.
     pub uid: u32,
@@ -163,7 +172,7 @@ pub fn hold(plan: &Plan<'_>) -> io::Result<Held> {
         (report_in.as_raw_fd(), REPORT),
     ];
     let signals = BlockedSignals::new()?;
-    let (pid, pidfd) = match fork()? {
+    let (pid, pidfd) = match fork(plan.group, plan.new_pid_namespace)? {
         Some(child) => child,
         None => become_it(plan, &mut fds, &argv),
     };
@@ -179,12 +188,20 @@ pub fn hold(plan: &Plan<'_>) -> io::Result<Held> {
     }
 }
 
-/// A fork with a pidfd. `None` is the child.
-pub(crate) fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
+/// A fork with a pidfd, into a control group of the second version where one is named, and into a PID namespace of its
+/// own where that is asked for; its number is the one that it has here. `None` is the child.
+pub(crate) fn fork(group: Option<BorrowedFd<'_>>, new_pid_namespace: bool) -> io::Result<Option<(i32, OwnedFd)>> {
     let mut pidfd: RawFd = -1;
     // SAFETY: all fields are integers, for which zeros are a value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = libc::CLONE_PIDFD as u64;
+    if new_pid_namespace {
+        args.flags |= libc::CLONE_NEWPID as u64;
+    }
+    if let Some(group) = group {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::try_from(group.as_raw_fd()).unwrap_or(u64::MAX);
+    }
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: without CLONE_VM this is a fork: the child has its own copy of all memory. Its other threads are gone, so
@@ -199,6 +216,36 @@ pub(crate) fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
             Ok(Some((i32::try_from(pid).unwrap_or(-1), pidfd)))
         }
     }
+}
+
+/// The child's stack while it has its parent's memory.
+#[repr(align(16))]
+struct Stack([MaybeUninit<u8>; 32 << 10]);
+
+/// A child that runs `act` in this process's memory while the calling thread waits: until it has executed a program, or
+/// `act` has returned, which ends it (vfork(2)). Nothing of the memory is copied for a program that needs none of it.
+///
+/// All signals must be blocked, and `act` must do nothing but system calls and write what is its own: other threads go
+/// on, and hold locks. What the child does to descriptors, user, limits, namespaces and signals is its own.
+pub(crate) fn fork_and_wait<F: FnMut()>(mut act: F) -> io::Result<(i32, OwnedFd)> {
+    extern "C" fn child<F: FnMut()>(act: *mut c_void) -> c_int {
+        // SAFETY: it is `act` below, which the waiting thread neither moves nor touches.
+        let act = unsafe { &mut *act.cast::<F>() };
+        act();
+        exit()
+    }
+    let mut stack = Stack([MaybeUninit::uninit(); _]);
+    let top = stack.0.as_mut_ptr_range().end;
+    let mut pidfd: RawFd = -1;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // SAFETY: `stack`, `act` and `pidfd` outlive the child's use of them, since this thread goes on only when the child
+    // has left this memory; the top of the stack is aligned as the type is.
+    let pid = unsafe { libc::clone(child::<F>, top.cast(), flags, (&raw mut act).cast(), &raw mut pidfd) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
 }
 
 /// All signals blocked in this thread, so that none of our handlers runs in the child; undone when dropped.
@@ -282,11 +329,7 @@ fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_ch
     // A jailer's copies of what root may show are for others to read.
     let umask = if user.is_some() { 0o077 } else { 0o022 };
     let _ = call(libc::SYS_umask, [umask, 0, 0, 0, 0]);
-    for (index, step) in steps.iter().enumerate() {
-        if let Err(error) = step() {
-            report(index, error);
-        }
-    }
+    take(&steps, REPORT);
     exit()
 }
 
@@ -319,11 +362,17 @@ pub(crate) fn exit() -> ! {
     unsafe { libc::_exit(127) }
 }
 
-fn report(step: usize, error: i32) -> ! {
-    let [a, b, c, d] = error.to_ne_bytes();
-    let said = [u8::try_from(step).unwrap_or(u8::MAX), a, b, c, d];
-    let _ = call(libc::SYS_write, [REPORT as usize, said.as_ptr() as usize, said.len(), 0, 0]);
-    exit()
+/// Takes the steps of a child one by one. The first that fails is told on `report`, by its index and its errno, and ends
+/// the process.
+pub(crate) fn take(steps: &[&dyn Fn() -> Step], report: RawFd) {
+    for (index, step) in steps.iter().enumerate() {
+        if let Err(error) = step() {
+            let [a, b, c, d] = error.to_ne_bytes();
+            let said = [u8::try_from(index).unwrap_or(u8::MAX), a, b, c, d];
+            let _ = call(libc::SYS_write, [report as usize, said.as_ptr() as usize, said.len(), 0, 0]);
+            exit()
+        }
+    }
 }
 
 /// Puts the descriptors under their numbers and closes all others, other children's gates among them.
@@ -407,13 +456,9 @@ pub(crate) fn drop_bounding_set() -> Step {
     Ok(())
 }
 
-/// An empty session keyring, the new user's: who has ours possesses the keys in it, whatever his uid. A kernel without
-/// keys, and a filter that forbids them to us, forbids them to the program too.
+/// An empty session keyring, the new user's. The call makes an error of a number, which takes no memory.
 pub(crate) fn own_keyring() -> Step {
-    match call(libc::SYS_keyctl, [libc::KEYCTL_JOIN_SESSION_KEYRING as usize, 0, 0, 0, 0]) {
-        Err(libc::ENOSYS | libc::EPERM) => Ok(()),
-        other => other,
-    }
+    crate::exec::own_keyring().map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// The change of the user has cleared the effective and the permitted set; this clears the inheritable one.

@@ -21,6 +21,8 @@ fn start(program: &str, argv: &[&str], output: &File) -> io::Result<Held> {
         passed: null.as_fd(),
         open_files: 512,
         oom_score_adj: c"200",
+        new_pid_namespace: false,
+        group: None,
     })
 }
 
@@ -83,6 +85,29 @@ fn before_it_is_let_go_nothing_runs_and_dropped_it_is_gone() {
     drop(held);
     assert!(!Path::new(&process).exists());
     assert_eq!(said(&output), "");
+}
+
+#[test]
+fn a_child_in_our_memory_is_waited_for_and_has_descriptors_of_its_own() {
+    let (mut reader, writer) = io::pipe().expect("a pipe");
+    let fd = writer.as_raw_fd();
+    let mut said = [0; 2];
+    let signals = BlockedSignals::new().expect("blocked");
+    let (pid, pidfd) = fork_and_wait(|| {
+        let (word, length) = (c"it ran".as_ptr(), 6);
+        said = [fd, i32::from(call(libc::SYS_write, [fd as usize, word as usize, length, 0, 0]).is_ok())];
+        let _ = call(libc::SYS_close_range, [0, u32::MAX as usize, 0, 0, 0]);
+    })
+    .expect("a child");
+    drop(signals);
+    // What it wrote into our memory is there, what it closed isn't closed here.
+    assert_eq!(said, [fd, 1]);
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(wait(&pidfd), Some(127));
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).expect("read");
+    assert_eq!(text, "it ran");
 }
 
 #[test]

@@ -5,18 +5,18 @@ use crate::ground::Ground;
 use crate::pidfd::PidFd;
 use crate::spawn::{self, BlockedSignals, Failed, Step, call, errno, limit, prctl};
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::ffi::{CString, c_char};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// The number under which the program finds the first of [`Start::passed`].
 pub const PASSED: RawFd = 3;
 /// As many can be passed.
 pub const MOST_PASSED: usize = 4;
 const PROGRAM: RawFd = 8;
-const REPORT: RawFd = 9;
-const DEVICES: RawFd = 10;
-const NAMESPACES: RawFd = 11;
+const DEVICES: RawFd = 9;
+const NAMESPACES: RawFd = 10;
 /// One behind the last of the numbers above.
 const END: RawFd = NAMESPACES + 4;
 /// Above all of these: nothing is overwritten while the descriptors are put in their places.
@@ -70,34 +70,25 @@ pub fn start(start: &Start<'_>) -> Result<PidFd, Failed> {
     if start.passed.len() > MOST_PASSED {
         return Err(failed("descriptors")(Errno::INVAL.into()));
     }
-    let (report_out, report_in) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| failed("pipe2")(errno.into()))?;
-    // All memory that the child needs is made here: behind the fork nothing may allocate.
     let mut argv: Vec<*const c_char> = start.argv.iter().map(|arg| arg.as_ptr()).collect();
     argv.push(std::ptr::null());
-    let mut fds = places(start, &report_in);
     let filter = start
         .filter
         .map(|code| libc::sock_fprog { len: u16::try_from(code.len()).unwrap_or(0), filter: code.as_ptr().cast_mut() });
     let parent = rustix::process::getpid().as_raw_nonzero().get();
+    // What the child says of itself, in the memory that it shares with this thread until it executes its program.
+    let stopped = Cell::new(None);
+    let mut fds = places(start);
     let signals = BlockedSignals::new().map_err(failed("pthread_sigmask"))?;
-    let (pid, pidfd) = match spawn::fork().map_err(failed("clone3"))? {
-        Some(child) => child,
-        None => become_it(start, &mut fds, &argv, filter.as_ref(), parent),
-    };
+    let child = spawn::fork_and_wait(|| stopped.set(Some(become_it(start, &mut fds, &argv, filter.as_ref(), parent))));
     drop(signals);
-    drop(report_in);
+    let (pid, pidfd) = child.map_err(failed("clone"))?;
     let child = PidFd::from_fd(pidfd, pid);
-    let mut said = [0; 8];
-    // Its end comes with the execution, or with the child: there is nothing in between that waits for anybody.
-    let length = rustix::io::retry_on_intr(|| rustix::io::read(&report_out, &mut said[..]));
-    match length {
-        Ok(0) => Ok(child),
-        length => {
+    match stopped.take() {
+        None => Ok(child),
+        Some((call, error)) => {
             end(&child);
-            let call = STEPS.get(usize::from(said[0])).copied().filter(|_| length == Ok(5)).unwrap_or("start");
-            let [_, a, b, c, d, ..] = said;
-            Err(Failed { call, error: io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])) })
+            Err(Failed { call, error: io::Error::from_raw_os_error(error) })
         }
     }
 }
@@ -112,9 +103,9 @@ pub fn end(child: &PidFd) -> Option<rustix::process::WaitIdStatus> {
 }
 
 /// Each descriptor and the number that it gets. Those that are not there are -1.
-type Places = [(RawFd, RawFd); 14];
+type Places = [(RawFd, RawFd); 13];
 
-fn places(start: &Start<'_>, report: &OwnedFd) -> Places {
+fn places(start: &Start<'_>) -> Places {
     let raw = |fd: BorrowedFd<'_>| fd.as_raw_fd();
     let passed = |index: usize| start.passed.get(index).map_or(-1, |fd| raw(*fd));
     let [net, ipc, uts, mnt] = &start.ground.namespaces;
@@ -127,7 +118,6 @@ fn places(start: &Start<'_>, report: &OwnedFd) -> Places {
         (passed(2), PASSED + 2),
         (passed(3), PASSED + 3),
         (raw(start.program), PROGRAM),
-        (report.as_raw_fd(), REPORT),
         (start.devices.map_or(-1, raw), DEVICES),
         (net.as_raw_fd(), NAMESPACES),
         (ipc.as_raw_fd(), NAMESPACES + 1),
@@ -136,83 +126,51 @@ fn places(start: &Start<'_>, report: &OwnedFd) -> Places {
     ]
 }
 
-/// What the child does, by name and in order; a report is an index into this list and an errno.
-const STEPS: [&str; 21] = [
-    "setsid",
-    "sigaction",
-    "setns",
-    "mount of the devices",
-    "setrlimit(core)",
-    "setrlimit(memory)",
-    "setrlimit(time)",
-    "setrlimit(file)",
-    "setrlimit(descriptors)",
-    "setrlimit(processes)",
-    "drop of the bounding set",
-    "clear of the ambient set",
-    "setgroups",
-    "setresgid",
-    "setresuid",
-    "new session keyring",
-    "capset",
-    "death with the parent",
-    "no_new_privs",
-    "sigprocmask",
-    "execveat",
-];
-
-/// The child. Only system calls from here on: other threads held locks when this process was forked off them.
+/// The child. Only system calls from here on: the memory is its parent's, whose other threads go on. Returns the call
+/// that failed, and its errno.
 fn become_it(
     start: &Start<'_>,
     fds: &mut Places,
     argv: &[*const c_char],
     filter: Option<&libc::sock_fprog>,
     parent: i32,
-) -> ! {
+) -> (&'static str, i32) {
     let (id, bounds) = (start.id as usize, start.bounds);
-    // Until then the report's number may be anybody's: the parent sees the end alone.
-    if take_places(fds).is_err() {
-        spawn::exit();
-    }
-    let steps: [&dyn Fn() -> Step; 21] = [
-        &|| call(libc::SYS_setsid, [0; 5]),
-        &spawn::default_signals,
-        &|| (0..4).try_for_each(|n| call(libc::SYS_setns, [(NAMESPACES + n) as usize, 0, 0, 0, 0])),
-        &|| if start.devices.is_some() { mount_devices() } else { Ok(()) },
-        &|| limit(libc::RLIMIT_CORE as i32, 0),
-        &|| limit(libc::RLIMIT_AS as i32, bounds.memory),
-        &|| limit(libc::RLIMIT_CPU as i32, bounds.seconds),
-        &|| limit(libc::RLIMIT_FSIZE as i32, bounds.file),
-        &|| limit(libc::RLIMIT_NOFILE as i32, ASIDE as u64),
-        &|| limit(libc::RLIMIT_NPROC as i32, bounds.processes),
-        &spawn::drop_bounding_set,
-        &|| prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as usize),
-        &|| call(libc::SYS_setgroups, [0; 5]),
-        // The bare calls: the C library's tell all threads, and this process has none of those that it knows of.
-        &|| call(libc::SYS_setresgid, [id, id, id, 0, 0]),
-        &|| call(libc::SYS_setresuid, [id, id, id, 0, 0]),
-        &spawn::own_keyring,
-        &spawn::no_capabilities,
+    let steps: [(&str, &mut dyn FnMut() -> Step); 24] = [
+        ("descriptors", &mut || take_places(fds)),
+        ("umask", &mut || call(libc::SYS_umask, [0o077, 0, 0, 0, 0])),
+        ("setsid", &mut || call(libc::SYS_setsid, [0; 5])),
+        ("sigaction", &mut spawn::default_signals),
+        ("setns", &mut || (0..4).try_for_each(|n| call(libc::SYS_setns, [(NAMESPACES + n) as usize, 0, 0, 0, 0]))),
+        ("mount of the devices", &mut || if start.devices.is_some() { mount_devices() } else { Ok(()) }),
+        ("setrlimit(core)", &mut || limit(libc::RLIMIT_CORE as i32, 0)),
+        ("setrlimit(memory)", &mut || limit(libc::RLIMIT_AS as i32, bounds.memory)),
+        ("setrlimit(time)", &mut || limit(libc::RLIMIT_CPU as i32, bounds.seconds)),
+        ("setrlimit(file)", &mut || limit(libc::RLIMIT_FSIZE as i32, bounds.file)),
+        ("setrlimit(descriptors)", &mut || limit(libc::RLIMIT_NOFILE as i32, ASIDE as u64)),
+        ("setrlimit(processes)", &mut || limit(libc::RLIMIT_NPROC as i32, bounds.processes)),
+        ("drop of the bounding set", &mut spawn::drop_bounding_set),
+        ("clear of the ambient set", &mut || prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as usize)),
+        ("setgroups", &mut || call(libc::SYS_setgroups, [0; 5])),
+        // The bare calls: the C library's tell all threads, and would tell the parent's.
+        ("setresgid", &mut || call(libc::SYS_setresgid, [id, id, id, 0, 0])),
+        ("setresuid", &mut || call(libc::SYS_setresuid, [id, id, id, 0, 0])),
+        // The kernel has put it to fs.suid_dumpable, for all who share this memory.
+        ("not dumpable", &mut || prctl(libc::PR_SET_DUMPABLE, 0)),
+        ("new session keyring", &mut spawn::own_keyring),
+        ("capset", &mut spawn::no_capabilities),
         // Behind the change of the user, which clears it.
-        &|| die_with(parent),
-        &|| prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
-        &spawn::unblock_signals,
-        &|| execute(argv, filter),
+        ("death with the parent", &mut || die_with(parent)),
+        ("no_new_privs", &mut || prctl(libc::PR_SET_NO_NEW_PRIVS, 1)),
+        ("sigprocmask", &mut spawn::unblock_signals),
+        ("execveat", &mut || execute(argv, filter)),
     ];
-    let _ = call(libc::SYS_umask, [0o077, 0, 0, 0, 0]);
-    for (index, step) in steps.iter().enumerate() {
+    for (name, step) in steps {
         if let Err(error) = step() {
-            report(index, error);
+            return (name, error);
         }
     }
-    spawn::exit()
-}
-
-fn report(step: usize, error: i32) -> ! {
-    let [a, b, c, d] = error.to_ne_bytes();
-    let said = [u8::try_from(step).unwrap_or(u8::MAX), a, b, c, d];
-    let _ = call(libc::SYS_write, [REPORT as usize, said.as_ptr() as usize, said.len(), 0, 0]);
-    spawn::exit()
+    ("execveat", 0)
 }
 
 /// Puts the descriptors under their numbers and closes all others.

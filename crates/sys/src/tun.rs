@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+static NO_CARRIER: libc::c_int = 0;
+
 /// A tap that this process holds. It goes when this is dropped, unless it was made to stay.
 #[derive(Debug)]
 pub struct Tap(OwnedFd);
@@ -54,6 +56,16 @@ impl Tap {
     pub fn give_to(&self, uid: u32, gid: u32) -> io::Result<()> {
         self.set(libc::TUNSETOWNER, uid.into())?;
         self.set(libc::TUNSETGROUP, gid.into())
+    }
+
+    /// Pulls its plug, as the end of who has it open will: nobody is at the other end yet. Who opens it puts it in.
+    ///
+    /// # Errors
+    /// What the kernel says; EINVAL before Linux 4.20.
+    pub fn unplug(&self) -> io::Result<()> {
+        // SAFETY: TUNSETCARRIER reads one `int`, which this is.
+        let set = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETCARRIER, &raw const NO_CARRIER) };
+        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Makes it stay when this is dropped.

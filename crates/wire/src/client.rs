@@ -29,12 +29,12 @@ use crate::name::link::{BridgeName, TapName};
 use crate::name::signal::Signal;
 use crate::net::{Bridge, BridgeSays, ClearResolverSays, Nat, NatSays, NewTap, NewTapSays};
 use crate::net::{ResolverRoute, ResolverSays, Switch, TapSays, TapsSays};
-use crate::params::Base64;
+use crate::params::base64::Base64;
 use crate::path::{ChrootPath, HostPath};
 use crate::probe::{Probe, ProbeSays, Probed};
 use crate::reply::{DataSays, PathSays, PidReply, Resources, RunningReply};
-use crate::vm::SocketAccessSays;
-use crate::vm::{ChrootSays, FindSays, Launch, LaunchSays, Pid, PidSays, ResolveSays, RunningSays, SignalSays};
+use crate::vm::{ChrootSays, FindSays, Launch, LaunchSays, Pid, PidSays, ResolveSays, RestoreSays, RunningSays};
+use crate::vm::{SignalSays, SocketAccessSays, Start};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -140,12 +140,9 @@ impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
 
     fn exchange<P: Serialize>(&self, method: &str, params: P) -> Result<Box<RawValue>, Error> {
         let says = Says { version: 1, method, params, op_id: &self.op_id };
-        let mut request = Vec::new();
-        crate::reply::write(&says, &mut request).map_err(|error| Error::Reply(error.to_string()))?;
-        request.push(b'\n');
         let mut stream = (self.connect)()?;
         // A helper that refuses the peer answers without reading: its reply says more than our broken pipe.
-        let sent = stream.write_all(&request);
+        let sent = send(&says, &mut stream);
         let reply = read_line(&mut stream)?;
         if reply.is_empty() {
             sent?;
@@ -234,14 +231,17 @@ impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
     /// `priv.read_ext4_file`; the file's bytes.
     pub fn read_ext4_file(&self, read: &ReadFile) -> Result<Vec<u8>, Error> {
         let says = ReadSays { image_path: read.image.path(), guest_path: read.path.to_string() };
-        self.call::<_, DataSays>(Method::ReadExt4File, says).map(|found| found.data.0)
+        let result = self.exchange(Method::ReadExt4File.name(), says)?;
+        let found: DataSays<'_> =
+            serde_json::from_str(result.get()).map_err(|error| Error::Reply(error.to_string()))?;
+        found.data.decode().map_err(Error::Reply)
     }
 
     /// `priv.write_ext4_files`
     pub fn write_ext4_files(&self, write: WriteFiles) -> Result<(), Error> {
         let files = write.files.into_iter().map(|file| FileSays {
             guest_path: file.path.to_string(),
-            data: Base64(file.data),
+            data: Base64::Bytes(file.data),
             mode: u32::from(file.mode),
         });
         self.done(Method::WriteExt4Files, WriteSays { image_path: write.image.path(), files: files.collect() })
@@ -253,9 +253,14 @@ impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
         self.call::<_, PathSays>(Method::ResolveFirecrackerBinary, says).map(|found| found.path)
     }
 
-    /// `priv.launch_firecracker`; the VMM's pid.
+    /// `priv.launch_firecracker`, or, where the guest begins with a saved state, `priv.restore_firecracker`; the VMM's
+    /// pid.
     pub fn launch_firecracker(&self, launch: &Launch) -> Result<Pid, Error> {
-        self.call::<_, PidReply>(Method::LaunchFirecracker, LaunchSays::from(launch)).and_then(pid)
+        match launch.start {
+            Start::Boot(_) => self.call::<_, PidReply>(Method::LaunchFirecracker, LaunchSays::from(launch)),
+            Start::Restore(_) => self.call::<_, PidReply>(Method::RestoreFirecracker, RestoreSays::from(launch)),
+        }
+        .and_then(pid)
     }
 
     /// `priv.ensure_socket_access`; `label` words the error.
@@ -312,6 +317,16 @@ impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
 
 fn pid(reply: PidReply) -> Result<Pid, Error> {
     Pid::new(reply.pid).ok_or_else(|| Error::Reply(format!("{} is no pid", reply.pid)))
+}
+
+/// Sends a request. A large one goes while it is written: it is nowhere whole, and the helper reads it meanwhile.
+fn send(says: &impl Serialize, stream: &mut impl Write) -> io::Result<()> {
+    let mut out = io::BufWriter::with_capacity(16 << 10, stream);
+    let written = crate::reply::write(says, &mut out).map_err(io::Error::from);
+    let sent = written.and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+    // What could not be sent is not tried again when it is dropped.
+    let _ = out.into_parts();
+    sent
 }
 
 /// The reply's line, without its newline; or what came before the end.

@@ -25,6 +25,8 @@ pub use text::{
 
 /// The version of Firecracker's API that these types describe.
 pub const API_VERSION: &str = "1.17.0";
+/// Where `banger-qemu` looks for QEMU, in this order; never in `PATH`. What a saved VM is bound to is told by it too.
+pub const QEMU_PLACES: [&str; 2] = ["/usr/libexec/banger/qemu-system-x86_64", "/usr/bin/qemu-system-x86_64"];
 /// The most virtual CPUs of a VM.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -358,6 +360,18 @@ pub struct InstanceInfo {
     pub vmm_version: String,
     /// The VMM's name.
     pub app_name: String,
+}
+
+/// Asks a VMM on a fresh connection to its API whether its VM runs. For who started it by hand and can wait for a
+/// plain answer; how long a read may take is the connection's own to limit.
+///
+/// # Errors
+/// The connection's.
+pub fn says_running(mut api: impl std::io::Read + std::io::Write) -> std::io::Result<bool> {
+    api.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+    let mut answer = [0; 1024];
+    let length = api.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).contains("\"Running\""))
 }
 
 /// What `GET /version` answers.

@@ -17,7 +17,9 @@ use std::ops::Range;
 /// assert_eq!(frame.envelope().unwrap().method, "priv.delete_tap");
 /// ```
 pub struct Decoder {
-    bytes: Vec<u8>,
+    text: String,
+    /// The beginning of a character whose other bytes must come.
+    cut: Vec<u8>,
     scanned: usize,
     scanner: Scanner,
     limit: usize,
@@ -26,34 +28,64 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder for a request of at most `limit` bytes.
     pub fn new(limit: usize) -> Decoder {
-        Decoder { bytes: Vec::new(), scanned: 0, scanner: Scanner::new(), limit }
+        Decoder { text: String::new(), cut: Vec::new(), scanned: 0, scanner: Scanner::new(), limit }
     }
 
     /// How many bytes have come.
     pub fn received(&self) -> usize {
-        self.bytes.len()
+        self.text.len() + self.cut.len()
     }
 
     /// Takes the next bytes. The frame once it is whole; `bad_request` as soon as it can't become one.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Option<Frame>, Refusal> {
-        self.bytes.extend_from_slice(bytes);
-        let end = self.scanner.feed(&self.bytes, self.scanned).map_err(refusal)?;
-        self.scanned = self.bytes.len();
+        let all = self.append(bytes);
+        let end = self.scanner.feed(self.text.as_bytes(), self.scanned).map_err(refusal)?;
+        self.scanned = self.text.len();
         match end {
             Some(end) if end <= self.limit => {
-                let mut bytes = std::mem::take(&mut self.bytes);
-                bytes.truncate(end);
+                let mut text = std::mem::take(&mut self.text);
+                text.truncate(end);
                 let scanner = std::mem::replace(&mut self.scanner, Scanner::new());
-                Frame::new(bytes, scanner).map(Some)
+                Frame::new(text, scanner).map(Some)
             }
-            None if self.bytes.len() < self.limit => Ok(None),
+            None if self.received() < self.limit => all.map(|()| None),
             _ => Err(bad(format!("the request has more than {} bytes", self.limit))),
         }
     }
 
+    /// Appends what is text, which is looked at while it is in the processor's caches, and says whether all is.
+    fn append(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
+        while !self.cut.is_empty()
+            && let Some((first, rest)) = bytes.split_first()
+        {
+            self.cut.push(*first);
+            bytes = rest;
+            match std::str::from_utf8(&self.cut) {
+                Ok(character) => {
+                    self.text.push_str(character);
+                    self.cut.clear();
+                }
+                Err(error) if error.error_len().is_some() => return Err(no_text()),
+                Err(_) => {}
+            }
+        }
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            self.text.push_str(text);
+            return Ok(());
+        }
+        let valid = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        self.text.push_str(valid);
+        let rest = &bytes[valid.len()..];
+        if std::str::from_utf8(rest).is_err_and(|error| error.error_len().is_some()) {
+            return Err(no_text());
+        }
+        self.cut.extend(rest);
+        Ok(())
+    }
+
     /// What to answer when the peer ends its side before the request is whole.
     pub fn ended(&self) -> Refusal {
-        if self.bytes.is_empty() {
+        if self.received() == 0 {
             bad("no request came before the end of the connection")
         } else {
             bad("the connection ended in the middle of the request")
@@ -72,8 +104,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    fn new(bytes: Vec<u8>, scanner: Scanner) -> Result<Frame, Refusal> {
-        let text = String::from_utf8(bytes).map_err(|_| bad("the request is not valid UTF-8"))?;
+    fn new(text: String, scanner: Scanner) -> Result<Frame, Refusal> {
         let mut frame = Frame { text, method: None, params: None, op_id: None, version: None };
         for member in scanner.into_members() {
             let place = match scan::fold(member.key.as_bytes()).as_str() {
@@ -103,6 +134,12 @@ impl Frame {
         })
     }
 
+    /// The whole text, and where its parameters are.
+    pub(crate) fn into_parts(self) -> (String, Option<Range<usize>>) {
+        let params = self.params.clone().filter(|_| self.part(&self.params).is_some());
+        (self.text, params)
+    }
+
     /// A member's text; `None` where it is missing or `null`.
     fn part(&self, place: &Option<Range<usize>>) -> Option<&str> {
         let text = self.text.get(place.clone()?)?;
@@ -128,6 +165,10 @@ pub struct Envelope<'a> {
     pub op_id: Cow<'a, str>,
     /// The parameters' text; `None` where they are missing or `null`.
     pub params: Option<&'a str>,
+}
+
+fn no_text() -> Refusal {
+    bad("the request is not valid UTF-8")
 }
 
 fn bad(message: impl Into<String>) -> Refusal {
@@ -165,6 +206,24 @@ mod tests {
         let envelope = found.envelope().unwrap();
         assert_eq!((envelope.method.as_ref(), envelope.op_id.as_ref()), ("priv.x", "op-1"));
         assert_eq!(envelope.params, Some(r#"{"a":1}"#));
+    }
+
+    #[test]
+    fn a_character_may_be_cut_anywhere() {
+        let text = "{\"op_id\":\"é€😀.\"}";
+        for cut in 0..text.len() {
+            let (first, rest) = text.as_bytes().split_at(cut);
+            let mut decoder = Decoder::new(1 << 16);
+            assert!(decoder.push(first).unwrap().is_none());
+            assert_eq!(decoder.received(), cut);
+            // What is behind the end is no part of it.
+            let frame = decoder.push(&[rest, b"\xff"].concat()).unwrap().unwrap();
+            assert_eq!(frame.envelope().unwrap().op_id, "é€😀.", "{cut}");
+            let mut decoder = Decoder::new(1 << 16);
+            decoder.push(first).unwrap();
+            let bad = decoder.push(b"\xff").unwrap_err();
+            assert_eq!(bad.code, Code::BadRequest, "{cut}");
+        }
     }
 
     #[test]

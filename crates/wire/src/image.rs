@@ -3,9 +3,11 @@
 use crate::code::{Code, Refusal, shown};
 use crate::name::dm::DmName;
 use crate::name::guest_path::GuestPath;
-use crate::params::{self, Base64, objects, zero};
+use crate::params::base64::{Base64, decode_over};
+use crate::params::{self, objects, zero};
 use crate::path::{HostPath, Root, Roots};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// An ext4 image: a file below the state directory, or a snapshot of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,21 +81,21 @@ pub(crate) struct ReadSays {
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub(crate) struct WriteSays {
+pub(crate) struct WriteSays<'a> {
     #[serde(deserialize_with = "zero")]
     pub(crate) image_path: String,
-    #[serde(deserialize_with = "objects")]
-    pub(crate) files: Vec<FileSays>,
+    #[serde(borrow, deserialize_with = "objects")]
+    pub(crate) files: Vec<FileSays<'a>>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub(crate) struct FileSays {
+pub(crate) struct FileSays<'a> {
     #[serde(deserialize_with = "zero")]
     pub(crate) guest_path: String,
-    #[serde(deserialize_with = "zero")]
-    pub(crate) data: Base64,
+    #[serde(borrow, deserialize_with = "zero")]
+    pub(crate) data: Base64<'a>,
     #[serde(deserialize_with = "zero")]
     pub(crate) mode: u32,
 }
@@ -107,15 +109,42 @@ pub(crate) fn read_ext4_file(text: Option<&str>, roots: &Roots) -> Result<Read, 
 }
 
 pub(crate) fn write_ext4_files(text: Option<&str>, roots: &Roots) -> Result<Write, Refusal> {
-    let says = params::read::<WriteSays>(text)?;
-    let image = Image::new(&says.image_path, roots, Code::BadParams, "image_path")?;
-    let files = says.files.into_iter().map(|file| {
-        let mode = if file.mode == 0 { 0o644 } else { file.mode & 0o777 };
-        Ok(NewFile {
-            path: guest_path(&file.guest_path)?,
-            data: file.data.0,
-            mode: u16::try_from(mode).unwrap_or(0o644),
-        })
+    let WriteSays { image_path, files } = params::read(text)?;
+    let files = files.into_iter().map(decoded).collect::<Result<_, _>>()?;
+    write(&image_path, files, roots)
+}
+
+/// The same with the parameters in a part of a text, which is used up: its memory becomes that of the largest file.
+pub(crate) fn write_ext4_files_over(text: String, params: Range<usize>, roots: &Roots) -> Result<Write, Refusal> {
+    let WriteSays { image_path, mut files } = params::read(text.get(params))?;
+    let places = files.iter().enumerate().filter_map(|(nth, file)| Some((nth, file.data.place_in(&text)?)));
+    let largest = places.max_by_key(|(_, place)| place.len());
+    if let Some((nth, _)) = largest {
+        files[nth].data = Base64::default();
+    }
+    let mut files = files.into_iter().map(decoded).collect::<Result<Vec<_>, _>>()?;
+    if let Some((nth, place)) = largest {
+        files[nth].1 = decode_over(text.into_bytes(), place).map_err(bad)?;
+    }
+    write(&image_path, files, roots)
+}
+
+/// A file's path, bytes and mode, which are not looked at yet.
+type Decoded = (String, Vec<u8>, u32);
+
+fn decoded(says: FileSays<'_>) -> Result<Decoded, Refusal> {
+    Ok((says.guest_path, says.data.decode().map_err(bad)?, says.mode))
+}
+
+fn bad(message: String) -> Refusal {
+    Refusal::new(Code::BadParams, "", message)
+}
+
+fn write(image: &str, files: Vec<Decoded>, roots: &Roots) -> Result<Write, Refusal> {
+    let image = Image::new(image, roots, Code::BadParams, "image_path")?;
+    let files = files.into_iter().map(|(path, data, mode)| {
+        let mode = if mode == 0 { 0o644 } else { mode & 0o777 };
+        Ok(NewFile { path: guest_path(&path)?, data, mode: u16::try_from(mode).unwrap_or(0o644) })
     });
     Ok(Write { image, files: files.collect::<Result<_, Refusal>>()? })
 }

@@ -15,10 +15,12 @@ pub mod net;
 mod params;
 pub mod path;
 pub mod probe;
+pub mod qcow2;
 pub mod reply;
 mod scan;
 #[cfg(feature = "schema")]
 pub mod schema;
+pub mod time;
 pub mod units;
 pub mod vm;
 pub mod worker;

@@ -5,7 +5,7 @@
 
 use crate::code::{Code, Refusal};
 use crate::disk::{self, Handles, NewSnapshot};
-use crate::frame::Envelope;
+use crate::frame::{Envelope, Frame};
 use crate::image::{self, Read, Write};
 use crate::name::dm::DmName;
 use crate::name::link::{BridgeName, TapName};
@@ -69,6 +69,7 @@ methods! {
     ListResources "priv.list_resources" "What of banger's is in the kernel now (ours: not in the contract).";
     DeleteTaps "priv.delete_taps" "Many taps are gone, in the time of one (ours: not in the contract).";
     ProbeNetwork "priv.probe_network" "Where a guest's packet ends (ours: not in the contract).";
+    RestoreFirecracker "priv.restore_firecracker" "A VM goes on from a saved one (ours: not in the contract).";
 }
 
 /// A request, checked.
@@ -120,6 +121,8 @@ pub enum Request {
     DeleteTaps(Vec<TapName>),
     /// [`Method::ProbeNetwork`]
     ProbeNetwork(Probe),
+    /// [`Method::RestoreFirecracker`]; its start is a saved state.
+    RestoreFirecracker(Box<Launch>),
 }
 
 /// Parameters of a method that takes none.
@@ -128,6 +131,25 @@ pub enum Request {
 struct Nothing {}
 
 impl Request {
+    /// [`Request::parse`] of a frame that is used up: of files that are to be written the largest is decoded over the
+    /// request's text, so that it needs no memory beside it.
+    ///
+    /// # Errors
+    /// Where its envelope or its parameters are none.
+    pub fn of(frame: Frame, roots: &Roots) -> Result<Request, Refusal> {
+        let envelope = frame.envelope()?;
+        if Method::parse(&envelope.method) != Some(Method::WriteExt4Files) {
+            return Request::parse(&envelope, roots);
+        }
+        drop(envelope);
+        let (text, params) = frame.into_parts();
+        let write = match params {
+            Some(params) => image::write_ext4_files_over(text, params, roots)?,
+            None => image::write_ext4_files(None, roots)?,
+        };
+        Ok(Request::WriteExt4Files(write))
+    }
+
     /// Checks a request: its name, its parameters' types, then each field, in the existing helper's order.
     ///
     /// ```
@@ -170,6 +192,7 @@ impl Request {
             }
             Method::DeleteTaps => Request::DeleteTaps(net::delete_taps(text)?),
             Method::ProbeNetwork => Request::ProbeNetwork(probe::probe_network(text)?),
+            Method::RestoreFirecracker => Request::RestoreFirecracker(Box::new(vm::restore_firecracker(text, roots)?)),
         })
     }
 }

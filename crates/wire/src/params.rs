@@ -1,11 +1,10 @@
-//! Parameters from their JSON: strict objects, `null` as zero, base64 without a copy of its text.
+//! Parameters from their JSON: strict objects, `null` as zero.
+
+pub(crate) mod base64;
 
 use crate::code::{Code, Refusal};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
@@ -114,52 +113,6 @@ impl<'de, I: Deserialize<'de>> Deserialize<'de> for List<I> {
 #[derive(serde::Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
-/// Bytes as standard, padded base64; line breaks in it are skipped, as the existing helper does.
-#[derive(Default)]
-pub(crate) struct Base64(pub(crate) Vec<u8>);
-
-impl<'de> Deserialize<'de> for Base64 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bytes;
-        impl Visitor<'_> for Bytes {
-            type Value = Base64;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a base64 string")
-            }
-            fn visit_str<E: Error>(self, text: &str) -> Result<Base64, E> {
-                // Hardly any text has line breaks, and to look for them takes longer than to decode it.
-                let decoded = STANDARD.decode(text).or_else(|error| {
-                    let joined = text.replace(['\n', '\r'], "");
-                    if joined.len() == text.len() { Err(error) } else { STANDARD.decode(joined) }
-                });
-                decoded.map(Base64).map_err(|error| E::custom(format_args!("not standard base64: {error}")))
-            }
-        }
-        deserializer.deserialize_str(Bytes)
-    }
-}
-
-impl serde::Serialize for Base64 {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Nothing in base64 needs an escape: handed on as JSON that is ready, it isn't looked through for any.
-        let mut text = String::with_capacity(self.0.len() / 3 * 4 + 6);
-        text.push('"');
-        STANDARD.encode_string(&self.0, &mut text);
-        text.push('"');
-        RawValue::from_string(text).map_err(serde::ser::Error::custom)?.serialize(serializer)
-    }
-}
-
-#[cfg(feature = "schema")]
-impl schemars::JsonSchema for Base64 {
-    fn schema_name() -> Cow<'static, str> {
-        "Base64".into()
-    }
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({"type": "string", "contentEncoding": "base64"})
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,19 +122,6 @@ mod tests {
     struct Asks {
         #[serde(default, deserialize_with = "zero")]
         pid: i64,
-    }
-
-    #[test]
-    fn base64_there_and_back() {
-        for data in [&b""[..], b"w", b"we", b"web\n"] {
-            let text = serde_json::to_string(&Base64(data.to_vec())).unwrap();
-            assert_eq!(text, format!("\"{}\"", STANDARD.encode(data)));
-            assert_eq!(serde_json::from_str::<Base64>(&text).unwrap().0, data);
-        }
-        assert_eq!(serde_json::from_str::<Base64>(r#""d2Vi\r\nCg\n==""#).unwrap().0, b"web\n");
-        for bad in [r#""d2ViCg""#, r#""d2Vi-g==""#, r#""d2\nViCg""#] {
-            assert!(serde_json::from_str::<Base64>(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub fn params(method: Method) -> Schema {
         Method::RemoveDmSnapshot => of::<disk::TargetSays>(),
         Method::FsckSnapshot => of::<disk::FsckSays>(),
         Method::ReadExt4File => of::<image::ReadSays>(),
-        Method::WriteExt4Files => of::<image::WriteSays>(),
+        Method::WriteExt4Files => of::<image::WriteSays<'_>>(),
         Method::ResolveFirecrackerBinary => of::<vm::ResolveSays>(),
         Method::LaunchFirecracker => of::<vm::LaunchSays>(),
         Method::EnsureSocketAccess => of::<vm::SocketAccessSays>(),
@@ -45,6 +45,7 @@ pub fn params(method: Method) -> Schema {
         Method::ListResources => nothing(),
         Method::DeleteTaps => of::<net::TapsSays>(),
         Method::ProbeNetwork => of::<probe::ProbeSays>(),
+        Method::RestoreFirecracker => of::<vm::RestoreSays>(),
     }
 }
 
@@ -67,9 +68,9 @@ pub fn result(method: Method) -> Schema {
         | Method::CleanupJailerChroot
         | Method::DeleteTaps => nothing(),
         Method::CreateDmSnapshot => of::<disk::HandlesSays>(),
-        Method::ReadExt4File => of::<reply::DataSays>(),
+        Method::ReadExt4File => of::<reply::DataSays<'_>>(),
         Method::ResolveFirecrackerBinary => of::<reply::PathSays>(),
-        Method::LaunchFirecracker | Method::FindFirecrackerPid => of::<reply::PidReply>(),
+        Method::LaunchFirecracker | Method::FindFirecrackerPid | Method::RestoreFirecracker => of::<reply::PidReply>(),
         Method::ProcessRunning => of::<reply::RunningReply>(),
         Method::ListResources => of::<reply::Resources>(),
         Method::ProbeNetwork => of::<probe::Probed>(),

@@ -1,13 +1,20 @@
 //! The methods of VMs and their processes: what their parameters say, and what they mean.
 
+mod restore;
+mod says;
+
+pub(crate) use restore::restore_firecracker;
+pub(crate) use says::{LaunchSays, RestoreSays};
+
 use crate::code::{Code, Refusal, shown};
 use crate::image::Image;
 use crate::name::link::TapName;
 use crate::name::signal::Signal;
 use crate::name::vm_id::{DriveId, VmId};
-use crate::params::{self, object, objects, optional, zero};
+use crate::params::{self, zero};
 use crate::path::{ChrootPath, HostPath, ProgramPath, Root, Roots};
 use crate::units::Mebibytes;
+use says::{DriveSays, JailerSays};
 use serde::{Deserialize, Serialize};
 
 /// The most vCPUs, Firecracker's own bound.
@@ -34,12 +41,8 @@ pub struct Launch {
     pub log: HostPath,
     /// The metrics.
     pub metrics: HostPath,
-    /// The kernel.
-    pub kernel: HostPath,
-    /// The initial RAM disk.
-    pub initrd: Option<HostPath>,
-    /// The kernel's arguments: printable ASCII.
-    pub kernel_args: String,
+    /// How its guest begins.
+    pub start: Start,
     /// The drives; exactly one is the root.
     pub drives: Vec<Drive>,
     /// The tap.
@@ -54,6 +57,38 @@ pub struct Launch {
     pub memory: Mebibytes,
     /// The jail, where one is asked for.
     pub jailer: Option<Jailer>,
+}
+
+/// How a guest begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With a kernel.
+    Boot(Boot),
+    /// With a saved state.
+    Restore(Saved),
+}
+
+/// What is booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// The kernel.
+    pub kernel: HostPath,
+    /// The initial RAM disk.
+    pub initrd: Option<HostPath>,
+    /// The kernel's arguments: printable ASCII.
+    pub kernel_args: String,
+}
+
+/// A saved VM: what a VMM wrote for `PUT /snapshot/create`, and what its disk is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The state of the devices.
+    pub state: HostPath,
+    /// The memory, as many bytes as the VM has.
+    pub memory: HostPath,
+    /// An empty file for what the guest writes to its root drive, whose own file is only read then. `None`: the root
+    /// drive is the VM's own.
+    pub layer: Option<HostPath>,
 }
 
 /// A drive of a VM.
@@ -135,126 +170,17 @@ impl std::fmt::Display for Pid {
     }
 }
 
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub(crate) struct LaunchSays {
-    #[serde(deserialize_with = "zero")]
-    binary_path: String,
-    #[serde(deserialize_with = "zero")]
-    vm_id: String,
-    #[serde(deserialize_with = "zero")]
-    socket_path: String,
-    #[serde(deserialize_with = "zero")]
-    log_path: String,
-    #[serde(deserialize_with = "zero")]
-    metrics_path: String,
-    #[serde(deserialize_with = "zero")]
-    kernel_image_path: String,
-    #[serde(deserialize_with = "zero", skip_serializing_if = "String::is_empty")]
-    initrd_path: String,
-    #[serde(deserialize_with = "zero")]
-    kernel_args: String,
-    #[serde(deserialize_with = "objects")]
-    drives: Vec<DriveSays>,
-    #[serde(deserialize_with = "zero")]
-    tap_device: String,
-    #[serde(deserialize_with = "zero")]
-    vsock_path: String,
-    #[serde(deserialize_with = "zero")]
-    vsock_cid: u32,
-    #[serde(deserialize_with = "zero")]
-    vcpu_count: i64,
-    #[serde(deserialize_with = "zero")]
-    memory_mib: i64,
-    #[serde(deserialize_with = "object")]
-    network: NetworkSays,
-    #[serde(deserialize_with = "optional", skip_serializing_if = "Option::is_none")]
-    jailer: Option<JailerSays>,
-}
-
-/// Not looked at by a launch, but its types and names are.
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-struct NetworkSays {
-    #[serde(deserialize_with = "zero")]
-    bridge_name: String,
-    #[serde(deserialize_with = "zero")]
-    bridge_ip: String,
-    #[serde(deserialize_with = "zero")]
-    cidr: String,
-}
-
-/// Travels without JSON names, so it may carry fields that we don't know.
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-struct DriveSays {
-    #[serde(rename = "ID", alias = "id", deserialize_with = "zero")]
-    id: String,
-    #[serde(rename = "Path", alias = "path", deserialize_with = "zero")]
-    path: String,
-    #[serde(rename = "ReadOnly", alias = "read_only", deserialize_with = "zero")]
-    read_only: bool,
-    #[serde(rename = "IsRoot", alias = "is_root", deserialize_with = "zero")]
-    is_root: bool,
-}
-
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-struct JailerSays {
-    #[serde(deserialize_with = "zero")]
-    binary: String,
-    #[serde(deserialize_with = "zero")]
-    chroot_base_dir: String,
-    #[serde(deserialize_with = "zero")]
-    uid: i64,
-    #[serde(deserialize_with = "zero")]
-    gid: i64,
-}
-
 /// Checks a launch in the existing helper's order; what it doesn't check comes last.
 pub(crate) fn launch_firecracker(text: Option<&str>, roots: &Roots) -> Result<Launch, Refusal> {
     let says = params::read::<LaunchSays>(text)?;
-    let below = |text: &str, root: Root, field| HostPath::new(text, &[root], roots, FAILED, field);
-    let socket = below(&says.socket_path, Root::Runtime, "socket_path")?;
-    let vsock = below(&says.vsock_path, Root::Runtime, "vsock_path")?;
-    let log = below(&says.log_path, Root::State, "log_path")?;
-    let metrics = below(&says.metrics_path, Root::State, "metrics_path")?;
-    let kernel = below(&says.kernel_image_path, Root::State, "kernel_image_path")?;
-    let initrd = match says.initrd_path.trim() {
-        "" => None,
-        _ => Some(below(&says.initrd_path, Root::State, "initrd_path")?),
-    };
-    let tap = TapName::new(&says.tap_device).map_err(|e| e.refuse(FAILED, "tap_device"))?;
-    let program = ProgramPath::new(&says.binary_path).map_err(|e| e.refuse(FAILED, "binary_path"))?;
-    let drives = drives(&says.drives, roots)?;
-    let jailer = says.jailer.as_ref().map(|jailer| self::jailer(jailer, roots)).transpose()?;
-    let vm_id = VmId::new(&says.vm_id).map_err(|e| e.refuse(FAILED, "vm_id"))?;
-    if socket == vsock || socket.as_str() == vsock.as_str() {
-        return Err(Refusal::new(FAILED, "vsock_path", "socket_path and vsock_path are the same"));
-    }
-    if log.as_str() == metrics.as_str() {
-        return Err(Refusal::new(FAILED, "metrics_path", "log_path and metrics_path are the same"));
-    }
-    Ok(Launch {
-        program,
-        vm_id,
-        socket,
-        log,
-        metrics,
-        kernel,
-        initrd,
-        kernel_args: kernel_args(&says.kernel_args)?,
-        drives,
-        tap,
-        vsock,
-        cid: cid(says.vsock_cid)?,
-        vcpus: vcpus(says.vcpu_count)?,
-        memory: memory(says.memory_mib)?,
-        jailer,
+    says.check(roots, || {
+        let below = |text: &str, field| HostPath::new(text, &[Root::State], roots, FAILED, field);
+        let kernel = below(&says.kernel_image_path, "kernel_image_path")?;
+        let initrd = match says.initrd_path.trim() {
+            "" => None,
+            _ => Some(below(&says.initrd_path, "initrd_path")?),
+        };
+        Ok(Start::Boot(Boot { kernel, initrd, kernel_args: says.kernel_args.clone() }))
     })
 }
 
@@ -299,7 +225,7 @@ fn jailer(says: &JailerSays, roots: &Roots) -> Result<Jailer, Refusal> {
     })
 }
 
-fn kernel_args(text: &str) -> Result<String, Refusal> {
+fn kernel_args(text: &str) -> Result<(), Refusal> {
     let refuse = |message: &str| Err(Refusal::new(FAILED, "kernel_args", message));
     if text.len() > MAX_KERNEL_ARGS {
         return refuse("longer than 2048 characters");
@@ -307,7 +233,7 @@ fn kernel_args(text: &str) -> Result<String, Refusal> {
     if !text.bytes().all(|b| (0x20..0x7f).contains(&b)) {
         return refuse("must be printable ASCII, on one line");
     }
-    Ok(text.to_owned())
+    Ok(())
 }
 
 fn cid(cid: u32) -> Result<u32, Refusal> {
@@ -447,49 +373,4 @@ pub(crate) struct ChrootSays {
 
 pub(crate) fn cleanup_jailer_chroot(text: Option<&str>, roots: &Roots) -> Result<ChrootPath, Refusal> {
     ChrootPath::new(&params::read::<ChrootSays>(text)?.chroot_root, roots)
-}
-
-impl From<&Launch> for LaunchSays {
-    fn from(launch: &Launch) -> LaunchSays {
-        LaunchSays {
-            binary_path: launch.program.as_str().to_owned(),
-            vm_id: launch.vm_id.to_string(),
-            socket_path: launch.socket.as_str().to_owned(),
-            log_path: launch.log.as_str().to_owned(),
-            metrics_path: launch.metrics.as_str().to_owned(),
-            kernel_image_path: launch.kernel.as_str().to_owned(),
-            initrd_path: launch.initrd.as_ref().map_or(String::new(), |path| path.as_str().to_owned()),
-            kernel_args: launch.kernel_args.clone(),
-            drives: launch.drives.iter().map(DriveSays::from).collect(),
-            tap_device: launch.tap.to_string(),
-            vsock_path: launch.vsock.as_str().to_owned(),
-            vsock_cid: launch.cid,
-            vcpu_count: i64::from(launch.vcpus),
-            memory_mib: i64::try_from(launch.memory.0).unwrap_or(i64::MAX),
-            network: NetworkSays::default(),
-            jailer: launch.jailer.as_ref().map(JailerSays::from),
-        }
-    }
-}
-
-impl From<&Drive> for DriveSays {
-    fn from(drive: &Drive) -> DriveSays {
-        DriveSays {
-            id: drive.id.to_string(),
-            path: drive.image.path(),
-            read_only: drive.read_only,
-            is_root: drive.is_root,
-        }
-    }
-}
-
-impl From<&Jailer> for JailerSays {
-    fn from(jailer: &Jailer) -> JailerSays {
-        JailerSays {
-            binary: jailer.program.as_str().to_owned(),
-            chroot_base_dir: jailer.chroot_base.as_str().to_owned(),
-            uid: jailer.uid,
-            gid: jailer.gid,
-        }
-    }
 }

@@ -1,8 +1,9 @@
 //! What `bangerd-root` and `banger-image` say to each other: one request, one reply, and the log of changes.
 //!
-//! The worker is started anew for each request, with these descriptors and no others ([`fd`]). It never writes the
-//! image: what it would change it puts into a log, and the helper applies that log, whole or not at all. So whoever
-//! takes a worker over through a hostile image can propose other bytes for that same image, and nothing more.
+//! A worker is started for one request, maybe before there is one: with a socket ([`SOCKET`]) and nothing else. Over it
+//! comes the job, one byte and three descriptors ([`JOB`]), and goes the reply. It never writes the image: what it would
+//! change it puts into a log, and the helper applies that log, whole or not at all. So whoever takes a worker over
+//! through a hostile image can propose other bytes for that same image, and nothing more.
 //!
 //! Both directions are bounded, and each side reads the other's bytes as a stranger's. All numbers are little-endian.
 
@@ -12,20 +13,15 @@ pub mod reply;
 
 use std::fmt;
 
-/// The worker's descriptors, besides 0, 1 and 2, which are `/dev/null`. None other is open.
-pub mod fd {
-    /// The image, a file or a block device, opened for reading alone.
-    pub const IMAGE: i32 = 3;
-    /// The writing end of a pipe or a socket that takes one [`Reply`](super::reply::Reply), followed by its end.
-    pub const REPLY: i32 = 4;
-    /// The request ([`ask`](super::ask)): a file in memory, sealed.
-    pub const REQUEST: i32 = 5;
-    /// An empty file, opened for reading and writing. Of a read it takes the file's bytes, of a write the
-    /// [`log`](super::log).
-    pub const OUT: i32 = 6;
-    /// How many there are behind the first three.
-    pub const COUNT: u32 = 4;
-}
+/// The worker's one descriptor, besides 0, 1 and 2, which are `/dev/null`: a Unix socket that keeps messages apart. It
+/// gives one [`JOB`], and takes one [`Reply`](reply::Reply).
+pub const SOCKET: i32 = 3;
+/// A job's one byte. With it come three descriptors: the image, a file or a block device opened for reading alone; the
+/// request ([`ask`]), a file in memory, sealed; and a file for what is to be given back, opened for reading and writing.
+/// Of a read that takes the file's bytes, of a write, where it is empty, the [`log`].
+pub const JOB: u8 = b'j';
+/// How many descriptors come with a job.
+pub const PASSED: usize = 3;
 
 /// The largest file that is read out of an image.
 pub const MAX_READ: u64 = 64 << 20;

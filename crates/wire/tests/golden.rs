@@ -89,7 +89,10 @@ fn frame(bytes: &str) -> Result<Frame, Refusal> {
 fn parsed(bytes: &str) -> Result<(Request, String), Refusal> {
     let frame = frame(bytes)?;
     let envelope = frame.envelope()?;
-    Ok((Request::parse(&envelope, &roots())?, envelope.op_id.into_owned()))
+    let (parsed, op_id) = (Request::parse(&envelope, &roots()), envelope.op_id.into_owned());
+    // A frame that is used up says the same.
+    assert_eq!(Request::of(frame, &roots()), parsed);
+    Ok((parsed?, op_id))
 }
 
 fn code<T>(result: Result<T, Refusal>) -> &'static str {
@@ -144,7 +147,9 @@ fn called(request: Request, op_id: &str, answer: &str) -> Option<(String, Result
             };
             client.resolve_firecracker_binary(requested).map(Reply::Path)
         }
-        Request::LaunchFirecracker(launch) => client.launch_firecracker(&launch).map(Reply::Pid),
+        Request::LaunchFirecracker(launch) | Request::RestoreFirecracker(launch) => {
+            client.launch_firecracker(&launch).map(Reply::Pid)
+        }
         Request::EnsureSocketAccess(access) => {
             // The label that was checked is the quoted one; a caller has the plain text.
             client.ensure_socket_access(&access.path, access.label.trim_matches('"')).map(|()| Reply::Done)

@@ -14,7 +14,7 @@ use wire::name::vm_id::{DriveId, VmId};
 use wire::net::{Bridge, Nat, NewTap, Switch};
 use wire::path::{HostPath, ProgramPath, Root, Roots};
 use wire::units::Mebibytes;
-use wire::vm::{Drive, Jailer, Launch, Pid};
+use wire::vm::{Boot, Drive, Jailer, Launch, Pid, Start};
 
 use super::helper::{Connect, Owner, PROGRAMS};
 use super::place::{RUNTIME, STATE};
@@ -121,9 +121,11 @@ impl<F: Connect> Caller<F> {
             socket: self.path(Root::Runtime, "demo.sock")?,
             log: self.path(Root::State, "vmm.log")?,
             metrics: self.path(Root::State, "metrics")?,
-            kernel: self.path(Root::State, "images/vmlinux")?,
-            initrd: Some(self.path(Root::State, "images/initrd")?),
-            kernel_args: kernel_args.to_owned(),
+            start: Start::Boot(Boot {
+                kernel: self.path(Root::State, "images/vmlinux")?,
+                initrd: Some(self.path(Root::State, "images/initrd")?),
+                kernel_args: kernel_args.to_owned(),
+            }),
             drives: vec![Drive { id: DriveId::new("rootfs")?, image: root, read_only: false, is_root: true }],
             tap: self.tap.clone(),
             vsock: self.path(Root::Runtime, "demo.vsock")?,

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 
@@ -50,7 +51,9 @@ impl Item {
 
 /// The disk with these things on it.
 pub(super) fn disk(cache: &Path, items: &[Item]) -> Result<File> {
-    let folder = cache.join(format!("{GATHERING}{}", std::process::id()));
+    static GATHERED: AtomicU32 = AtomicU32::new(0);
+    let nth = GATHERED.fetch_add(1, Ordering::Relaxed);
+    let folder = cache.join(format!("{GATHERING}{}-{nth}", std::process::id()));
     // Held until the folder is gone, so that no other run sweeps it; and none sweeps before it is held.
     let gate = File::open(cache)?;
     gate.lock()?;

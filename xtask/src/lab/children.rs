@@ -25,7 +25,7 @@ static ENDED_BY: AtomicI32 = AtomicI32::new(0);
 /// A child that dies with this process, with this process's whole group, or when everything is ended.
 pub(super) struct Bound(Child);
 
-/// Starts a child that holds `keep` and no other descriptor. To be called in the main thread: the child dies with it.
+/// Starts a child that holds `keep` and no other descriptor. The child dies with the thread that calls this.
 pub(super) fn spawn(command: &mut Command, keep: &[BorrowedFd<'_>]) -> Result<Bound> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);

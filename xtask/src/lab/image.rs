@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use banger::image::initrd::{self, Module};
-use banger::image::kernel;
+use banger::image::progress::Unwatched;
+use banger::image::{debian, kernel};
 
 use super::children;
 use crate::cache::{Cache, key, mebibytes, remove};
-use crate::{debian, guest, programs};
+use crate::programs;
 
 /// Raised when the image is made in another way than before.
 const RECIPE: &[u8] = b"1";
 /// What is installed beyond apt and what that needs.
 const PACKAGES: &str = "systemd,systemd-sysv,systemd-resolved,dbus,udev,kmod,iproute2,nftables,iptables,dmsetup,e2fsprogs,\
-                        xfsprogs,btrfs-progs,procps,psmisc,dnsmasq-base,iputils-ping,strace,docker.io,firewalld";
+                        xfsprogs,btrfs-progs,procps,psmisc,dnsmasq-base,iputils-ping,strace,docker.io,firewalld,\
+                        qemu-system-x86";
 /// Installed, but started by those tests alone that want them.
 const NOT_STARTED: [&str; 4] = ["docker.service", "docker.socket", "containerd.service", "firewalld.service"];
 /// What would only take time, or run at a moment of its own.
@@ -62,14 +63,10 @@ fn name(release: &str) -> String {
 /// Reads an image that is there. `inside` is the program that becomes the initrd's `/init`.
 pub(super) fn open(at: &Path, inside: &Path) -> Result<Image> {
     let inside = fs::read(inside).with_context(|| format!("there is no {}", inside.display()))?;
-    let mut modules = Vec::new();
-    for name in fs::read_to_string(at.join("modules/order"))?.lines() {
-        modules.push(Module { name: name.to_owned(), object: fs::read(at.join(format!("modules/{name}.ko")))? });
-    }
     Ok(Image {
         root: at.join("root.ext4"),
         kernel: at.join("vmlinux"),
-        initrd: initrd::pack(&inside, &modules),
+        initrd: kernel::initrd(at, &inside)?,
         stamp: fs::read_to_string(at.join("stamp"))?,
     })
 }
@@ -110,21 +107,14 @@ fn bootstrap(release: &str, work: &Path) -> Result<PathBuf> {
         command.arg(format!("--dpkgopt=path-exclude={pattern}"));
     }
     for proxy in debian::proxies()? {
-        command.arg(format!("--aptopt={proxy}"));
+        command.arg(format!("--aptopt={}", proxy.trim_end_matches(';')));
     }
     command.arg(release).arg(&tree);
-    let (lines, stanzas) = debian::sources(release)?;
-    for (name, text) in [("debian.list", lines), ("debian.sources", stanzas)] {
-        if !text.is_empty() {
-            let file = work.join(name);
-            fs::write(&file, text)?;
-            command.arg(file);
-        }
-    }
+    command.args(debian::sources(release).write_to(work)?);
     let log = work.join("log");
     children::run(command, &log).with_context(|| {
         let said = programs::indented(&fs::read_to_string(&log).unwrap_or_default(), 8);
-        format!("{}\n{said}", guest::NO_MIRROR)
+        format!("Debian's packages can't be fetched or set up:\n{said}")
     })?;
     Ok(tree)
 }
@@ -152,26 +142,15 @@ fn settle(tree: &Path) -> Result<()> {
 
 /// Debian's kernel for virtual machines: its modules into the tree, itself and the initrd's modules beside the image.
 fn add_kernel(tree: &Path, work: &Path, at: &Path) -> Result<()> {
-    let unpacked = work.join("kernel");
-    fs::create_dir(&unpacked)?;
-    guest::fetch_kernel(&unpacked)?;
-    let below_lib = ["lib/modules", "usr/lib/modules"].map(|d| unpacked.join(d));
-    let versions = below_lib.iter().find_map(|d| fs::read_dir(d).ok()).context("the package has no modules")?;
-    let modules = versions.filter_map(|e| Some(e.ok()?.path())).next().context("the package has no modules")?;
-    let version = modules.file_name().context("the package has no modules")?.to_os_string();
-    let image = unpacked.join(Path::new("boot").join(format!("vmlinuz-{}", version.display())));
-    fs::write(at.join("vmlinux"), kernel::vmlinux(&fs::read(image).context("the package has no kernel")?)?)?;
-    fs::create_dir(at.join("modules"))?;
-    let mut order = String::new();
-    for module in initrd::modules(&modules, &MODULES)? {
-        fs::write(at.join(format!("modules/{}.ko", module.name)), &module.object)?;
-        order += &format!("{}\n", module.name);
-    }
-    fs::write(at.join("modules/order"), order)?;
+    let work = work.join("kernel");
+    fs::create_dir(&work)?;
+    let (_, kernel) = kernel::fetch_debian(&work, None, &MODULES, &Unwatched)?;
+    kernel.write_to(at)?;
+    let modules = kernel::modules_of(&work.join("unpacked"))?;
     let place = tree.join("usr/lib/modules");
     fs::create_dir_all(&place)?;
-    fs::rename(&modules, place.join(&version))?;
-    programs::run(Command::new("chroot").arg(tree).arg("depmod").arg(&version))?;
+    fs::rename(&modules, place.join(&kernel.version))?;
+    programs::run(Command::new("chroot").arg(tree).arg("depmod").arg(&kernel.version))?;
     Ok(())
 }
 

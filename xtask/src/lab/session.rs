@@ -61,7 +61,7 @@ impl Session {
 
     /// Gives the guest the time and fresh random numbers, and waits for its answer.
     pub(super) fn wake(&mut self, limit: Duration) -> Result<()> {
-        let random: [u8; 32] = super::random()?;
+        let random: [u8; 64] = super::random()?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
         let body = [&now.to_le_bytes()[..], &random].concat();
         self.from.set_read_timeout(Some(limit))?;

@@ -1,17 +1,22 @@
-//! `lab/test`: the tests that need the lab, out of all test programs of the workspace, in one restored machine.
+//! `lab/test`: the tests that need the lab, out of all test programs of the workspace, in restored machines: two run side by side.
 //!
 //! A test asks for the lab by its name: it stands in a module `lab`. One that stands in a module `lab::nested` gets a
-//! machine that has `/dev/kvm`. Each runs as a process of its own, in its package's folder, under the paths that it was
+//! machine that has `/dev/kvm`. One in a module `lab::nested::firecracker` is over Firecracker itself, which is no part of
+//! the project: it runs where variables name Firecracker's programs ([`THEIRS`]). One in `lab::nested::guests` boots the guest
+//! whose files variables name ([`GUESTS`]). Each runs as a process of its own, in its package's folder, under the paths that it was
 //! built with: programs of the workspace are where `env!("CARGO_BIN_EXE_…")` says.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use super::baggage::Item;
@@ -22,7 +27,22 @@ use crate::programs;
 /// How long one test may take, in seconds.
 const TEST_LIMIT: &str = "300";
 /// For all of them together.
-const LIMIT: Duration = Duration::from_secs(45 * 60);
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// So many machines run tests at once: each has one processor's work for most of its time.
+const MACHINES: usize = 2;
+
+/// Tests that take the better part of a minute or more.
+const LONG: [&str; 4] = [
+    "::two_hundred_snapshots_over_one_base",
+    "::docker_and_firewalld_start_only_when_asked",
+    "::resolver_step_that_fails_leaves_nothing_and_a_kill_can_be_mended",
+    "::killed_at_any_moment_of_two_hundred_calls",
+];
+
+/// Without these, tests over Firecracker itself do not run, and that is said.
+const THEIRS: [&str; 2] = ["BANGER_TEST_FIRECRACKER", "BANGER_TEST_JAILER"];
+/// What names the files of a guest.
+const GUESTS: [&str; 3] = ["BANGER_TEST_KERNEL", "BANGER_TEST_INITRD", "BANGER_TEST_ROOT"];
 
 /// A test program, or another program of the workspace.
 struct Built {
@@ -48,6 +68,14 @@ impl Test<'_> {
             Nested::No
         }
     }
+
+    fn is_over_firecracker(&self) -> bool {
+        self.name.contains("lab::nested::firecracker::")
+    }
+
+    fn boots_guests(&self) -> bool {
+        self.is_over_firecracker() || self.name.contains("lab::nested::guests::")
+    }
 }
 
 pub(super) fn run(request: Request) -> Result<i32> {
@@ -61,17 +89,35 @@ pub(super) fn run(request: Request) -> Result<i32> {
     if tests.is_empty() && !request.words.is_empty() {
         bail!("no test of the lab's has a name with {}", request.words.join(" or "));
     }
+    let missing: Vec<&str> = THEIRS.into_iter().filter(|name| std::env::var_os(name).is_none()).collect();
+    let without: Vec<Test<'_>> =
+        tests.extract_if(.., |test| !missing.is_empty() && test.is_over_firecracker()).collect();
     children::end_after(request.limit.max(LIMIT));
-    let (mut passed, mut failed) = (0, 0);
-    for nested in [Nested::No, Nested::Yes] {
-        let group: Vec<&Test<'_>> = tests.iter().filter(|t| t.nested() == nested).collect();
-        if !group.is_empty() {
-            let good = run_group(&request, nested, &group, &built)?;
-            passed += good;
-            failed += group.len() - good;
-        }
+    // Those that take long begin first: the machines end at one time.
+    let is_long = |test: &&Test<'_>| LONG.iter().any(|long| test.name.ends_with(long));
+    let (long, short): (Vec<_>, Vec<_>) = tests.iter().filter(|test| test.nested() == Nested::No).partition(is_long);
+    let plain = Mutex::new(long.into_iter().chain(short));
+    let nested = Mutex::new(tests.iter().filter(|test| test.nested() == Nested::Yes));
+    let passed = thread::scope(|scope| {
+        let machines: Vec<_> = (0..MACHINES.min(tests.len()))
+            .map(|_| {
+                scope.spawn(|| {
+                    let plain = run_queue(&request, Nested::No, &plain, &tests, &built)?;
+                    Ok(plain + run_queue(&request, Nested::Yes, &nested, &tests, &built)?)
+                })
+            })
+            .collect();
+        let panicked = |_| Err(anyhow!("a machine's thread panicked"));
+        machines.into_iter().map(|machine| machine.join().unwrap_or_else(panicked)).sum::<Result<usize>>()
+    })?;
+    let failed = tests.len() - passed;
+    for test in &without {
+        println!("     NOT RUN {} {}", test.of.name, test.name);
     }
-    println!("{passed} passed, {failed} failed");
+    match without.len() {
+        0 => println!("{passed} passed, {failed} failed"),
+        count => println!("{passed} passed, {failed} failed, {count} not run: no {}", missing.join(", no ")),
+    }
     Ok(i32::from(failed > 0))
 }
 
@@ -103,16 +149,29 @@ fn names(of: &Built) -> Result<Vec<String>> {
     Ok(tests.filter(|n| n.starts_with("lab::") || n.contains("::lab::")).map(str::to_owned).collect())
 }
 
-/// Runs tests in one machine, and gives the number of those that passed. A test that ends the machine gets the others
-/// another one.
-fn run_group(request: &Request, nested: Nested, tests: &[&Test<'_>], built: &[Built]) -> Result<usize> {
-    let items = items(tests, built);
+/// Runs tests out of a queue in a machine, which is there from the first one on, and gives the number of those that passed.
+/// A test that ends the machine gets the others another one.
+fn run_queue<'a>(
+    request: &Request,
+    nested: Nested,
+    queue: &Mutex<impl Iterator<Item = &'a Test<'a>>>,
+    all: &[Test<'_>],
+    built: &[Built],
+) -> Result<usize> {
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let Some(first) = next() else { return Ok(0) };
+    // All that the group's tests need: whichever comes next.
+    let group: Vec<&Test<'_>> = all.iter().filter(|test| test.nested() == nested).collect();
+    let files = files(&group)?;
+    let mut items = items(&group, built);
+    items.extend(files.iter().map(|(_, path)| Item::at_own_path(path)));
+    let variables: Vec<String> = files.iter().map(|(name, path)| format!("{name}={}", path.display())).collect();
     let mut machine = enter(request, nested, &items)?;
     let mut passed = 0;
-    for test in tests {
+    for test in std::iter::once(first).chain(std::iter::from_fn(next)) {
         let begun = Instant::now();
         let mut output = Vec::new();
-        let (word, why) = match run_one(request, &mut machine, test, &mut output) {
+        let (word, why) = match run_one(request, &variables, &mut machine, test, &mut output) {
             Ok(0) => ("PASS", None),
             Ok(124) => ("FAIL", Some(format!("not done after {TEST_LIMIT} s"))),
             Ok(status) => ("FAIL", Some(format!("it ended with {status}"))),
@@ -123,27 +182,52 @@ fn run_group(request: &Request, nested: Nested, tests: &[&Test<'_>], built: &[Bu
                 ("FAIL", Some(why))
             }
         };
-        println!("{word:>12} [{:>8.3}s] {} {}", begun.elapsed().as_secs_f64(), test.of.name, test.name);
+        let mut told = format!("{word:>12} [{:>8.3}s] {} {}\n", begun.elapsed().as_secs_f64(), test.of.name, test.name);
         match why {
             None => passed += 1,
-            Some(why) => println!("{}\n    {why}", String::from_utf8_lossy(&output)),
+            Some(why) => {
+                let _ = writeln!(told, "{}\n    {why}", String::from_utf8_lossy(&output));
+            }
         }
+        print!("{told}");
     }
     Ok(passed)
 }
 
-fn run_one(request: &Request, machine: &mut Machine, test: &Test<'_>, output: &mut Vec<u8>) -> Result<i32> {
+fn run_one(
+    request: &Request,
+    variables: &[String],
+    machine: &mut Machine,
+    test: &Test<'_>,
+    output: &mut Vec<u8>,
+) -> Result<i32> {
     let program = test.of.program.to_str().context("a path that is no text")?;
     let folder = test.of.folder.to_str().context("a path that is no text")?;
     let words = ["timeout", "-k", "5", TEST_LIMIT, program, "--exact", &test.name];
     let own = [format!("CARGO_MANIFEST_DIR={folder}"), "RUST_BACKTRACE=1".to_owned()];
-    let environment = request.environment.iter().chain(&own);
+    let environment = request.environment.iter().chain(variables).chain(&own);
     let command = lab::Command {
         folder: folder.as_bytes(),
         words: words.map(str::as_bytes).to_vec(),
         environment: environment.map(|v| v.as_bytes()).collect(),
     };
     machine.session.run(&command, io::empty(), output)
+}
+
+/// The files that variables name for tests over Firecracker or with guests, where there is such a test.
+fn files(tests: &[&Test<'_>]) -> Result<Vec<(&'static str, PathBuf)>> {
+    let theirs = THEIRS.iter().filter(|_| tests.iter().any(|test| test.is_over_firecracker()));
+    let wanted = theirs.chain(GUESTS.iter().filter(|_| tests.iter().any(|test| test.boots_guests())));
+    wanted
+        .filter_map(|&name| {
+            let path = PathBuf::from(std::env::var_os(name)?);
+            Some(
+                fs::canonicalize(&path)
+                    .map(|path| (name, path))
+                    .with_context(|| format!("{name} names {}, which is not there", path.display())),
+            )
+        })
+        .collect()
 }
 
 /// The tests' programs and folders, and the workspace's other programs, each under its own path.

@@ -37,6 +37,11 @@ pub(super) fn boot() -> Result<Settings, String> {
         stage("modules");
         mount_root(&settings)?;
         switch_root()?;
+        if settings.grow
+            && let Err(error) = grow(&settings.root)
+        {
+            say(&format!("the root can't be made as long as {}: {error}", settings.root));
+        }
         stage("root");
     }
     more_mounts();
@@ -50,14 +55,19 @@ pub(super) fn reset() -> ! {
     restart(RebootCommand::Restart)
 }
 
-/// Writes everything out and ends the machine.
-pub(super) fn restart(how: RebootCommand) -> ! {
-    rustix::fs::sync();
+/// Has the kernel reset the machine at once.
+pub(super) fn want_quick_reset() {
     // Where the channel is a virtio-serial port the machine is QEMU's microvm, which has no keyboard controller: the
     // kernel would ask it for two seconds, where `reboot=k` tells it to. A triple fault resets at once.
     if std::fs::read_dir("/sys/class/virtio-ports").is_ok_and(|mut ports| ports.next().is_some()) {
         let _ = std::fs::write("/sys/kernel/reboot/type", "triple");
     }
+}
+
+/// Writes everything out and ends the machine.
+pub(super) fn restart(how: RebootCommand) -> ! {
+    rustix::fs::sync();
+    want_quick_reset();
     let _ = mount_remount("/", MountFlags::RDONLY, "");
     if let Err(error) = rustix::system::reboot(how) {
         say(&format!("reboot: {error}"));
@@ -162,6 +172,16 @@ fn mount_root(settings: &Settings) -> Result<(), String> {
         .map_err(|error| format!("mount {device} as {}: {error}", settings.root_type))
 }
 
+/// Makes the root's ext4 as long as its device; one that is so stays as it is.
+fn grow(device: &str) -> std::io::Result<()> {
+    let name = device.rsplit('/').next().unwrap_or_default();
+    let sectors = std::fs::read_to_string(format!("/sys/class/block/{name}/size"))?;
+    let bytes = sectors.trim().parse::<u64>().map_err(std::io::Error::other)? * 512;
+    let root = File::open("/")?;
+    let block = rustix::fs::fstatvfs(&root)?.f_bsize.max(1);
+    sys::guest::grow_ext4(&root, bytes / block)
+}
+
 /// Takes /proc, /sys and /dev along and makes the new root the only one.
 fn switch_root() -> Result<(), String> {
     for name in ["dev", "proc", "sys"] {
@@ -212,7 +232,7 @@ fn interface(network: &Network) -> Result<(), String> {
     }
 }
 
-fn write_resolvers(resolvers: &[std::net::Ipv4Addr]) -> std::io::Result<()> {
+pub(super) fn write_resolvers(resolvers: &[std::net::Ipv4Addr]) -> std::io::Result<()> {
     let mut text = String::new();
     for resolver in resolvers {
         text.push_str(&format!("nameserver {resolver}\n"));

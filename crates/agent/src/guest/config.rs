@@ -50,8 +50,7 @@ fn apply(file: File, network: &Network) -> Result<(Network, Vec<Ipv4Addr>), Stri
         out.address = Some(address(text).ok_or("address: write it as 172.16.0.2/24")?);
     }
     if let Some(name) = file.hostname {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
+        if !is_hostname(&name) {
             return Err("hostname: 1 to 64 letters, digits, - and .".into());
         }
         out.hostname = Some(name);
@@ -61,8 +60,14 @@ fn apply(file: File, network: &Network) -> Result<(Network, Vec<Ipv4Addr>), Stri
     if resolvers.len() > 8 { Err("resolver: at most 8".into()) } else { Ok((out, resolvers)) }
 }
 
+/// Whether the kernel and everybody else would take it for a host's name.
+pub(super) fn is_hostname(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    (1..=64).contains(&name.len()) && name.bytes().all(plain)
+}
+
 /// An address and its mask.
-fn address(text: &str) -> Option<(Ipv4Addr, Ipv4Addr)> {
+pub(super) fn address(text: &str) -> Option<(Ipv4Addr, Ipv4Addr)> {
     let (address, prefix) = text.split_once('/')?;
     let prefix: u32 = prefix.parse().ok().filter(|prefix| (1..=32).contains(prefix))?;
     Some((address.parse().ok()?, Ipv4Addr::from_bits(u32::MAX << (32 - prefix))))

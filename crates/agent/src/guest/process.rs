@@ -1,42 +1,36 @@
-//! A program of a call: whose it is, how it starts, its pipes.
+//! A program of a call: how it starts, with which streams, and what became of the attempt.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::ffi::{CString, OsStr};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use agent::protocol::{ErrorBody, Exec};
-use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::process::Pid;
+use sys::session::{Birth, Identity, Step};
 
-/// More of /etc/passwd or /etc/group is not read.
-const ACCOUNTS_LIMIT: u64 = 1 << 20;
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use super::accounts::{self, User};
+use super::call::failed;
+use super::environment;
+use super::reap::killed_for_memory;
+use super::tty::Terminal;
 
-/// A started program.
+/// A started program, and our ends of its streams, which don't block.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) pid: Pid,
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: OwnedFd,
-    pub(super) stderr: OwnedFd,
-}
-
-/// A user of the guest's own files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct User {
-    name: String,
-    uid: u32,
-    gid: u32,
-    home: String,
-    shell: String,
-}
-
-/// The `ERROR` of a step that failed.
-pub(super) fn error(code: &str, step: &str, error: &io::Error) -> ErrorBody {
-    ErrorBody { code: code.into(), step: step.into(), errno: error.raw_os_error().unwrap_or(0) }
+    /// `None`: a terminal takes both.
+    pub(super) stderr: Option<OwnedFd>,
+    /// Our hold on its end of the terminal.
+    pub(super) slave: Option<OwnedFd>,
+    /// How many processes had been killed for want of memory before.
+    pub(super) killed_before: u64,
 }
 
 /// Starts the program of an exec.
@@ -44,135 +38,95 @@ pub(super) fn error(code: &str, step: &str, error: &io::Error) -> ErrorBody {
 /// # Errors
 /// The body of the ERROR that answers.
 pub(super) fn start(exec: &Exec, args: &[&[u8]], env: &[&[u8]]) -> Result<Started, ErrorBody> {
-    let user = user(&exec.user)?;
-    let cwd = if exec.cwd.is_empty() { home_of(&user) } else { exec.cwd.clone() };
-    match std::fs::metadata(&cwd) {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => return Err(error("bad_cwd", "cwd", &io::Error::from_raw_os_error(20))),
-        Err(e) => return Err(error("bad_cwd", "cwd", &e)),
-    }
-    let [program, arguments @ ..] = args else {
-        return Err(error("not_found", "exec", &io::Error::from_raw_os_error(2)));
-    };
-    let mut command = Command::new(std::ffi::OsStr::from_bytes(program));
-    command.args(arguments.iter().map(|arg| std::ffi::OsStr::from_bytes(arg)));
-    set_environment(&mut command, &user, env);
-    command.current_dir(&cwd).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.stdin(if exec.stdin { Stdio::piped() } else { Stdio::null() });
-    let mut groups = None;
-    if user.uid != rustix::process::geteuid().as_raw() {
-        groups = Some(groups_of(&user));
-        command.uid(user.uid).gid(user.gid);
-    }
-    let child = sys::guest::spawn_session(&mut command, groups).map_err(|e| start_error(program, &e))?;
-    pipes(child).map_err(|e| error("failed", "pipes", &e))
-}
-
-fn pipes(mut child: std::process::Child) -> io::Result<Started> {
-    let missing = || io::Error::from(io::ErrorKind::BrokenPipe);
-    let started = Started {
+    let user = accounts::user(&exec.user).ok_or_else(|| failed("no_user", "user", Errno::NOENT.raw_os_error()))?;
+    let mut command = command(args, &user);
+    environment::set(&mut command, &user, env);
+    let directory = if exec.cwd.is_empty() { user.home() } else { exec.cwd.clone() };
+    let base = PathBuf::from(&directory);
+    let directory = CString::new(directory).map_err(|_| failed("bad_cwd", "cwd", Errno::INVAL.raw_os_error()))?;
+    let other = user.uid != rustix::process::geteuid().as_raw();
+    let identity = other.then(|| Identity { uid: user.uid, gid: user.gid, groups: user.groups() });
+    let birth = Birth { terminal: exec.tty.is_some(), identity, directory: Some(directory) };
+    let killed_before = killed_for_memory();
+    let terminal = exec.tty.map(|size| Terminal::open(size, user.uid)).transpose();
+    let terminal = terminal.map_err(|error| failed_with("no_pty", "pty", &error))?;
+    let streams = streams(&mut command, exec, terminal).map_err(|error| failed_with("failed", "pipes", &error))?;
+    let child =
+        sys::session::spawn(&mut command, birth).map_err(|(step, error)| start_error(&command, &base, step, &error))?;
+    let [stdin, stdout, stderr, slave] = streams;
+    let missing = || failed("failed", "pipes", 0);
+    Ok(Started {
         pid: i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(missing)?,
-        stdin: child.stdin.take().map(OwnedFd::from),
-        stdout: child.stdout.take().ok_or_else(missing)?.into(),
-        stderr: child.stderr.take().ok_or_else(missing)?.into(),
-    };
-    for fd in started.stdin.iter().chain([&started.stdout, &started.stderr]) {
-        // Of our end alone: the two ends of a pipe are two open files.
-        rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK)?;
-    }
-    Ok(started)
+        stdin,
+        stdout: stdout.ok_or_else(missing)?,
+        stderr,
+        slave,
+        killed_before,
+    })
 }
 
-fn start_error(program: &[u8], e: &io::Error) -> ErrorBody {
-    let is_path = program.contains(&b'/');
-    let code = match e.raw_os_error() {
+/// The program by its words; without any, the user's shell as at a login.
+fn command(args: &[&[u8]], user: &User) -> Command {
+    let Some((program, arguments)) = args.split_first() else {
+        let name = user.shell.rsplit('/').next().unwrap_or_default();
+        let mut command = Command::new(&user.shell);
+        command.arg0(format!("-{name}"));
+        return command;
+    };
+    let mut command = Command::new(OsStr::from_bytes(program));
+    command.args(arguments.iter().map(|arg| OsStr::from_bytes(arg)));
+    command
+}
+
+/// Gives the program its ends; ours are its input, output, error output, and what keeps its terminal. Each pipe is its own:
+/// that one end is set not to block must not reach another's.
+fn streams(command: &mut Command, exec: &Exec, terminal: Option<Terminal>) -> io::Result<[Option<OwnedFd>; 4]> {
+    if let Some(Terminal { master, slave }) = terminal {
+        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave.try_clone()?);
+        return Ok([Some(master.try_clone()?), Some(master), None, Some(slave)]);
+    }
+    let ours = |end: OwnedFd| rustix::io::ioctl_fionbio(&end, true).map(|()| Some(end));
+    let stdin = if exec.stdin {
+        let (theirs, end) = io::pipe()?;
+        command.stdin(theirs);
+        ours(end.into())?
+    } else {
+        command.stdin(Stdio::null());
+        None
+    };
+    let (out, stdout) = io::pipe()?;
+    let (err, stderr) = io::pipe()?;
+    command.stdout(stdout).stderr(stderr);
+    Ok([stdin, ours(out.into())?, ours(err.into())?, None])
+}
+
+fn failed_with(code: &str, step: &str, error: &io::Error) -> ErrorBody {
+    failed(code, step, error.raw_os_error().unwrap_or(0))
+}
+
+fn start_error(command: &Command, base: &Path, step: Step, error: &io::Error) -> ErrorBody {
+    let (code, name) = match (step, error.raw_os_error().map(Errno::from_raw_os_error)) {
+        (Step::Session, _) => ("failed", "session"),
+        (Step::Terminal, _) => ("no_pty", "terminal"),
+        (Step::Identity, _) => ("no_user", "identity"),
+        (Step::Directory, _) => ("bad_cwd", "cwd"),
         // The file is there: its interpreter isn't.
-        Some(2) if is_path && std::fs::metadata(std::ffi::OsStr::from_bytes(program)).is_ok() => "not_executable",
-        Some(2 | 20) => "not_found",
-        Some(8 | 13 | 21) => "not_executable",
-        Some(7) => "too_big",
-        Some(11 | 12) => "no_memory",
-        _ => "failed",
+        (Step::Exec, Some(Errno::NOENT)) if is_there(command, base) => ("not_executable", "interpreter"),
+        (Step::Exec, Some(Errno::NOENT | Errno::NOTDIR)) => ("not_found", "exec"),
+        (Step::Exec, Some(Errno::NOEXEC | Errno::ACCESS | Errno::ISDIR)) => ("not_executable", "exec"),
+        (Step::Exec, Some(Errno::TOOBIG)) => ("too_big", "exec"),
+        (Step::Exec, Some(Errno::AGAIN | Errno::NOMEM)) => ("no_memory", "exec"),
+        (Step::Exec, _) => ("failed", "exec"),
     };
-    error(code, "exec", e)
+    failed_with(code, name, error)
 }
 
-/// The caller's variables, and those that every program expects where they are missing.
-fn set_environment(command: &mut Command, user: &User, env: &[&[u8]]) {
-    command.env_clear();
-    let filled = [("HOME", &*user.home), ("USER", &user.name), ("SHELL", &user.shell), ("PATH", DEFAULT_PATH)];
-    command.envs(filled);
-    for variable in env {
-        let cut = variable.iter().position(|byte| *byte == b'=').unwrap_or(variable.len());
-        let (key, value) = (&variable[..cut], variable.get(cut + 1..).unwrap_or_default());
-        if !key.is_empty() {
-            command.env(std::ffi::OsStr::from_bytes(key), std::ffi::OsStr::from_bytes(value));
-        }
+/// Whether the program is a file that could be found: by its path, or in `PATH`.
+fn is_there(command: &Command, base: &Path) -> bool {
+    let program = Path::new(command.get_program());
+    if program.as_os_str().as_bytes().contains(&b'/') {
+        return base.join(program).is_file();
     }
-}
-
-fn home_of(user: &User) -> String {
-    if std::fs::metadata(&user.home).is_ok_and(|home| home.is_dir()) { user.home.clone() } else { "/".into() }
-}
-
-fn user(name: &str) -> Result<User, ErrorBody> {
-    let passwd = accounts("/etc/passwd");
-    let wanted = name.parse::<u32>().ok();
-    let found = passwd.lines().filter_map(parse_user).find(|user| user.name == name || Some(user.uid) == wanted);
-    let bare = |uid, home: &str| User { name: name.into(), uid, gid: uid, home: home.into(), shell: "/bin/sh".into() };
-    match (found, wanted) {
-        (Some(user), _) => Ok(user),
-        // An image without accounts has a root all the same.
-        (None, _) if name == "root" => Ok(bare(0, "/root")),
-        (None, Some(uid)) if uid != u32::MAX => Ok(bare(uid, "/")),
-        (None, _) => Err(error("no_user", "user", &io::Error::from_raw_os_error(2))),
-    }
-}
-
-fn parse_user(line: &str) -> Option<User> {
-    let fields: Vec<&str> = line.split(':').collect();
-    let &[name, _, uid, gid, _, home, shell] = fields.as_slice() else { return None };
-    let shell = if shell.is_empty() { "/bin/sh" } else { shell };
-    let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
-    Some(User { name: name.into(), uid, gid, home: home.into(), shell: shell.into() })
-}
-
-/// The primary group, and those of /etc/group that name the user.
-fn groups_of(user: &User) -> Vec<u32> {
-    let text = accounts("/etc/group");
-    let mut out = vec![user.gid];
-    for line in text.lines() {
-        let fields: Vec<&str> = line.split(':').collect();
-        if let &[_, _, gid, members] = fields.as_slice()
-            && members.split(',').any(|member| member == user.name)
-            && let Ok(gid) = gid.parse()
-        {
-            out.push(gid);
-        }
-    }
-    out.truncate(1024);
-    out
-}
-
-fn accounts(path: &str) -> String {
-    let mut bytes = Vec::new();
-    if let Ok(file) = File::open(path) {
-        // What could be read counts; an account that isn't found says so itself.
-        let _ = file.take(ACCOUNTS_LIMIT).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn accounts_are_read_as_the_guest_writes_them() {
-        let user = parse_user("www-data:x:33:33:www-data:/var/www:/usr/sbin/nologin").unwrap();
-        assert_eq!((user.uid, user.gid, &*user.home), (33, 33, "/var/www"));
-        assert_eq!(parse_user("a:x:1:1::/:").unwrap().shell, "/bin/sh");
-        assert_eq!(parse_user("a:x:-1:1::/:/bin/sh"), None);
-        assert_eq!(parse_user("+::::::x:y"), None);
-    }
+    let path = command.get_envs().find(|(key, _)| *key == "PATH").and_then(|(_, value)| value);
+    path.is_some_and(|path| std::env::split_paths(path).any(|folder| base.join(folder).join(program).is_file()))
 }

@@ -1,4 +1,7 @@
-//! The one loop: signals, the port, the calls, their pipes. One thread, one poll, one place where children are buried.
+//! The one loop: signals, the port, the calls, their pipes. One thread, one poll.
+
+mod ends;
+mod relayed;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,35 +10,66 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use agent::protocol::{Down, Hello, PORT, VERSION};
-use agent::relay::{Event, Stream};
+use agent::protocol::{Attach, Hello, VERSION};
+use agent::relay::Stream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use rustix::system::RebootCommand;
+use rustix::process::Pid;
+use sys::session::Birth;
 
-use super::boot;
-use super::call::{Call, Pipe};
-use super::console::{say, stage};
+use super::call::{Call, Machine, Pipe, Wish};
+use super::console::say;
 use super::doorbell::Doorbell;
 use super::port::Port;
 use super::pump::{Next, Pump};
 use super::settings::Then;
+use super::ssh::Ssh;
+use super::{facts, handover};
+use ends::Ending;
 
-/// Calls at once; a connection above is closed unread.
+/// Calls at once; one above is told that it is one too many.
 const CALLS: usize = 64;
-/// How long the port may take to appear after its driver.
-const PORT_LIMIT: Duration = Duration::from_secs(10);
+/// So many are told so at once; a connection above waits, or is refused.
+const TOLD: usize = 16;
 
 /// What this process is in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     /// PID 1.
     First,
+    /// Beside the init that the first process has become.
+    HandedOver,
     /// Beside another first process.
     Service,
-    /// For one connection.
-    OneCall,
+    /// On a socket that it was given; the machine is its own, or isn't.
+    Called {
+        /// Whether `start`, `time` and the like may change it.
+        ours: bool,
+    },
+}
+
+impl Role {
+    /// An agent beside a first process of another kind owns the machine as well; only its end is the other's.
+    fn owns_the_machine(self) -> bool {
+        !matches!(self, Self::Called { ours: false })
+    }
+
+    fn may_end(self) -> bool {
+        match self {
+            Self::First | Self::HandedOver => true,
+            Self::Service => handover::is_systemd(),
+            Self::Called { .. } => false,
+        }
+    }
+
+    /// As HELLO tells it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::First => "self",
+            Self::HandedOver => "handed-over",
+            Self::Service | Self::Called { .. } => "service",
+        }
+    }
 }
 
 /// Where a relayed stream goes.
@@ -59,29 +93,27 @@ enum Wake {
     Child,
     Port,
     Listener,
+    Local,
+    Ssh,
     Bell,
     Pump(Stream),
     Socket(u32),
     Pipe(u32, Pipe),
 }
 
-/// An end of the machine that is under way.
-#[derive(Debug)]
-struct Ending {
-    how: RebootCommand,
-    kill_at: Instant,
-}
-
 /// All that the agent holds.
 pub(super) struct Serve {
     role: Role,
-    hello: Hello,
+    machine: Machine,
     children: OwnedFd,
     port: Option<Port>,
     /// Until when the port is still looked for, and when next.
     port_search: Option<(Instant, Instant, Duration)>,
     listener: Option<OwnedFd>,
+    /// A listening socket of this machine's, instead of a host's.
+    local: Option<OwnedFd>,
     bell: Doorbell,
+    ssh: Ssh,
     streams: BTreeMap<Stream, Target>,
     calls: BTreeMap<u32, (Call, Link)>,
     next_call: u32,
@@ -94,12 +126,14 @@ impl Serve {
     pub(super) fn new(role: Role) -> io::Result<Self> {
         Ok(Self {
             role,
-            hello: hello(role),
+            machine: Machine { ours: role.owns_the_machine(), may_end: role.may_end(), armed: false },
             children: sys::guest::child_signals()?,
             port: None,
             port_search: None,
             listener: None,
+            local: None,
             bell: Doorbell::default(),
+            ssh: Ssh::default(),
             streams: BTreeMap::new(),
             calls: BTreeMap::new(),
             next_call: 1,
@@ -115,56 +149,15 @@ impl Serve {
         shell.arg0("sh").args(["-c", command]).stdin(Stdio::null()).current_dir("/").env_clear();
         shell.envs([("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root")]);
         shell.env("TERM", "linux");
-        match sys::guest::spawn_session(&mut shell, None) {
+        match sys::session::spawn(&mut shell, Birth::default()) {
             Ok(child) => {
                 let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
                 self.program = pid.map(|pid| (pid, then));
             }
-            Err(error) => {
+            Err((_, error)) => {
                 say(&format!("program: /bin/sh: {error}"));
                 self.program_ended(then);
             }
-        }
-    }
-
-    /// Looks for the way to the host: a vsock of a VMM's, or the port, which may still be on its way.
-    pub(super) fn find_host(&mut self) {
-        let real = sys::vsock::local_cid().is_ok_and(|cid| (3..u32::MAX).contains(&cid));
-        if real {
-            match sys::vsock::listen(PORT, 64) {
-                Ok(listener) => {
-                    self.listener = Some(listener);
-                    self.bell.ring_by_socket();
-                    stage("vsock");
-                }
-                Err(error) => say(&format!("vsock port {PORT}: {error}")),
-            }
-        }
-        if Port::is_possible() {
-            let now = Instant::now();
-            self.port_search = Some((now + PORT_LIMIT, now, Duration::from_millis(1)));
-            self.search_port(now);
-        } else if !real {
-            say("no way to the host: neither a virtio-serial port nor a vsock");
-        }
-    }
-
-    fn search_port(&mut self, now: Instant) {
-        let Some((limit, next, step)) = self.port_search else { return };
-        if now < next {
-            return;
-        }
-        self.port = Port::find();
-        if self.port.is_some() {
-            self.port_search = None;
-            stage("relay");
-        } else if now > limit {
-            self.port_search = None;
-            if self.listener.is_none() {
-                say("no virtio-serial port named banger.agent");
-            }
-        } else {
-            self.port_search = Some((limit, now + step, (step * 2).min(Duration::from_millis(50))));
         }
     }
 
@@ -175,11 +168,27 @@ impl Serve {
         Ok(())
     }
 
-    fn add_call(&mut self, link: Link) -> u32 {
+    /// Takes connections for calls from a socket that listens.
+    pub(super) fn listen_on(&mut self, listener: OwnedFd) -> io::Result<()> {
+        rustix::io::ioctl_fionbio(&listener, true)?;
+        self.local = Some(listener);
+        Ok(())
+    }
+
+    /// `None`: there are so many that this one isn't even told.
+    fn add_call(&mut self, link: Link) -> Option<u32> {
+        if self.role == Role::First {
+            self.ssh.look();
+        }
         let id = self.next_call;
+        let call = match self.calls.len() {
+            few if few < CALLS => Call::new(id, &hello(self.role)),
+            many if many < CALLS + TOLD => Call::busy(id, &hello(self.role)),
+            _ => return None,
+        };
         self.next_call = self.next_call.wrapping_add(1);
-        self.calls.insert(id, (Call::new(id, &self.hello, self.role == Role::First), link));
-        id
+        self.calls.insert(id, (call, link));
+        Some(id)
     }
 
     /// Serves for ever.
@@ -203,6 +212,7 @@ impl Serve {
         }
         let now = Instant::now();
         self.search_port(now);
+        self.attach();
         self.calls.values_mut().for_each(|(call, _)| call.tick(now));
         self.bell.tick(now, self.port.as_mut());
         if let Some(ending) = &self.ending {
@@ -241,8 +251,14 @@ impl Serve {
                 }
             }
         }
-        if let Some(listener) = self.listener.as_ref().filter(|_| self.calls.len() < CALLS) {
+        if let Some(listener) = self.listener.as_ref().filter(|_| self.calls.len() < CALLS + TOLD) {
             add(Wake::Listener, listener.as_fd(), PollFlags::IN);
+        }
+        if let Some(listener) = self.local.as_ref().filter(|_| self.calls.len() < CALLS + TOLD) {
+            add(Wake::Local, listener.as_fd(), PollFlags::IN);
+        }
+        if let Some(listener) = self.ssh.listener() {
+            add(Wake::Ssh, listener, PollFlags::IN);
         }
         if let Some(socket) = self.bell.socket() {
             add(Wake::Bell, socket, PollFlags::OUT);
@@ -253,7 +269,7 @@ impl Serve {
                 flags.set(PollFlags::OUT, !call.output.is_empty());
                 add(Wake::Socket(*id), socket.as_fd(), flags);
             }
-            call.pipes().for_each(|(pipe, fd, flags)| add(Wake::Pipe(*id, pipe), fd, flags));
+            call.pipes().into_iter().for_each(|(pipe, fd, flags)| add(Wake::Pipe(*id, pipe), fd, flags));
         }
         let timeout = until.map(|until| timespec(until.saturating_duration_since(now)));
         match poll(&mut fds, timeout.as_ref()) {
@@ -277,6 +293,8 @@ impl Serve {
             Wake::Child => self.bury(),
             Wake::Port => self.port_ready(got),
             Wake::Listener => self.accept(),
+            Wake::Local => self.accept_local(),
+            Wake::Ssh => self.ssh.accept(),
             Wake::Bell => self.bell.socket_ready(),
             Wake::Pump(stream) => {
                 let (Some(port), Some(Target::Pump(pump))) = (&mut self.port, self.streams.get_mut(&stream)) else {
@@ -289,98 +307,9 @@ impl Serve {
             Wake::Socket(id) => self.read_socket(id),
             Wake::Pipe(id, pipe) => {
                 if let Some((call, _)) = self.calls.get_mut(&id) {
-                    call.ready(pipe);
+                    call.ready(pipe, got);
                 }
             }
-        }
-    }
-
-    fn port_ready(&mut self, got: PollFlags) {
-        let Some(port) = &mut self.port else { return };
-        if got.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-            port.read(&mut self.buffer);
-        }
-        while let Some(event) = self.port.as_mut().and_then(|port| port.mux.next_event()) {
-            self.relayed(event);
-        }
-    }
-
-    fn relayed(&mut self, event: Event) {
-        let Some(port) = &mut self.port else { return };
-        match event {
-            Event::Synced => {
-                for target in std::mem::take(&mut self.streams).into_values() {
-                    self.drop_target(target);
-                }
-                self.bell.ring_by_stream();
-            }
-            Event::Opened { stream, port: wanted } => self.opened(stream, wanted),
-            Event::Connected(stream) => self.bell.connected(stream, &mut port.mux),
-            Event::Data(stream, bytes) => match self.streams.get_mut(&stream) {
-                Some(Target::Pump(pump)) => {
-                    if pump.take(&bytes, &mut port.mux, stream) == Next::Drop {
-                        self.streams.remove(&stream);
-                    }
-                }
-                Some(Target::Call(id)) => {
-                    if let Some((call, _)) = self.calls.get_mut(id) {
-                        call.receive(&bytes);
-                    }
-                    port.mux.consumed(stream, bytes.len());
-                }
-                None => port.mux.consumed(stream, bytes.len()),
-            },
-            Event::Finished(stream) => match self.streams.get_mut(&stream) {
-                Some(Target::Pump(pump)) => {
-                    if pump.finished(&mut port.mux, stream) == Next::Drop {
-                        self.streams.remove(&stream);
-                    }
-                }
-                // A call has no half-close: its host is gone.
-                Some(Target::Call(_)) => {
-                    port.mux.finish(stream);
-                    self.drop_stream(stream);
-                }
-                None => port.mux.finish(stream),
-            },
-            Event::Reset(stream) => {
-                self.bell.reset(stream);
-                self.drop_stream(stream);
-            }
-            Event::Credit(_) => {}
-        }
-    }
-
-    fn opened(&mut self, stream: Stream, wanted: u32) {
-        let target = match wanted {
-            PORT if self.calls.len() < CALLS => Some(Target::Call(self.add_call(Link::Stream(stream)))),
-            PORT => None,
-            other => Pump::connect(other).map(Target::Pump),
-        };
-        let Some(port) = &mut self.port else { return };
-        match target {
-            Some(target) => {
-                if matches!(target, Target::Call(_)) {
-                    port.mux.accept(stream);
-                }
-                self.streams.insert(stream, target);
-            }
-            None => port.mux.refuse(stream),
-        }
-    }
-
-    fn drop_stream(&mut self, stream: Stream) {
-        if let Some(target) = self.streams.remove(&stream) {
-            self.drop_target(target);
-        }
-    }
-
-    fn drop_target(&mut self, target: Target) {
-        if let Target::Call(id) = target
-            && let Some((call, link)) = self.calls.get_mut(&id)
-        {
-            call.host_is_gone();
-            *link = Link::Gone;
         }
     }
 
@@ -392,11 +321,18 @@ impl Serve {
         }
     }
 
+    fn accept_local(&mut self) {
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        if let Some(Ok(socket)) = self.local.as_ref().map(|listener| rustix::net::accept_with(listener, flags)) {
+            self.add_call(Link::Socket(socket));
+        }
+    }
+
     fn read_socket(&mut self, id: u32) {
         let Some((call, link)) = self.calls.get_mut(&id) else { return };
         let Link::Socket(socket) = link else { return };
         match rustix::io::read(&*socket, &mut self.buffer) {
-            Ok(n) if n > 0 => call.receive(&self.buffer[..n]),
+            Ok(n) if n > 0 => call.receive(&self.buffer[..n], &mut self.machine),
             Err(Errno::AGAIN | Errno::INTR) => {}
             _ => {
                 call.host_is_gone();
@@ -409,21 +345,29 @@ impl Serve {
     fn flush(&mut self) {
         let mut over = Vec::new();
         for (id, (call, link)) in &mut self.calls {
-            match link {
-                Link::Stream(stream) => {
-                    if let Some(port) = &mut self.port {
-                        let taken = port.mux.send(*stream, &call.output);
-                        call.output.drain(..taken);
+            loop {
+                call.produce();
+                let before = call.output.len();
+                match link {
+                    Link::Stream(stream) => {
+                        if let Some(port) = &mut self.port {
+                            let taken = port.mux.send(*stream, &call.output);
+                            call.output.drain(..taken);
+                        }
                     }
+                    Link::Socket(socket) => flush_socket(socket, call),
+                    Link::Gone => call.output.clear(),
                 }
-                Link::Socket(socket) => flush_socket(socket, call),
-                Link::Gone => call.output.clear(),
+                // What is left waits for the link; where there was nothing, for the call.
+                if before == 0 || !call.output.is_empty() {
+                    break;
+                }
             }
             if call.output.is_empty() || matches!(link, Link::Gone) {
-                if let Some((how, grace)) = call.down.take()
+                if let Some(Wish::Down(how, grace)) = call.wish.take_if(|wish| matches!(wish, Wish::Down(..)))
                     && self.ending.is_none()
                 {
-                    self.ending = Some(begin_end(how, grace));
+                    self.ending = Some(Ending::begin(self.role, how, grace));
                 }
                 if call.is_gone() {
                     over.push(*id);
@@ -443,61 +387,25 @@ impl Serve {
         }
     }
 
-    /// Buries every child that has ended: the leaders' calls and the program are told, orphans are not missed.
-    fn bury(&mut self) {
-        // The signals themselves say no more than that there is something to do.
-        while rustix::io::read(&self.children, &mut self.buffer).is_ok_and(|n| n > 0) {}
-        loop {
-            match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => self.buried(pid, status),
-                Err(Errno::INTR) => {}
-                // Nobody is left: an end that waits for the last one needn't wait longer.
-                Err(_) if self.ending.is_some() => return self.end(),
-                _ => return,
+    /// Gives execs that linger to the calls that asked for them.
+    fn attach(&mut self) {
+        let wish = |call: &Call| match &call.wish {
+            Some(Wish::Attach(attach)) => Some(attach.clone()),
+            _ => None,
+        };
+        let wishes: Vec<(u32, Attach)> =
+            self.calls.iter().filter_map(|(id, (call, _))| wish(call).map(|attach| (*id, attach))).collect();
+        for (id, attach) in wishes {
+            let found = self.calls.iter_mut().find_map(|(from, (call, _))| Some((*from, call.hand_over(&attach.id)?)));
+            let (from, running) = found.map_or((None, None), |(from, running)| (Some(from), Some(running)));
+            let Some((call, _)) = self.calls.get_mut(&id) else { continue };
+            call.wish = None;
+            let refused = call.attached(&attach, running);
+            if let Some((running, (call, _))) = refused.zip(from.and_then(|from| self.calls.get_mut(&from))) {
+                call.take_back(running);
             }
         }
     }
-
-    fn buried(&mut self, pid: Pid, status: WaitStatus) {
-        if let Some((program, then)) = self.program
-            && program == pid
-        {
-            self.program = None;
-            match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => say(&format!("program ended: exit {code}")),
-                (None, signal) => say(&format!("program ended: signal {}", signal.unwrap_or(0))),
-            }
-            return self.program_ended(then);
-        }
-        if let Some((call, _)) = self.calls.values_mut().find(|(call, _)| call.leader() == Some(pid)) {
-            call.buried(status);
-        }
-    }
-
-    fn program_ended(&mut self, then: Then) {
-        if then == Then::Poweroff && self.role == Role::First {
-            // Its own background children have had their time.
-            let _ = sys::guest::signal_all(Signal::KILL);
-            boot::reset();
-        }
-    }
-
-    fn end(&mut self) {
-        if let (Some(ending), Role::First) = (self.ending.take(), self.role) {
-            let _ = sys::guest::signal_all(Signal::KILL);
-            boot::restart(ending.how);
-        }
-    }
-}
-
-/// Asks every process to end; who hasn't by then is killed.
-fn begin_end(how: Down, grace: Duration) -> Ending {
-    let _ = sys::guest::signal_all(Signal::TERM);
-    let how = match how {
-        Down::Reset => RebootCommand::Restart,
-        Down::Poweroff => RebootCommand::PowerOff,
-    };
-    Ending { how, kill_at: Instant::now() + grace.min(Duration::from_secs(3600)) }
 }
 
 fn flush_socket(socket: &OwnedFd, call: &mut Call) {
@@ -512,13 +420,13 @@ fn flush_socket(socket: &OwnedFd, call: &mut Call) {
 }
 
 fn hello(role: Role) -> Hello {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let caps = ["exec", "tty", "linger", "start", "time", "entropy", "stats", "listen", "tar", "xattr", "dial"];
     Hello {
         protocol: [VERSION, VERSION],
         agent: env!("CARGO_PKG_VERSION").into(),
-        boot: boot.chars().filter(char::is_ascii_hexdigit).collect(),
-        init: if role == Role::First { "self" } else { "service" }.into(),
-        caps: vec!["exec".into()],
+        boot: facts::boot_id(),
+        init: role.name().into(),
+        caps: caps.map(String::from).into(),
     }
 }
 

@@ -31,6 +31,9 @@ pub(super) struct Settings {
     pub(super) run: Option<String>,
     pub(super) then: Then,
     pub(super) stages: bool,
+    pub(super) grow: bool,
+    /// The distribution's own init is to be the first process.
+    pub(super) init: bool,
 }
 
 impl Default for Settings {
@@ -43,6 +46,8 @@ impl Default for Settings {
             run: None,
             then: Then::default(),
             stages: false,
+            grow: false,
+            init: false,
         }
     }
 }
@@ -66,6 +71,8 @@ impl Settings {
                 ("banger.then", "poweroff") => out.then = Then::Poweroff,
                 ("banger.then", "stay") => out.then = Then::Stay,
                 ("banger.stages", "1") => out.stages = true,
+                ("banger.grow", "1") => out.grow = true,
+                ("banger.init", "1") => out.init = true,
                 ("root", _) => faults.push(argument.clone()),
                 (other, _) if other.starts_with("banger.") => faults.push(argument.clone()),
                 _ => {}
@@ -121,7 +128,7 @@ mod tests {
     #[test]
     fn a_command_line_of_the_helper() {
         let line = "console=ttyS0 reboot=k panic=1 root=/dev/vda ro ip=172.16.0.2::172.16.0.1:255.255.255.0:web:eth0:off \
-                    banger.run=\"echo hello; uname -r\" banger.then=poweroff quiet\n";
+                    banger.run=\"echo hello; uname -r\" banger.then=poweroff banger.init=1 quiet\n";
         let (settings, faults) = Settings::read(line);
         assert_eq!(settings.run.as_deref(), Some("echo hello; uname -r"));
         assert_eq!((settings.then, settings.read_only, settings.stages), (Then::Poweroff, true, false));
@@ -129,7 +136,7 @@ mod tests {
         assert_eq!(settings.network.device.as_deref(), Some("eth0"));
         assert_eq!(settings.network.gateway, Some([172, 16, 0, 1].into()));
         assert_eq!(settings.network.address, Some(([172, 16, 0, 2].into(), [255, 255, 255, 0].into())));
-        assert!(faults.is_empty());
+        assert!(settings.init && !settings.grow && faults.is_empty());
     }
 
     #[test]

@@ -21,70 +21,6 @@ pub struct Hello {
     pub caps: Vec<String>,
 }
 
-/// What the host wants.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Call {
-    /// Nothing: answer.
-    Ping {
-        /// The version that the host chose.
-        v: u16,
-    },
-    /// End the machine.
-    Down {
-        /// The version that the host chose.
-        v: u16,
-        /// A reset ends Firecracker and QEMU with `-no-reboot`; the rest wants its power off.
-        how: Down,
-        /// What the programs have between TERM and KILL.
-        grace_ms: u32,
-    },
-    /// Run a program; ARGS and ENV follow.
-    Exec(Exec),
-}
-
-/// How a machine ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Down {
-    /// Restart it, which ends most VMMs.
-    Reset,
-    /// Power off.
-    Poweroff,
-}
-
-/// A program to run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Exec {
-    /// The version that the host chose.
-    pub v: u16,
-    /// A terminal of this size; `null`: three pipes.
-    pub tty: Option<TtySize>,
-    /// Whether the host will send input. If not, the program's input is empty.
-    pub stdin: bool,
-    /// A name of the guest's, or a number.
-    pub user: String,
-    /// An absolute path; empty: the user's home.
-    pub cwd: String,
-    /// Wait for the end of the output, not only of the program.
-    #[serde(default)]
-    pub hold: bool,
-    /// How long to keep the call without a host.
-    #[serde(default)]
-    pub linger_s: u32,
-}
-
-/// A terminal's size, in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TtySize {
-    /// Lines.
-    pub rows: u16,
-    /// Columns.
-    pub cols: u16,
-}
-
 /// The program runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,11 +40,52 @@ pub struct Grant {
 }
 
 /// A signal for the program's group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signal {
-    /// TERM, KILL, INT, HUP, QUIT, USR1, USR2 or ABRT.
-    pub signal: String,
+    /// Which.
+    pub signal: SignalName,
+}
+
+/// The signals that a host sends. They travel by name: numbers are a machine's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs, reason = "each is the signal of its name")]
+pub enum SignalName {
+    Term,
+    Kill,
+    Int,
+    Hup,
+    Quit,
+    Usr1,
+    Usr2,
+    Abrt,
+}
+
+impl SignalName {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::Term, Self::Kill, Self::Int, Self::Hup, Self::Quit, Self::Usr1, Self::Usr2, Self::Abrt];
+
+    /// This machine's signal of that name.
+    pub fn signal(self) -> rustix::process::Signal {
+        use rustix::process::Signal as Sig;
+        match self {
+            Self::Term => Sig::TERM,
+            Self::Kill => Sig::KILL,
+            Self::Int => Sig::INT,
+            Self::Hup => Sig::HUP,
+            Self::Quit => Sig::QUIT,
+            Self::Usr1 => Sig::USR1,
+            Self::Usr2 => Sig::USR2,
+            Self::Abrt => Sig::ABORT,
+        }
+    }
+
+    /// The name of a signal's number on this machine; `None` for one that isn't sent to guests.
+    pub fn of_number(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|name| name.signal().as_raw() == number)
+    }
 }
 
 /// How the program ended: by its own exit or by a signal.
@@ -145,13 +122,23 @@ pub struct ExitSignal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorBody {
-    /// `not_found`, `not_executable`, `bad_cwd`, `no_user`, `too_big`, `no_memory`, `no_pty`, `busy`, `protocol`,
-    /// `unsupported`, `timeout` or `failed`.
+    /// `not_found`, `not_executable`, `bad_cwd`, `no_user`, `too_big`, `no_memory`, `no_pty`, `busy`, `armed`, `no_call`,
+    /// `protocol`, `unsupported`, `timeout` or `failed`.
     pub code: String,
     /// What was tried.
     pub step: String,
     /// The guest's errno, 0 where there was none.
     pub errno: i32,
+}
+
+impl Exit {
+    /// What a shell would say of it: the code, or 128 and the signal's number.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Code(exit) => exit.code,
+            Self::Signal(exit) => exit.signal.wrapping_add(128),
+        }
+    }
 }
 
 impl Frame {

@@ -1,14 +1,13 @@
 //! `banger helper list`: what of banger's is in the kernel now.
 
 use super::problem::Problem;
-use super::{List, output, text};
+use super::{List, manner, output, table};
 use serde_json::value::RawValue;
 use wire::Method;
 use wire::client::Error;
 use wire::reply::{Resources, SnapshotFound, SnapshotState, TapFound};
 
 const HEADER: [&str; 5] = ["KIND", "NAME", "ON", "STATE", "DETAIL"];
-type Row = [String; HEADER.len()];
 
 pub(crate) fn run(list: &List) -> Result<(), Problem> {
     let failed = |error| Problem::of_call(error, &list.reach.socket, list.reach.timeout);
@@ -16,25 +15,24 @@ pub(crate) fn run(list: &List) -> Result<(), Problem> {
     let found = client.call_raw(Method::ListResources.name(), RawValue::NULL).map_err(failed)?;
     if list.json {
         // As it came: a newer helper may say more than this program knows.
-        return output::data(&format!("{}\n", text::json(found.get())));
+        return output::json(&found);
     }
     let found: Resources =
         serde_json::from_str(found.get()).map_err(|error| failed(Error::Reply(error.to_string())))?;
-    let rows = rows(&found);
-    if output::on_terminal() {
-        if rows.is_empty() {
-            output::ours("nothing of banger's is in the kernel\n");
-        }
-        output::data(&table(&rows))
-    } else {
-        output::data(&rows.iter().map(|row| format!("{}\n", row.join("\t"))).collect::<String>())
+    let mut rows = rows(&found);
+    if manner::is_quiet() {
+        rows.iter_mut().for_each(|row| row.swap(0, 1));
     }
+    if output::on_terminal() && rows.is_empty() {
+        output::hint("nothing of banger's is in the kernel\n");
+    }
+    table::print(&HEADER, &rows)
 }
 
-fn rows(found: &Resources) -> Vec<Row> {
-    let mut rows: Vec<Row> = Vec::new();
+fn rows(found: &Resources) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
     let mut add = |kind: &str, name: &str, on: &str, state: &str, detail: String| {
-        rows.push([kind, name, on, state, &detail].map(cell));
+        rows.push([kind, name, on, state, &detail].map(table::cell).to_vec());
     };
     for bridge in &found.bridges {
         let detail = because(&format!("{}, ports: {}", bridge.addresses.join(" "), bridge.ports), &bridge.why);
@@ -97,27 +95,6 @@ fn up(up: bool) -> &'static str {
     if up { "up" } else { "down" }
 }
 
-/// A cell's text: escaped, and `-` where there is none, so that columns can be told apart.
-fn cell(content: &str) -> String {
-    if content.is_empty() { "-".into() } else { text::line(content) }
-}
-
-/// Columns as wide as their widest cell; nothing for no rows.
-fn table(rows: &[Row]) -> String {
-    if rows.is_empty() {
-        return String::new();
-    }
-    let header: Row = HEADER.map(str::to_owned);
-    let all = || std::iter::once(&header).chain(rows);
-    let widths: [usize; HEADER.len()] =
-        std::array::from_fn(|column| all().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    let line = |row: &Row| {
-        let cells: String = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
-        format!("{}\n", cells.trim_end())
-    };
-    all().map(line).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,13 +135,13 @@ mod tests {
             ..Resources::default()
         };
         assert_eq!(
-            table(&rows(&found)),
+            table::table(&HEADER, &rows(&found), 200),
             "KIND      NAME                           ON         STATE          DETAIL\n\
              bridge    br-fc                          -          up             172.16.0.1/24, ports: 1; a bridge whose alias is \"banger bridge\"\n\
              tap       tap-fc-\\t1                     -          up             in use, isolated\n\
              sysctl    net.ipv4.conf.eth0.forwarding  -          changed since  0, answers\n\
              snapshot  fc-rootfs-a                    /s/a.ext4  84 % used      in use, /s/a.cow: 84000 of 100000 bytes\n"
         );
-        assert_eq!(table(&[]), "");
+        assert_eq!(table::table(&HEADER, &[], 200), "");
     }
 }

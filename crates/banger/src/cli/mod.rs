@@ -2,18 +2,41 @@
 //!
 //! Standard output is for the data that was asked for; everything else goes to standard error.
 
+mod asset;
 mod call;
-mod duration;
+mod complete;
+mod config;
+mod doctor;
+mod documents;
+mod explain;
+mod fields;
+mod image;
 mod init;
+mod kernel;
 mod list;
+mod manner;
 mod output;
 mod probe;
 mod problem;
+mod progress;
+mod reach;
+mod schema;
+mod several;
+mod ssh_config;
+mod table;
+mod template;
 mod text;
+mod trial;
+mod vm;
 
-use clap::{Args, Parser, Subcommand};
+use crate::api::{Request, Version};
+use crate::config::Config;
+use crate::daemon::error::exit::USAGE;
+use crate::{duration, size};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Throw-away Linux machines.
@@ -22,21 +45,67 @@ use std::time::Duration;
 struct Banger {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    manner: manner::Manner,
 }
 
 const EXAMPLES: &str = "\
 Examples:
+  banger vm run -- uname -a                    a command in a new VM; the VM is gone afterwards
+  banger vm run --name web -- make test        one that stays: then vm exec, stop, start, rm
+  banger image build dev --include gcc,make    an image to make VMs of: --image dev
   sudo banger helper init --owner \"$USER\"      once: whose VMs these are
   banger helper call priv.delete_tap '{\"tap_name\":\"tap-fc-1\"}'
   banger helper list                           what of banger's is in the kernel now
   banger helper probe tap-fc-1 172.16.0.2      which rule a guest's packets end at";
 
+static CONFIG: OnceLock<Config> = OnceLock::new();
+
 #[derive(Subcommand)]
 enum Command {
+    /// VMs: run, make, start, stop, look at, take away.
+    #[command(subcommand)]
+    Vm(vm::Vm),
+    /// Root file systems that VMs are made of: build, import, look at, take away.
+    #[command(subcommand)]
+    Image(image::Image),
+    /// Kernels that VMs are started with: import, look at, take away.
+    #[command(subcommand)]
+    Kernel(kernel::Kernel),
+    /// Templates, from which new VMs go on instead of booting: build, look at, take away.
+    #[command(subcommand)]
+    Template(template::Template),
+    #[command(hide = true)]
+    Run(vm::Run),
+    #[command(hide = true)]
+    Exec(vm::Exec),
+    #[command(hide = true)]
+    Ssh(vm::Ssh),
+    #[command(hide = true)]
+    Ps(vm::List),
     /// The root helper: set it up, speak to it, see what it holds.
     #[command(subcommand)]
     Helper(Helper),
-    /// Print the version.
+    /// Have ssh, and what is built on it, know VMs as NAME.vm.
+    SshConfig(ssh_config::SshConfig),
+    /// Look at everything that a VM needs: what is wrong, why it matters, what mends it.
+    Doctor(doctor::Doctor),
+    /// Run a command in a new VM on a machine where nothing of banger's is installed.
+    Try(trial::Try),
+    #[command(hide = true)]
+    TryInside(trial::Inside),
+    /// What is configured, and where each value is from.
+    #[command(subcommand)]
+    Config(config::Command),
+    /// What an error's code means, and what to do.
+    Explain(explain::Explain),
+    /// JSON Schema of what a command prints with --json.
+    Schema(schema::Schema),
+    /// Print a shell's completion: source <(banger completion bash).
+    Completion(complete::Completion),
+    #[command(hide = true)]
+    CompleteNames(complete::Names),
+    /// Print the versions of banger, and of bangerd where that answers.
     Version,
 }
 
@@ -122,31 +191,175 @@ struct Probe {
     reach: Reach,
 }
 
+/// What is configured; what is built in, before [`main`] has read it.
+pub(crate) fn config() -> &'static Config {
+    CONFIG.get_or_init(Config::default)
+}
+
+/// Reads the configuration, where the command goes by it.
+fn configure(command: &Command) -> Result<(), problem::Problem> {
+    if matches!(
+        command,
+        Command::Version
+            | Command::Completion(_)
+            | Command::CompleteNames(_)
+            | Command::Explain(_)
+            | Command::Schema(_)
+    ) {
+        return Ok(());
+    }
+    let config = Config::load().map_err(problem::Problem::of_fault)?;
+    for warning in &config.warnings {
+        output::warning(warning);
+    }
+    CONFIG.get_or_init(|| config);
+    Ok(())
+}
+
+/// A text of others on one line: what a terminal would act upon is escaped.
+pub(crate) fn line(text: &str) -> String {
+    text::line(text)
+}
+
+/// A fault as a person reads it.
+pub(crate) fn problem(fault: crate::api::Fault) -> impl std::fmt::Display {
+    problem::Problem::of_fault(fault)
+}
+
+/// The definition of the command line, of which help, the manual and completions are made.
+pub fn command() -> clap::Command {
+    fields::with_fields(Banger::command())
+}
+
 /// Runs the command line of this process; its exit status.
 pub fn main() -> ExitCode {
-    let done = match Banger::parse().command {
-        Command::Helper(Helper::Init(init)) => init::run(&init),
-        Command::Helper(Helper::Call(call)) => call::run(&call),
-        Command::Helper(Helper::List(list)) => list::run(&list),
-        Command::Helper(Helper::Probe(probe)) => probe::run(&probe),
-        Command::Version => output::data(&format!("banger {}\n", env!("CARGO_PKG_VERSION"))),
+    let definition = command().color(manner::choice(std::env::args_os()));
+    let parsed = definition.try_get_matches().and_then(|matches| Ok((Banger::from_arg_matches(&matches)?, matches)));
+    let (Banger { command, manner }, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return refused(&error),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    manner.take();
+    match &command {
+        Command::Try(wanted) => return trial::run(wanted),
+        Command::TryInside(wanted) => return trial::inside(wanted),
+        _ => {}
+    }
+    let (runs, json) = (command.runs_a_command(), command.wants_json());
+    if json {
+        output::failures_as_json();
+    }
+    match fields::take(&matches).and_then(|()| configure(&command)).and_then(|()| command.run()) {
+        Ok(status) => ExitCode::from(status),
         Err(problem) => {
-            output::ours(&problem.to_string());
-            ExitCode::from(problem.exit)
+            let exit = if runs { problem.exit_of_run() } else { problem.exit() };
+            output::failure(&problem, exit);
+            ExitCode::from(exit)
         }
     }
+}
+
+impl Command {
+    /// Whether a command in a guest is run, whose exit status is the process's.
+    fn runs_a_command(&self) -> bool {
+        match self {
+            Command::Vm(command) => command.runs_a_command(),
+            Command::Run(_) | Command::Exec(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether errors are to be JSON.
+    fn wants_json(&self) -> bool {
+        match self {
+            Command::Vm(command) => command.wants_json(),
+            Command::Image(command) => command.wants_json(),
+            Command::Kernel(command) => command.wants_json(),
+            Command::Template(command) => command.wants_json(),
+            Command::Run(run) => run.json,
+            Command::Exec(exec) => exec.json,
+            Command::Ps(list) => list.json,
+            Command::Doctor(doctor) => doctor.json,
+            Command::Config(command) => command.wants_json(),
+            Command::Helper(Helper::List(list)) => list.json,
+            Command::Helper(Helper::Probe(probe)) => probe.json,
+            Command::Helper(Helper::Init(_) | Helper::Call(_)) => false,
+            Command::Try(_) | Command::TryInside(_) | Command::Version => false,
+            Command::Completion(_) | Command::CompleteNames(_) => false,
+            Command::Explain(_) | Command::Schema(_) | Command::SshConfig(_) | Command::Ssh(_) => false,
+        }
+    }
+
+    /// Does it; the exit status.
+    fn run(self) -> Result<u8, problem::Problem> {
+        let done = match self {
+            Command::Vm(command) => return command.run(),
+            Command::Image(command) => return command.run(),
+            Command::Kernel(command) => return command.run(),
+            Command::Template(command) => return command.run(),
+            Command::Run(run) => return vm::Vm::Run(run).run(),
+            Command::Exec(exec) => return vm::Vm::Exec(exec).run(),
+            Command::Ssh(ssh) => return vm::Vm::Ssh(ssh).run(),
+            Command::Ps(list) => return vm::Vm::Ps(list).run(),
+            Command::Doctor(wanted) => return doctor::run(&wanted),
+            Command::Helper(Helper::Init(init)) => init::run(&init),
+            Command::Helper(Helper::Call(call)) => call::run(&call),
+            Command::Helper(Helper::List(list)) => list::run(&list),
+            Command::SshConfig(wanted) => ssh_config::run(&wanted),
+            Command::Helper(Helper::Probe(probe)) => probe::run(&probe),
+            Command::Config(command) => command.run(),
+            Command::Completion(wanted) => complete::script(&wanted),
+            Command::CompleteNames(wanted) => complete::names(&wanted),
+            Command::Explain(wanted) => explain::explain(&wanted),
+            Command::Schema(wanted) => schema::schema(&wanted),
+            // They are another's before anything is read here.
+            Command::Try(_) | Command::TryInside(_) => Ok(()),
+            Command::Version => versions(),
+        };
+        done.map(|()| 0)
+    }
+}
+
+/// This program's version, and bangerd's where that answers soon.
+fn versions() -> Result<(), problem::Problem> {
+    let daemon: Option<Version> = reach::soon(Request::Version {});
+    let daemon = daemon.map_or(String::new(), |version| format!("bangerd {}\n", text::line(&version.bangerd)));
+    output::data(&format!("banger {}\n{daemon}", env!("CARGO_PKG_VERSION")))
+}
+
+/// Help, a version, or a mistake. Where a command's own status may be 2, ours is another.
+fn refused(error: &clap::Error) -> ExitCode {
+    let mut after = String::new();
+    let mut is_word = |word: &String| {
+        let is_value = std::mem::replace(&mut after, word.clone()) == "--color";
+        !is_value && !word.starts_with('-')
+    };
+    let all = || std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words: Vec<String> = all().filter(|word| is_word(word)).take(2).collect();
+    let runs = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["vm", command] | [command] | [command, _] => ["run", "exec"].contains(&command),
+        _ => false,
+    };
+    if error.exit_code() == 0 {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let exit = if runs { vm::OURS } else { USAGE };
+    if all().take_while(|word| word != "--").any(|word| word == "--json" || word.starts_with("--json=")) {
+        output::failures_as_json();
+        output::failure(&problem::Problem::of_usage(error), exit);
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(exit)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {
-        Banger::command().debug_assert();
+        command().debug_assert();
     }
 }

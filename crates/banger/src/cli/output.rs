@@ -1,7 +1,13 @@
 //! The two streams: data on standard output, our own words on standard error.
 
+use super::manner::{self, Paint};
 use super::problem::Problem;
+use super::{fields, text};
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether failures are told as JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Writes data. A reader that has gone away had enough: that is no failure.
 pub(crate) fn data(text: &str) -> Result<(), Problem> {
@@ -19,7 +25,68 @@ pub(crate) fn ours(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
+/// What can be skipped: not said where little is to be said.
+pub(crate) fn hint(text: &str) {
+    if !manner::is_quiet() {
+        ours(text);
+    }
+}
+
+/// Words of others' among them, on one line.
+pub(crate) fn warning(text: &str) {
+    ours(&format!("{} {}\n", manner::beside(Paint::Yellow, "warning:"), text::line(text)));
+}
+
+/// Has failures told as JSON, one object a line, from now on.
+pub(crate) fn failures_as_json() {
+    JSON.store(true, Ordering::Relaxed);
+}
+
+/// Tells of a failure on standard error; the process ends with `exit`, or goes on with what else there is to do.
+pub(crate) fn failure(problem: &Problem, exit: u8) {
+    if JSON.load(Ordering::Relaxed) {
+        return ours(&format!("{}\n", problem.json(exit)));
+    }
+    let text = problem.to_string();
+    let (head, rest) = text.split_at(text.find(':').unwrap_or(0));
+    ours(&format!("{}{rest}", manner::beside(Paint::Red, head)));
+}
+
 /// Whether data goes to a terminal.
 pub(crate) fn on_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// How wide standard output's terminal is; without an end where nobody knows.
+pub(crate) fn width() -> usize {
+    let said = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
+    size.filter(|width| *width > 0).or_else(said).unwrap_or(usize::MAX)
+}
+
+/// Writes a command's JSON document, with the fields that were asked for, and no character in it that a terminal acts upon.
+pub(crate) fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<(), Problem> {
+    data(&of_command(value)?)
+}
+
+/// The same on standard error, where standard output is another's.
+pub(crate) fn json_beside<T: serde::Serialize + ?Sized>(value: &T) -> Result<(), Problem> {
+    ours(&of_command(value)?);
+    Ok(())
+}
+
+fn of_command<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, Problem> {
+    if !fields::are_chosen() {
+        return document(value);
+    }
+    let value = serde_json::to_value(value)
+        .map_err(|error| Problem::new("output", "the result can't be written as JSON").why(error))?;
+    document(&fields::chosen(value))
+}
+
+/// A document, with its newline.
+pub(crate) fn document<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, Problem> {
+    let document = serde_json::to_string(value)
+        .map_err(|error| Problem::new("output", "the result can't be written as JSON").why(error))?;
+    Ok(format!("{}\n", text::json(&document)))
 }

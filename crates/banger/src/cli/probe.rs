@@ -16,7 +16,7 @@ pub(crate) fn run(probe: &Probe) -> Result<(), Problem> {
     let found: Probed = serde_json::from_str(said.get()).map_err(|error| failed(Error::Reply(error.to_string())))?;
     if probe.json {
         // As it came: a newer helper may say more than this program knows.
-        output::data(&format!("{}\n", text::json(said.get())))?;
+        output::json(&said)?;
     } else if found.end == End::Open {
         output::data(&format!("open\t{}\n", text::line(&found.uplink)))?;
     }

@@ -1,6 +1,9 @@
 //! A failure as a person reads it: what, why, how to mend it; at most eight lines, control characters escaped.
 
+use super::documents::Failure;
 use super::text;
+use crate::api::Fault;
+use crate::daemon::error::exit;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -8,43 +11,79 @@ use std::time::Duration;
 use wire::client::{Error, Refused};
 use wire::{Code, Method};
 
-/// Failed.
-const FAILED: u8 = 1;
-/// The command line itself was wrong.
-const USAGE: u8 = 2;
-
 /// A failure.
 #[derive(Debug)]
-pub(crate) struct Problem {
-    code: String,
-    message: String,
-    why: Option<String>,
-    fixes: Vec<String>,
-    /// The process's exit status.
-    pub(crate) exit: u8,
-}
+pub(crate) struct Problem(Fault);
 
 impl Problem {
     /// A failure with exit status 1.
-    pub(crate) fn new(code: &str, message: impl Into<String>) -> Problem {
-        Problem { code: code.to_owned(), message: message.into(), why: None, fixes: Vec::new(), exit: FAILED }
+    pub(crate) fn new(code: &str, message: impl Into<Box<str>>) -> Problem {
+        Problem(Fault::new(code, exit::FAILED, message))
     }
 
     /// A mistake of the command line, exit status 2.
-    pub(crate) fn usage(message: impl Into<String>) -> Problem {
-        Problem { exit: USAGE, ..Problem::new("usage", message) }
+    pub(crate) fn usage(message: impl Into<Box<str>>) -> Problem {
+        Problem(Fault::new("usage", exit::USAGE, message))
+    }
+
+    /// What the parser of the command line says: its first paragraph, and its tips.
+    pub(crate) fn of_usage(error: &clap::Error) -> Problem {
+        let text = error.to_string();
+        let lines = || text.lines().map(str::trim);
+        let what = lines().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        let problem = Problem::usage(what.trim_start_matches("error: "));
+        let tips = lines().filter_map(|line| line.strip_prefix("tip: "));
+        tips.fold(problem, |problem, tip| problem.fix(tip)).fix("--help says what it takes")
+    }
+
+    /// There is no such thing, exit status 3.
+    pub(crate) fn missing(code: &str, message: impl Into<Box<str>>) -> Problem {
+        Problem(Fault::new(code, exit::MISSING, message))
+    }
+
+    /// Something that this machine lacks, exit status 6.
+    pub(crate) fn machine(code: &str, message: impl Into<Box<str>>) -> Problem {
+        Problem(Fault::new(code, exit::MACHINE, message))
     }
 
     /// Adds the reason.
-    pub(crate) fn why(mut self, why: impl fmt::Display) -> Problem {
-        self.why = Some(why.to_string());
-        self
+    pub(crate) fn why(self, why: impl fmt::Display) -> Problem {
+        Problem(self.0.why(why))
     }
 
     /// Adds what to do; the last one counts little, so the best comes first.
-    pub(crate) fn fix(mut self, fix: impl Into<String>) -> Problem {
-        self.fixes.push(fix.into());
-        self
+    pub(crate) fn fix(self, fix: impl Into<String>) -> Problem {
+        Problem(self.0.fix(fix))
+    }
+
+    /// What the daemon says, or what was said on the way to it.
+    pub(crate) fn of_fault(fault: Fault) -> Problem {
+        Problem(fault)
+    }
+
+    /// Whether it has that code.
+    pub(crate) fn is(&self, code: &str) -> bool {
+        self.0.code == code
+    }
+
+    /// The process's exit status.
+    pub(crate) fn exit(&self) -> u8 {
+        self.0.exit
+    }
+
+    /// The exit status of a command that runs another in a guest, where this came in between.
+    pub(crate) fn exit_of_run(&self) -> u8 {
+        match (self.0.code.as_str(), self.0.exit) {
+            ("interrupted", exit::INTERRUPTED) => exit::INTERRUPTED,
+            ("not_found_in_guest" | "not_executable", exit) => exit,
+            _ => 125,
+        }
+    }
+
+    /// The object of `--json`, with the exit status that the process ends with.
+    pub(crate) fn json(&self, exit: u8) -> String {
+        let failure = Failure { error: Fault { exit, ..self.0.clone() } };
+        text::json(&serde_json::to_string(&failure).unwrap_or_default())
     }
 
     /// A call that failed.
@@ -109,25 +148,13 @@ fn of_refusal(refused: Refused) -> Problem {
 /// The method whose name is nearest, where a slip of two letters or a forgotten `priv.` explains the difference.
 fn near(sent: &str) -> Option<&'static str> {
     let name = if sent.starts_with("priv.") { sent.to_owned() } else { format!("priv.{sent}") };
-    let all = Method::ALL.iter().map(|method| method.name());
-    all.map(|known| (distance(&name, known), known)).min().filter(|&(far, _)| far <= 2).map(|(_, known)| known)
+    crate::near::nearest(&name, Method::ALL.iter().map(|method| method.name()))
 }
 
-/// How many letters must be put in, taken out or changed.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(100).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().take(100).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
-}
+/// So long may a failure be: what, why, and what to do.
+const LINES: usize = 8;
+/// So many of them what to do, so that there is a line for each of the others.
+const FIXES: usize = LINES - 2;
 
 fn show(path: &Path) -> String {
     path.display().to_string()
@@ -135,11 +162,26 @@ fn show(path: &Path) -> String {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "error[{}]: {}", self.code, text::line(&self.message))?;
-        if let Some(why) = &self.why {
-            writeln!(f, "  why: {}", text::line(why))?;
+        let Fault { code, message, why, fix, op_id, exit, .. } = &self.0;
+        writeln!(f, "error[{code}]: {}", text::line(message))?;
+        // Of what the caller got wrong the log says no more than this.
+        let says_all = op_id.is_empty() || [exit::USAGE, exit::MISSING, exit::STATE].contains(exit);
+        let log = if says_all { String::new() } else { format!("({} in bangerd's log)", text::line(op_id)) };
+        let fixes = fix.len().min(FIXES);
+        match (why, log.as_str()) {
+            (None, "") => {}
+            (None, log) => writeln!(f, "  why: {log}")?,
+            (Some(why), log) => {
+                let mut lines = why.split('\n');
+                let first = text::line(lines.next().unwrap_or_default());
+                writeln!(f, "{}", format!("  why: {first}     {log}").trim_end())?;
+                // Another program's words: none of them begins a line of ours.
+                for line in lines.take(LINES - 2 - fixes) {
+                    writeln!(f, "    | {}", text::line(line))?;
+                }
+            }
         }
-        for fix in self.fixes.iter().take(6) {
+        for fix in fix.iter().take(fixes) {
             writeln!(f, "  fix: {}", text::line(fix))?;
         }
         Ok(())
@@ -162,6 +204,21 @@ mod tests {
         assert_eq!(lines.next(), Some(r"error[operation_failed]: a\u{1b}[2Jb\nerror[x]: y"));
         assert_eq!(lines.next(), Some(r"  why: op\r1 in the helper's log (journalctl -u bangerd-root)"));
         assert_eq!(lines.next(), None);
+    }
+
+    #[test]
+    fn a_failure_is_eight_lines_at_most_and_says_what_to_do() {
+        for (why, fixes, lines) in [(20, 0, 8), (20, 1, 8), (20, 3, 8), (20, 9, 8), (1, 9, 8), (0, 2, 3), (2, 2, 5)] {
+            let mut problem = Problem::new("x", "what");
+            if why > 0 {
+                problem = problem.why(vec!["word"; why].join("\n"));
+            }
+            let problem = (0..fixes).fold(problem, |problem, n| problem.fix(format!("do {n}")));
+            let text = problem.to_string();
+            let shown = text.lines().filter(|line| line.starts_with("  fix: ")).count();
+            assert_eq!((text.lines().count(), shown), (lines, fixes.min(6)), "{text}");
+            assert_eq!(text.contains("why: word"), why > 0);
+        }
     }
 
     #[test]

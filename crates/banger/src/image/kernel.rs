@@ -4,8 +4,12 @@
 //! its unpacked size in the last four bytes. Debian packs with LZ4 (6.1 cloud), XZ (6.1) or zstd (6.12); the other
 //! packers that the kernel knows are named in the error.
 
+mod import;
+
 use lz4_flex::block::decompress_into;
 use thiserror::Error;
+
+pub use import::{Kernel, fetch_debian, import, import_debian, initrd, modules, modules_of};
 
 use super::elf::{self, le16, le32};
 use super::xz_zstd;

@@ -6,7 +6,7 @@ use lzma_rust2::XzReader;
 use ruzstd::decoding::StreamingDecoder;
 
 /// Largest dictionary that an XZ stream may ask for, in KiB: the kernel's own build uses 128 MiB at most.
-const XZ_MEMORY_KIB: u32 = 192 * 1024;
+pub(super) const XZ_MEMORY_KIB: u32 = 192 * 1024;
 
 /// Unpacks an XZ stream that holds at most `limit` bytes.
 pub(super) fn xz(packed: &[u8], limit: usize) -> io::Result<Vec<u8>> {

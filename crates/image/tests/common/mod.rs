@@ -1,18 +1,25 @@
 //! Images, and the worker run on them as the helper runs it: these descriptors, another user, the log applied.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
+    sendmsg, socketpair,
+};
 use std::fs::{self, File};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use wire::image::NewFile;
 use wire::name::guest_path::GuestPath;
-use wire::worker::log::{TRAILER, Trailer};
+use wire::worker::log::{Change, From, TRAILER, Trailer};
 use wire::worker::reply::{Reply, Why};
-use wire::worker::{MAX_READ, ask};
+use wire::worker::{JOB, MAX_READ, PASSED, ask};
 
 /// A uid that no account has.
 const WORKER: &str = "61184";
@@ -136,7 +143,8 @@ impl Image {
         match ended.reply.unwrap() {
             Reply::Written { log, changes, free_blocks: _ } => {
                 assert_eq!(log, ended.out.len() as u64);
-                assert_eq!(self.apply(&ended.out), changes);
+                self.fresh_ones_are_free(&self.proposed(&ended.out, files));
+                assert_eq!(self.apply(&ended.out, files), changes);
                 Ok(changes)
             }
             Reply::Refused { why, text } => Err((why, text)),
@@ -144,20 +152,62 @@ impl Image {
         }
     }
 
-    /// Puts a log's changes into the image.
-    pub(crate) fn apply(&self, log: &[u8]) -> u32 {
+    /// What a log proposes.
+    pub(crate) fn proposed(&self, log: &[u8], files: &[NewFile]) -> Vec<Change> {
         if log.is_empty() {
-            return 0;
+            return Vec::new();
         }
-        let image = File::options().write(true).open(self.path()).unwrap();
-        let length = image.metadata().unwrap().len();
+        let length = self.path().metadata().unwrap().len();
         let (rest, end) = log.split_at(log.len() - TRAILER);
         let trailer = Trailer::decode(end.try_into().unwrap(), log.len() as u64, length).unwrap();
-        let changes = trailer.changes(&rest[trailer.index_at() as usize..]).unwrap();
-        for change in &changes {
-            image.write_all_at(&log[change.at as usize..][..change.length as usize], change.offset).unwrap();
+        let lengths: Vec<u64> = files.iter().map(|file| file.data.len() as u64).collect();
+        trailer.changes(&rest[trailer.index_at() as usize..], &lengths).unwrap()
+    }
+
+    /// Puts a log's changes into the image.
+    pub(crate) fn apply(&self, log: &[u8], files: &[NewFile]) -> u32 {
+        let image = File::options().write(true).open(self.path()).unwrap();
+        let changes = self.proposed(log, files);
+        for Change { offset, length, from } in &changes {
+            let bytes = match *from {
+                From::Log { at } => log[at as usize..][..*length as usize].to_vec(),
+                From::File { nth, at, .. } => {
+                    let mut bytes = files[nth as usize].data[at as usize..].to_vec();
+                    bytes.resize(*length as usize, 0);
+                    bytes
+                }
+            };
+            image.write_all_at(&bytes, *offset).unwrap();
         }
         changes.len() as u32
+    }
+
+    /// What is put into the image before the write is made is free in it, as another program sees it.
+    pub(crate) fn fresh_ones_are_free(&self, changes: &[Change]) {
+        let fresh: Vec<&Change> =
+            changes.iter().filter(|change| matches!(change.from, From::File { fresh: true, .. })).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        let text = ok("dumpe2fs", &[&self.text()]);
+        let number = |text: &str| text.trim().parse::<u64>().unwrap_or_else(|_| panic!("{text:?} is no number"));
+        let of = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(number);
+        let size = of("Block size:").unwrap();
+        // Ranges end with a cluster's first block.
+        let cluster = of("Cluster size:").unwrap_or(size) / size;
+        let groups = text.lines().filter_map(|line| line.strip_prefix("  Free blocks: "));
+        let free: Vec<(u64, u64)> = groups
+            .flat_map(|ranges| ranges.split(", ").filter(|range| !range.is_empty()))
+            .map(|range| range.split_once('-').unwrap_or((range, range)))
+            .map(|(first, last)| (number(first), number(last)))
+            .collect();
+        for change in fresh {
+            let blocks = change.offset / size..(change.offset + change.length).div_ceil(size);
+            for block in blocks {
+                let is_free = free.iter().any(|(first, last)| (*first..last + cluster).contains(&block));
+                assert!(is_free, "block {block} is used, and would be written before the commit");
+            }
+        }
     }
 
     /// `e2fsck -fn` finds nothing.
@@ -201,30 +251,44 @@ impl Image {
 
 /// A request to write.
 pub(crate) fn request(files: &[NewFile]) -> Vec<u8> {
-    let mut bytes = ask::write_head(files);
-    files.iter().for_each(|file| bytes.extend(&file.data));
-    bytes
+    ask::write(files)
 }
 
-/// Runs the worker as another user, with its descriptors and no environment. `dir` takes its files.
+/// Runs the worker as another user, with its socket and no environment, and gives it a job. `dir` takes its files.
 pub(crate) fn worker(image: &Path, dir: &Path, request: &[u8]) -> Ended {
-    let [asked, reply, out] = ["asked", "reply", "out"].map(|name| dir.join(name));
+    let script = format!("exec setpriv --reuid {WORKER} --regid {WORKER} --clear-groups \"$1\" 3<&0 </dev/null");
+    let mut command = Command::new("/bin/sh");
+    command.env_clear().env("PATH", "/usr/bin:/bin").args(["-c", &script, "sh", env!("CARGO_BIN_EXE_banger-image")]);
+    run_worker(command, image, dir, request)
+}
+
+/// Runs a command that executes the worker with its standard input as the socket.
+pub(crate) fn run_worker(mut command: Command, image: &Path, dir: &Path, request: &[u8]) -> Ended {
+    let [asked, out] = ["asked", "out"].map(|name| dir.join(name));
     fs::write(&asked, request).unwrap();
     fs::write(&out, b"").unwrap();
-    let setpriv = format!("setpriv --reuid {WORKER} --regid {WORKER} --clear-groups");
-    let script = format!("exec {setpriv} \"$1\" 3<\"$2\" 4>\"$3\" 5<\"$4\" 6<>\"$5\"");
+    let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     let begun = Instant::now();
-    let ended = Command::new("/bin/sh")
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_banger-image")])
-        .args([image, &reply, &asked, &out])
-        .output()
-        .unwrap();
+    let child = command.stdin(theirs).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Its end of the socket is its own alone from here on.
+    drop(command);
+    let given = [
+        File::open(image).unwrap(),
+        File::open(&asked).unwrap(),
+        File::options().read(true).write(true).open(&out).unwrap(),
+    ];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PASSED))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let passed = given.each_ref().map(AsFd::as_fd);
+    control.push(SendAncillaryMessage::ScmRights(&passed));
+    // One that has ended already says why by its status.
+    let _ = sendmsg(&socket, &[IoSlice::new(&[JOB])], &mut control, SendFlags::NOSIGNAL);
+    let ended = child.wait_with_output().unwrap();
     let took = begun.elapsed();
-    let said = fs::read(&reply).unwrap();
+    let mut said = [0; 4096];
+    let length = recv(&socket, &mut said, RecvFlags::DONTWAIT).map_or(0, |(length, _)| length);
     let reply = match (ended.status.code(), ended.status.signal()) {
-        (Some(0), _) => Reply::decode(&said).map_err(|error| error.to_string()),
+        (Some(0), _) => Reply::decode(&said[..length]).map_err(|error| error.to_string()),
         (Some(code), _) => Err(format!("status {code}: {}", String::from_utf8_lossy(&ended.stderr))),
         (None, signal) => Err(format!("signal {signal:?}: {}", String::from_utf8_lossy(&ended.stderr))),
     };

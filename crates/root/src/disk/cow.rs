@@ -92,6 +92,7 @@ impl State {
 mod tests {
     use super::*;
     use std::io::Write;
+    use wire::worker::log::From;
 
     fn checked(bytes: &[u8], size: u64) -> Result<(), String> {
         let mut file = tempfile::tempfile().unwrap();
@@ -129,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_changes_take_of_a_store() {
-        let change = |offset, length| Change { offset, length, at: 0 };
+        let change = |offset, length| Change { offset, length, from: From::Log { at: 0 } };
         assert_eq!(most(&[]), 2 * 4096);
         assert_eq!(most(&[change(0, 4096)]), 3 * 4096);
         assert_eq!(most(&[change(512, 512), change(8192 - 512, 1024)]), 5 * 4096);

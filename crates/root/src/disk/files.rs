@@ -21,10 +21,10 @@ use wire::code::shown;
 use wire::image::{Image, NewFile, Read, Write};
 use wire::name::dm::DmName;
 use wire::path::HostPath;
+use wire::worker::MAX_READ;
 use wire::worker::ask;
-use wire::worker::log::{Change, MAX_LOG};
+use wire::worker::log::Change;
 use wire::worker::reply::Reply;
-use wire::worker::{MAX_READ, MAX_REPLAY};
 
 const READ: &str = "read_ext4_file";
 const WRITE: &str = "write_ext4_files";
@@ -32,21 +32,16 @@ const WRITE: &str = "write_ext4_files";
 /// Reads a file inside an image, whole. `room` is charged with the reply before the file gets memory here.
 pub(crate) fn read(host: &Host, asked: &Read, room: &mut Charge) -> Result<Vec<u8>, Fail> {
     let (image, _using) = open_to_read(host, &asked.image)?;
-    let request = request(&ask::read(&asked.path), &[])?;
-    let out = worker::memory_file("read")?;
-    let job = Job { image: image.as_fd(), request: &request, out: &out, most: MAX_READ.max(MAX_REPLAY) };
-    // The worker's place is held until its output is gone: so many of these are in memory and no more.
-    let (reply, _place) = worker::ask(host, &job)?;
+    let request = request(&ask::read(&asked.path))?;
+    let out = worker::bounded_file("read", MAX_READ)?;
+    let job = Job { image: image.as_fd(), request: &request, out: &out };
+    // The worker's turn is held until its output is gone: so many of these are in memory and no more.
+    let (reply, _turn) = worker::ask(host, &job)?;
     let size = match reply {
         Reply::Read { size } => size,
         Reply::Refused { why, text } => return Err(worker::refused(why, &text)),
         Reply::Written { .. } => return Err(worker::nonsense("a read was answered as a write")),
     };
-    // The reply's bound is the protocol's; that there are so many bytes is asked before they get room.
-    let have = Facts::of(&out).map_err(worker::nonsense)?.size;
-    if size != have {
-        return Err(worker::nonsense(format!("{size} bytes are said to be read, {have} are there")));
-    }
     let length = usize::try_from(size).map_err(worker::nonsense)?;
     // Four characters for three bytes, and what stands around them.
     if !room.grow(length.div_ceil(3).saturating_mul(4).saturating_add(64)) {
@@ -91,13 +86,16 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
     }
     let journal = &host.images.journal;
     steps::run(WRITE, &host.faults, |steps| {
-        let request = steps.act("request", || write_request(files))?;
+        let request = steps.act("request", || request(&ask::write(files)))?;
         let log = steps.act("log", || journal.begin(host, &image))?;
         let name = log.name.clone();
         steps.undo("log", move || journal.abandon(&name));
         match ask_to_write(host, steps, &readable, &request, &log)? {
             0 => journal.abandon(&log.name),
-            length => journal.carry_out(steps, &image, &log, length),
+            length => {
+                let proposal = log.proposal(length, image.facts.size, files)?;
+                journal.carry_out(steps, &image, &log, proposal, files)
+            }
         }
     })
 }
@@ -116,16 +114,16 @@ fn write_snapshot(host: &Host, name: &DmName, files: &[NewFile]) -> Result<(), F
         Fail::new(format!("the snapshot {told} is half written: remove it and make it anew")).because(cause)
     };
     steps::run(WRITE, &host.faults, |steps| {
-        let request = steps.act("request", || write_request(files))?;
+        let request = steps.act("request", || request(&ask::write(files)))?;
         let log = steps.act("log", || host.images.journal.unnamed())?;
         let length = ask_to_write(host, steps, &readable, &request, &log)?;
         if length == 0 {
             return Ok(());
         }
-        let changes = log.changes(length, device.size)?;
+        let changes = log.proposal(length, device.size, files)?.changes;
         steps.act("room", || has_room(host, name, &changes))?;
         let device = File::from(device.fd);
-        steps.act("apply", || log.put_into(&device, &changes).map_err(half))?;
+        steps.act("apply", || log.put_into(&device, &changes, files).map_err(half))?;
         steps.act("sync", || device.sync_data().map_err(half))
     })
 }
@@ -154,8 +152,8 @@ fn again_for_reading(device: &OwnedFd) -> Result<File, Fail> {
 
 /// The length of the log that the worker wrote; 0 where nothing is to be changed.
 fn ask_to_write(host: &Host, steps: &mut Steps<'_>, image: &File, request: &File, out: &Log) -> Result<u64, Fail> {
-    let job = Job { image: image.as_fd(), request, out: &out.file, most: MAX_LOG };
-    let (reply, _place) = steps.act("worker", || worker::ask(host, &job))?;
+    let job = Job { image: image.as_fd(), request, out: &out.file };
+    let (reply, _turn) = steps.act("worker", || worker::ask(host, &job))?;
     match reply {
         Reply::Written { log: length, .. } => {
             let have = Facts::of(&out.file).map_err(worker::nonsense)?.size;
@@ -169,18 +167,10 @@ fn ask_to_write(host: &Host, steps: &mut Steps<'_>, image: &File, request: &File
     }
 }
 
-/// The request to write these files, sealed.
-fn write_request(files: &[NewFile]) -> Result<File, Fail> {
-    request(&ask::write_head(files), files)
-}
-
-fn request(head: &[u8], files: &[NewFile]) -> Result<File, Fail> {
+/// The request, sealed.
+fn request(text: &[u8]) -> Result<File, Fail> {
     let mut request = worker::memory_file("request")?;
-    let failed = |error: std::io::Error| Fail::new("the request can't be handed on").because(error);
-    request.write_all(head).map_err(failed)?;
-    for file in files {
-        request.write_all(&file.data).map_err(failed)?;
-    }
+    request.write_all(text).map_err(|error| Fail::new("the request can't be handed on").because(error))?;
     worker::seal(&request)?;
     Ok(request)
 }

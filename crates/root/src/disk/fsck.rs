@@ -97,7 +97,8 @@ pub(crate) fn fsck(host: &Host, name: &DmName) -> Result<(), Fail> {
     // e2fsck opens it itself so that nobody else has it and nobody can mount it.
     drop(device);
     let program = e2fsck()?;
-    let place = host.images.workers.place(host)?;
+    let _turn = host.images.workers.turn(host)?;
+    let mut place = host.images.workers.place(host)?;
     let failed = |cause: &dyn std::fmt::Display| Fail::new("e2fsck can't be started").because(cause);
     let devices = sys::ground::one_device(DEVICE, rdev, place.id).map_err(|error| failed(&error))?;
     let (said, output) =
@@ -115,9 +116,9 @@ pub(crate) fn fsck(host: &Host, name: &DmName) -> Result<(), Fail> {
         processes: THREADS,
         time: host.settings.limits.fsck_time(),
     };
-    let child = run.start(host, &place)?;
+    let (child, _) = run.start(host, &mut place)?;
     let words = listen(&said, &child, run.time);
-    let status = run.wait("e2fsck", "limits.fsck_seconds", &child)?;
+    let status = worker::wait("e2fsck", "limits.fsck_seconds", run.time, &child)?;
     match status.exit_status() {
         Some(code) if GOOD.contains(&code) => Ok(()),
         Some(code) => {

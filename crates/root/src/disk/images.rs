@@ -20,7 +20,8 @@ impl Images {
     }
 
     /// Finishes what an earlier helper committed, and removes what it did not. To be called before there are requests.
-    pub(crate) fn recover(&self, host: &Host) {
+    pub(crate) fn recover(&self, host: &'static Host) {
+        self.workers.spares.arm(host);
         self.journal.recover(host);
     }
 }

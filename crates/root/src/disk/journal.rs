@@ -1,10 +1,14 @@
 //! Writes to image files, whole or not at all: the changes are on the disk in a log of root's own before the first of
 //! them is put into the image, and a log that is there is finished before anybody uses that image.
 //!
-//! A log is what the worker wrote (`wire::worker::log`), and behind it the helper's seal, which says for which file it
-//! is. It counts from the moment on when it has its name. It is put into no other file than that one, and it is the
-//! owner's rights that open it: whatever is in a log, nothing changes but an image that he could have written himself.
+//! A log is made of what the worker proposed (`wire::worker::log`) and of the request's bytes, and behind it is the
+//! helper's seal, which says for which file it is. It counts from the moment on when it has its name. It is put into no
+//! other file than that one, and it is the owner's rights that open it: whatever is in a log, nothing changes but an
+//! image that he could have written himself.
+//!
+//! Much that goes to where nothing counts is put there before, and not into the log.
 
+mod proposal;
 mod recover;
 mod seal;
 
@@ -13,6 +17,7 @@ use crate::fail::Fail;
 use crate::host::Host;
 use crate::places::{Purpose, Unopened};
 use crate::steps::Steps;
+use proposal::{Proposal, put_file};
 use rustix::fs::{FallocateFlags, OFlags};
 use seal::{log_name, read_seal, seal};
 use std::collections::HashMap;
@@ -22,13 +27,13 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use sys::dir::{CallError, Dir, Facts};
 use sys::handle::Handle;
+use wire::image::NewFile;
 use wire::path::HostPath;
 use wire::worker::Malformed;
-use wire::worker::log::{Change, TRAILER, Trailer};
+use wire::worker::log::{Change, From, TRAILER, Trailer, finish};
 
 /// Bytes that are copied at once.
 const PIECE: usize = 128 << 10;
-
 /// The logs in root's own directory.
 pub(super) struct Journal {
     dir: Dir,
@@ -76,24 +81,26 @@ impl Image {
 }
 
 impl Log {
-    /// What is to be changed in an image of `size` bytes. `log` is the length of the worker's part.
-    pub(super) fn changes(&self, log: u64, size: u64) -> Result<Vec<Change>, Fail> {
+    /// What a worker proposes to change in an image of `size` bytes; `log` is the length of what it wrote.
+    pub(super) fn proposal(&self, log: u64, size: u64, files: &[NewFile]) -> Result<Proposal, Fail> {
         let read = |at: u64, length: usize| -> Result<Vec<u8>, String> {
             let mut bytes = vec![0; length];
             self.file.read_exact_at(&mut bytes, at).map_err(|error| error.to_string())?;
             Ok(bytes)
         };
         let bad = |malformed: Malformed| malformed.to_string();
-        let changes = || -> Result<Vec<Change>, String> {
+        let proposal = || -> Result<Proposal, String> {
             let start = log.checked_sub(TRAILER as u64).ok_or("shorter than a trailer")?;
             let trailer: [u8; TRAILER] = read(start, TRAILER)?.try_into().map_err(|_| "short read")?;
             let trailer = Trailer::decode(&trailer, log, size).map_err(bad)?;
-            trailer.changes(&read(trailer.index_at(), trailer.index_length())?).map_err(bad)
+            let lengths: Vec<u64> = files.iter().map(|file| file.data.len() as u64).collect();
+            let changes = trailer.changes(&read(trailer.index_at(), trailer.index_length())?, &lengths).map_err(bad)?;
+            Ok(Proposal { changes, data: trailer.index_at() })
         };
-        changes().map_err(|cause| Fail::new("the log of changes is none").because(cause))
+        proposal().map_err(|cause| Fail::new("the log of changes is none").because(cause))
     }
 
-    /// The size of the image that the changes are for, as the log says. `log` is the length of the worker's part.
+    /// The size of the image that the changes are for, as the log says. `log` is the length of all before its seal.
     fn image_size(&self, log: u64) -> Result<u64, Fail> {
         let mut trailer = [0; TRAILER];
         let start = log.checked_sub(TRAILER as u64).ok_or_else(|| no_log(&"shorter than a trailer"))?;
@@ -101,14 +108,24 @@ impl Log {
         Ok(Trailer::image(&trailer))
     }
 
-    /// Puts all changes into `image`.
-    pub(super) fn put_into(&self, image: &File, changes: &[Change]) -> std::io::Result<()> {
-        let mut piece = vec![0; PIECE];
+    /// Puts changes into `image`.
+    pub(super) fn put_into(&self, image: &File, changes: &[Change], files: &[NewFile]) -> std::io::Result<()> {
+        let logged = changes.iter().filter(|change| matches!(change.from, From::Log { .. }));
+        let largest = logged.map(|change| change.length).max().unwrap_or(0);
+        // Most writes change some blocks, and to make room for more takes longer than to copy them.
+        let mut piece = vec![0; usize::try_from(largest).unwrap_or(PIECE).min(PIECE)];
         for change in changes {
+            let at = match change.from {
+                From::Log { at } => at,
+                From::File { nth, at, .. } => {
+                    put_file(image, change.offset, change.length, at, files.get(nth as usize))?;
+                    continue;
+                }
+            };
             let mut done = 0;
             while done < change.length {
                 let length = usize::try_from(change.length - done).unwrap_or(PIECE).min(PIECE);
-                self.file.read_exact_at(&mut piece[..length], change.at + done)?;
+                self.file.read_exact_at(&mut piece[..length], at + done)?;
                 image.write_all_at(&piece[..length], change.offset + done)?;
                 done += length as u64;
             }
@@ -116,9 +133,38 @@ impl Log {
         Ok(())
     }
 
-    fn seal(&self, log: u64, image: &Image) -> std::io::Result<()> {
-        self.file.write_all_at(&seal(log, &image.path, &image.handle), log)?;
-        self.file.sync_data()
+    /// Makes a proposal a log that needs the request no more, and seals it: its own bytes, those of files behind them,
+    /// a new index. Returns its changes.
+    fn complete(&self, proposal: Proposal, files: &[NewFile], image: &Image) -> Result<Vec<Change>, Fail> {
+        let Proposal { mut changes, data: mut end } = proposal;
+        let failed = |error: std::io::Error| match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                Fail::new("the helper's own directory (lib_dir) has no room for the changes").because(error)
+            }
+            _ => no_log(&error),
+        };
+        // The worker's index goes; where nothing is written over it no byte of it may stay behind the seal.
+        self.file.set_len(end).map_err(failed)?;
+        for change in &mut changes {
+            if let From::File { nth, at, .. } = change.from {
+                put_file(&self.file, end, change.length, at, files.get(nth as usize)).map_err(failed)?;
+                change.from = From::Log { at: end };
+                end += change.length;
+            }
+        }
+        // What stands together in the log and in the image is put there at once.
+        changes.dedup_by(|next, last| {
+            let (From::Log { at: next_at }, From::Log { at }) = (next.from, last.from) else { return false };
+            let meets = (last.offset + last.length, at + last.length) == (next.offset, next_at);
+            last.length += if meets { next.length } else { 0 };
+            meets
+        });
+        let too_much = || Fail::new("the write changes more of the image than is taken at once");
+        let mut tail = finish(&changes, end, image.facts.size).ok_or_else(too_much)?;
+        tail.extend(seal(end + tail.len() as u64, &image.path, &image.handle));
+        self.file.write_all_at(&tail, end).map_err(failed)?;
+        self.file.sync_data().map_err(failed)?;
+        Ok(changes)
     }
 }
 
@@ -170,13 +216,29 @@ impl Journal {
         self.dir.open_at(name, flags, 0o600).map(File::from).map_err(|error| no_log(&error))
     }
 
-    /// Makes the changes certain, then puts them in their places. `log` is the length of the worker's part.
+    /// Makes the changes certain, then puts them in their places.
     ///
-    /// Behind the step `commit` they are made, by this helper or by a later one; before it nothing has changed.
-    pub(super) fn carry_out(&self, steps: &mut Steps<'_>, image: &Image, written: &Log, log: u64) -> Result<(), Fail> {
-        let changes = written.changes(log, image.facts.size)?;
-        steps.act("room", || make_room(image, &changes))?;
-        steps.act("seal", || written.seal(log, image).map_err(|error| no_log(&error)))?;
+    /// Behind the step `commit` they are made, by this helper or by a later one; before it nothing that counts has
+    /// changed: what is put into the image by the step `data` goes to where nothing counts.
+    pub(super) fn carry_out(
+        &self,
+        steps: &mut Steps<'_>,
+        image: &Image,
+        written: &Log,
+        mut proposal: Proposal,
+        files: &[NewFile],
+    ) -> Result<(), Fail> {
+        steps.act("room", || make_room(image, &proposal.changes))?;
+        let early = proposal.take_early();
+        let data = || {
+            if !early.is_empty() {
+                written.put_into(&image.file, &early, files).map_err(failed("pwrite"))?;
+                image.file.sync_data().map_err(failed("fdatasync"))?;
+            }
+            Ok(())
+        };
+        steps.act("data", data)?;
+        let changes = steps.act("seal", || written.complete(proposal, files, image))?;
         steps.act("commit", || self.commit(&written.name))?;
         self.pending().insert(written.name.clone(), Pending::Going);
         let later = |fail: Fail| {
@@ -184,12 +246,7 @@ impl Journal {
             let message = format!("{}; the helper finishes it before the image is used next", fail.message);
             Fail { message, ..fail }
         };
-        let failed = |call: &'static str| {
-            move |error: std::io::Error| {
-                Fail::new("the changes can't be put into the image").because(format!("{call}: {error}"))
-            }
-        };
-        steps.act("apply", || written.put_into(&image.file, &changes).map_err(failed("pwrite"))).map_err(later)?;
+        steps.act("apply", || written.put_into(&image.file, &changes, &[]).map_err(failed("pwrite"))).map_err(later)?;
         steps.act("sync", || image.file.sync_data().map_err(failed("fdatasync"))).map_err(later)?;
         steps.act("strike", || self.strike(&written.name)).map_err(later)
     }
@@ -262,14 +319,14 @@ impl Journal {
             return self.drop_log(name, &image.path, "the image was made smaller");
         }
         // One that grew has all the places that the changes go to.
-        let changes = written.changes(log, size)?;
+        let changes = written.proposal(log, size, &[])?.changes;
         let failed = |error: std::io::Error| match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => {
                 Fail::new("the host's disk has no room for it: make some, or delete the image").because(error)
             }
             _ => Fail::new("the changes can't be put into the image").because(error),
         };
-        written.put_into(&image.file, &changes).map_err(failed)?;
+        written.put_into(&image.file, &changes, &[]).map_err(failed)?;
         image.file.sync_data().map_err(failed)?;
         self.strike(name)?;
         Ok(Recovered::Finished(image.path.clone()))
@@ -285,6 +342,8 @@ impl Journal {
 enum Recovered {
     Finished(String),
     Dropped(String, String),
+    /// Its image is not where it was, and may be used elsewhere.
+    Away(String, String),
 }
 
 /// A log's name while it counts for nothing.
@@ -296,14 +355,25 @@ fn no_log(cause: &dyn std::fmt::Display) -> Fail {
     Fail::new("the log of changes can't be kept; the helper's log says why").because(cause)
 }
 
+fn failed(call: &'static str) -> impl Fn(std::io::Error) -> Fail {
+    move |error| Fail::new("the changes can't be put into the image").because(format!("{call}: {error}"))
+}
+
 /// Where the image has holes, the file system gives it room for the changes now: behind the commit it would be too late.
 fn make_room(image: &Image, changes: &[Change]) -> Result<(), Fail> {
     let stat = rustix::fs::fstat(&image.file).map_err(|errno| no_room(&CallError::new("fstat", errno)))?;
     if stat.st_blocks.cast_unsigned().saturating_mul(512) >= image.facts.size {
         return Ok(());
     }
-    for change in changes {
-        match rustix::fs::fallocate(&image.file, FallocateFlags::KEEP_SIZE, change.offset, change.length) {
+    let mut ranges: Vec<(u64, u64)> = changes.iter().map(|change| (change.offset, change.length)).collect();
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let meets = last.0 + last.1 == next.0;
+        last.1 += if meets { next.1 } else { 0 };
+        meets
+    });
+    for (offset, length) in ranges {
+        match rustix::fs::fallocate(&image.file, FallocateFlags::KEEP_SIZE, offset, length) {
             Ok(()) => {}
             // Then it can't be had beforehand.
             Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),

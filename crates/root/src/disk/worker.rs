@@ -1,13 +1,27 @@
 //! The process without rights that looks into an image: found, started, waited for, its answer read as a stranger's.
 
+mod memory;
+mod spare;
+mod words;
+
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::program::{self, Program};
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+pub(super) use memory::{bounded_file, memory_file, seal};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
+    sendmsg, socketpair,
+};
 use rustix::process::WaitIdStatus;
+use spare::Spares;
 use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
 use std::ffi::CString;
 use std::fs::File;
+use std::hash::BuildHasher as _;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,13 +29,18 @@ use sys::dir::{CallError, Dir};
 use sys::ground::{Ground, Shown};
 use sys::pidfd::PidFd;
 use sys::stripped::{self, Bounds, Start};
-use wire::worker::reply::{self, Reply, Why};
+use wire::worker::log::MAX_LOG;
+use wire::worker::reply::{self, Reply};
+use wire::worker::{JOB, PASSED};
+pub(super) use words::{died, nonsense, refused};
 
 /// The worker's program.
 pub(super) const PROGRAM: &str = "banger-image";
 /// Users that workers run as, where the configuration names none: systemd's dynamic ones, which nobody else gives to
 /// accounts.
 const IDS: std::ops::RangeInclusive<u32> = 61_184..=65_519;
+/// So many users are tried for one worker.
+const OTHERS: usize = 8;
 /// What workers are linked with: the loader, the C library, and those of e2fsprogs.
 const LIBRARIES: [&str; 9] = [
     "ld-linux-x86-64.so.2",
@@ -40,32 +59,60 @@ const LIBRARY_DIRS: [&str; 4] = ["/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux
 /// Workers: how many there may be, as whom they run, and where.
 pub(super) struct Workers {
     run_dir: Dir,
-    slots: Mutex<HashSet<u32>>,
+    /// The first user that is given: not the same one that another helper's workers on this machine begin with.
+    first: u32,
+    table: Mutex<Table>,
     freed: Condvar,
     ground: Mutex<Option<Arc<Built>>>,
+    program: Mutex<Option<Arc<Found>>>,
+    pub(super) spares: Spares,
+}
+
+#[derive(Default)]
+struct Table {
+    /// How many work.
+    running: usize,
+    /// What no two have: their users, or numbers where all have the same user.
+    slots: HashSet<u32>,
 }
 
 /// The ground of workers, and the libraries that it was made with.
-struct Built {
+pub(super) struct Built {
     ground: Ground,
     libraries: Vec<Version>,
 }
 
-/// Which file has a name now: device, inode, and when it was changed last. All that a package's upgrade alters.
-type Version = Option<(u64, u64, i64)>;
+/// The worker's program, found and checked.
+struct Found {
+    program: Program,
+    /// Which files there were where it is looked for.
+    versions: Vec<Version>,
+}
+
+/// Which file has a name now: device, inode, and when it was changed last, in seconds and nanoseconds. A change of its
+/// bytes, its owner or its mode alters that, and so does another file in its place.
+type Version = Option<(u64, u64, i64, u64)>;
+
+/// One worker's turn to work.
+pub(super) struct Turn<'a>(&'a Workers);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.table().running -= 1;
+        self.0.freed.notify_one();
+    }
+}
 
 /// The place of one worker, with its user.
 pub(super) struct Place<'a> {
     workers: &'a Workers,
-    /// What no other worker has: its user, or a number where all have the same user.
     slot: u32,
     pub(super) id: u32,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.workers.slots().remove(&self.slot);
-        self.workers.freed.notify_one();
+        self.workers.table().slots.remove(&self.slot);
     }
 }
 
@@ -92,32 +139,43 @@ pub(super) struct Job<'a> {
     pub(super) request: &'a File,
     /// Where its bytes go.
     pub(super) out: &'a File,
-    /// How many bytes it may write there: a file in memory is nobody's until it is read.
-    pub(super) most: u64,
 }
 
 impl Workers {
     pub(super) fn new(run_dir: Dir) -> Workers {
-        Workers { run_dir, slots: Mutex::default(), freed: Condvar::new(), ground: Mutex::default() }
+        let (table, freed, ground, program, spares) = Default::default();
+        let chance = RandomState::new().hash_one(0_u8) % u64::from(IDS.end() - IDS.start() + 1);
+        let first = IDS.start() + u32::try_from(chance).unwrap_or(0);
+        Workers { run_dir, first, table, freed, ground, program, spares }
     }
 
-    /// Waits until one more worker may run, a bounded time, and gives it a user.
-    pub(super) fn place(&self, host: &Host) -> Result<Place<'_>, Fail> {
+    /// Waits until one more worker may work, a bounded time.
+    pub(super) fn turn(&self, host: &Host) -> Result<Turn<'_>, Fail> {
         let (most, at_most) = (host.settings.limits.image_workers, host.settings.limits.image_time());
         let until = Instant::now() + at_most;
-        let mut slots = self.slots();
-        while slots.len() >= most {
+        let mut table = self.table();
+        while table.running >= most {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Fail::new(format!(
                     "{most} images are being worked on, and more are not taken (limits.image_workers); try again"
                 )));
             }
-            slots = self.freed.wait_timeout(slots, left).unwrap_or_else(PoisonError::into_inner).0;
+            table = self.freed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        table.running += 1;
+        Ok(Turn(self))
+    }
+
+    /// Gives a worker a user.
+    pub(super) fn place(&self, host: &Host) -> Result<Place<'_>, Fail> {
+        let slots = &mut self.table().slots;
         let slot = match host.settings.worker_uid {
             Some(_) => (0..).find(|slot| !slots.contains(slot)),
-            None => IDS.rev().find(|id| !slots.contains(id) && !is_somebodys(*id)),
+            None => {
+                let mut ids = (self.first..=*IDS.end()).chain(*IDS.start()..self.first);
+                ids.find(|id| !slots.contains(id) && !is_somebodys(*id))
+            }
         };
         let slot = slot.ok_or_else(|| {
             Fail::new("no user from 61184 to 65519 is free for the image worker: name one (worker_uid)")
@@ -126,15 +184,27 @@ impl Workers {
         Ok(Place { workers: self, slot, id: host.settings.worker_uid.unwrap_or(slot) })
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashSet<u32>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker's program. The file that was found and checked stays open: it is looked for again where another one
+    /// has its name by now, or it was changed.
+    fn program(&self, host: &Host) -> Result<Arc<Found>, Fail> {
+        let mut found = self.program.lock().unwrap_or_else(PoisonError::into_inner);
+        let versions = programs(host);
+        if let Some(found) = found.as_ref().filter(|found| found.versions == versions) {
+            return Ok(Arc::clone(found));
+        }
+        Ok(Arc::clone(found.insert(Arc::new(Found { program: program(host)?, versions }))))
     }
 
     /// The ground, made anew where a library is another one by now.
     fn ground(&self) -> Result<Arc<Built>, Fail> {
         let mut built = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
         let paths = LIBRARIES.map(|name| LIBRARY_DIRS.map(|dir| format!("{dir}/{name}")));
-        let libraries: Vec<Version> = paths.iter().flatten().map(|path| version(path)).collect();
+        // Of each the first that there is: it is also the one that is taken, if it is root's.
+        let libraries: Vec<Version> = paths.iter().map(|paths| paths.iter().find_map(|path| version(path))).collect();
         if let Some(built) = built.as_ref().filter(|built| built.libraries == libraries) {
             return Ok(Arc::clone(built));
         }
@@ -159,7 +229,19 @@ fn is_somebodys(id: u32) -> bool {
 
 fn version(path: &str) -> Version {
     let stat = rustix::fs::stat(path).ok()?;
-    Some((stat.st_dev, stat.st_ino, stat.st_ctime))
+    Some((stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec))
+}
+
+/// Which files there are where the worker's program is looked for.
+fn programs(host: &Host) -> Vec<Version> {
+    let dirs = host.settings.program_dirs.iter().cloned().chain(own_dir());
+    dirs.map(|dir| version(&format!("{dir}/{PROGRAM}"))).collect()
+}
+
+/// Where the helper's own program is.
+fn own_dir() -> Option<String> {
+    let own = rustix::fs::readlink("/proc/self/exe", Vec::new()).ok()?;
+    Some(own.to_str().ok()?.rsplit_once('/')?.0.to_owned())
 }
 
 /// The worker's program: where programs are, or beside the helper's own, where both were built together.
@@ -168,60 +250,123 @@ fn program(host: &Host) -> Result<Program, Fail> {
     if let Some(program) = program::of_ours(dirs, PROGRAM)? {
         return Ok(program);
     }
-    let own = rustix::fs::readlink("/proc/self/exe", Vec::new()).ok();
-    let beside = own.and_then(|path| Some(path.to_str().ok()?.rsplit_once('/')?.0.to_owned()));
-    let beside = beside.and_then(|dir| program::of_ours(&[dir], PROGRAM).ok().flatten());
+    let beside = own_dir().and_then(|dir| program::of_ours(&[dir], PROGRAM).ok().flatten());
     beside.ok_or_else(|| {
         let dirs = dirs.join(", ");
         Fail::new(format!("files in images need {PROGRAM}, and there is none in {dirs}: install it there"))
     })
 }
 
-/// Asks the worker, and reads what it answers. Its place is the caller's, for as long as its output takes room.
-pub(super) fn ask<'a>(host: &'a Host, job: &Job<'_>) -> Result<(Reply, Place<'a>), Fail> {
-    let program = program(host)?;
-    let broken = |cause: &dyn std::fmt::Display| Fail::new(format!("{PROGRAM} can't be started")).because(cause);
-    let (reply_out, reply_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|errno| broken(&CallError::new("pipe2", errno)))?;
-    let place = host.images.workers.place(host)?;
-    let run = Run {
-        program: &program,
-        argv: &[c"banger-image".to_owned()],
-        passed: &[job.image, reply_in.as_fd(), job.request.as_fd(), job.out.as_fd()],
-        devices: None,
-        output: None,
-        filter: None,
-        // The worker lowers these further, by what it is asked.
-        file: job.most,
-        processes: 1,
-        time: host.settings.limits.image_time(),
+/// Asks a worker, and reads what it answers. Its turn is the caller's, for as long as its output takes room.
+pub(super) fn ask<'a>(host: &'a Host, job: &Job<'_>) -> Result<(Reply, Turn<'a>), Fail> {
+    let workers = &host.images.workers;
+    let turn = workers.turn(host)?;
+    // One that waited may have been ended meanwhile, by whoever may do that.
+    let spare = workers.spares.take().filter(|spare| spare.is_current(host) && spare.give(job).is_ok());
+    let worker = match spare {
+        Some(spare) => spare,
+        None => {
+            let worker = Worker::start(host)?;
+            worker.give(job).map_err(|error| broken(&error))?;
+            worker
+        }
     };
-    let child = run.start(host, &place)?;
-    let status = run.wait(PROGRAM, "limits.image_seconds", &child)?;
-    if status.exit_status() != Some(0) {
-        return Err(died(PROGRAM, &status));
+    let reply = worker.answer(host);
+    drop(worker);
+    if host.settings.waiting_worker {
+        workers.spares.want();
     }
-    // It has ended, so all that it says is there; what doesn't fit is no reply.
-    let mut said = [0; reply::MAX_REPLY + 1];
-    rustix::fs::fcntl_setfl(&reply_out, OFlags::NONBLOCK).map_err(|errno| broken(&CallError::new("fcntl", errno)))?;
-    let length = rustix::io::retry_on_intr(|| rustix::io::read(&reply_out, &mut said[..])).unwrap_or(0);
-    let reply = Reply::decode(&said[..length]).map_err(|malformed| {
-        Fail::new(format!("{PROGRAM} ended without a proper answer: it is not of this version, or the image broke it"))
-            .because(format!("reply of {length} bytes: {malformed}"))
-    })?;
-    Ok((reply, place))
+    Ok((reply?, turn))
+}
+
+fn broken(cause: &dyn std::fmt::Display) -> Fail {
+    Fail::new(format!("{PROGRAM} can't be started")).because(cause)
+}
+
+/// A worker for one job.
+struct Worker<'a> {
+    child: PidFd,
+    socket: OwnedFd,
+    program: Arc<Found>,
+    ground: Arc<Built>,
+    _place: Place<'a>,
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        // It has ended and is reaped, if it was asked anything.
+        stripped::end(&self.child);
+    }
+}
+
+impl<'a> Worker<'a> {
+    /// Starts one. It ends with the calling thread.
+    fn start(host: &'a Host) -> Result<Worker<'a>, Fail> {
+        let program = host.images.workers.program(host)?;
+        let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| broken(&CallError::new("socketpair", errno)))?;
+        let mut place = host.images.workers.place(host)?;
+        let run = Run {
+            program: &program.program,
+            argv: &[c"banger-image".to_owned()],
+            passed: &[theirs.as_fd()],
+            devices: None,
+            output: None,
+            filter: None,
+            // What a read gives goes to a file that can't grow.
+            file: MAX_LOG,
+            processes: 1,
+            time: host.settings.limits.image_time(),
+        };
+        let (child, ground) = run.start(host, &mut place)?;
+        Ok(Worker { child, socket, program, ground, _place: place })
+    }
+
+    /// Whether one that is started now would be the same.
+    fn is_current(&self, host: &Host) -> bool {
+        let workers = &host.images.workers;
+        workers.ground().is_ok_and(|ground| Arc::ptr_eq(&ground, &self.ground))
+            && workers.program(host).is_ok_and(|program| Arc::ptr_eq(&program, &self.program))
+    }
+
+    fn give(&self, job: &Job<'_>) -> Result<(), CallError> {
+        let passed: [BorrowedFd<'_>; PASSED] = [job.image, job.request.as_fd(), job.out.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PASSED))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&passed));
+        sendmsg(&self.socket, &[IoSlice::new(&[JOB])], &mut control, SendFlags::NOSIGNAL)
+            .map(drop)
+            .map_err(|errno| CallError::new("sendmsg(<job>)", errno))
+    }
+
+    fn answer(&self, host: &Host) -> Result<Reply, Fail> {
+        let status = wait(PROGRAM, "limits.image_seconds", host.settings.limits.image_time(), &self.child)?;
+        if status.exit_status() != Some(0) {
+            return Err(died(PROGRAM, &status));
+        }
+        // It has ended, so all that it says is there; what doesn't fit is no reply.
+        let mut said = [MaybeUninit::uninit(); reply::MAX_REPLY + 1];
+        let said = recv(&self.socket, &mut said, RecvFlags::DONTWAIT);
+        let said = said.as_ref().map_or(&[][..], |((bytes, _), _)| bytes);
+        Reply::decode(said).map_err(|malformed| {
+            Fail::new(format!(
+                "{PROGRAM} ended without a proper answer: it is not of this version, or the image broke it"
+            ))
+            .because(format!("reply of {} bytes: {malformed}", said.len()))
+        })
+    }
 }
 
 impl Run<'_> {
-    /// Starts it in a place.
-    pub(super) fn start(&self, host: &Host, place: &Place<'_>) -> Result<PidFd, Fail> {
+    /// Starts it in a place; in another one where that user has processes already, those of another helper.
+    pub(super) fn start<'a>(&self, host: &'a Host, place: &mut Place<'a>) -> Result<(PidFd, Arc<Built>), Fail> {
         let name = self.program.path.rsplit('/').next().unwrap_or("");
         let failed = |cause: &dyn std::fmt::Display| Fail::new(format!("{name} can't be started")).because(cause);
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| failed(&CallError::new("open(/dev/null)", errno)))?;
         let limits = &host.settings.limits;
         let built = host.images.workers.ground()?;
-        let start = Start {
+        let mut start = Start {
             program: self.program.as_fd(),
             argv: self.argv,
             id: place.id,
@@ -237,70 +382,31 @@ impl Run<'_> {
                 file: self.file,
                 // They are counted by user, and all may have the same.
                 processes: self.processes
-                    * if host.settings.worker_uid.is_some() { limits.image_workers as u64 } else { 1 },
+                    * if host.settings.worker_uid.is_some() { limits.image_workers as u64 + 1 } else { 1 },
             },
             filter: self.filter,
         };
-        stripped::start(&start).map_err(|error| failed(&error))
-    }
-
-    /// Waits for its end, not longer than its time, and reaps it.
-    pub(super) fn wait(&self, name: &str, limit: &str, child: &PidFd) -> Result<WaitIdStatus, Fail> {
-        let is_late = !child.wait_end(self.time);
-        let status = stripped::end(child);
-        if is_late {
-            let seconds = self.time.as_secs();
-            return Err(Fail::new(format!("{name} gave no answer within {seconds} s ({limit}) and was ended")));
+        for _ in 0..OTHERS {
+            match stripped::start(&start) {
+                // Its devices are that user's.
+                Err(error) if error.error.raw_os_error() == Some(libc::EAGAIN) && self.devices.is_none() => {
+                    *place = host.images.workers.place(host)?;
+                    start.id = place.id;
+                }
+                started => return started.map(|child| (child, built)).map_err(|error| failed(&error)),
+            }
         }
-        status.ok_or_else(|| Fail::new(format!("how {name} ended can't be told")).because("waitid"))
+        Err(failed(&format!("the last {OTHERS} users had processes of somebody else's")))
     }
 }
 
-/// What a death of a program without rights means to who asked for its work.
-pub(super) fn died(name: &str, status: &WaitIdStatus) -> Fail {
-    let how = match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => format!("ended with status {code} and no answer"),
-        (None, Some(libc::SIGXCPU)) => "used up its time".to_owned(),
-        (None, Some(libc::SIGXFSZ)) => "wrote more than it may".to_owned(),
-        (None, Some(libc::SIGSYS)) => "made a system call that it may not (SIGSYS)".to_owned(),
-        (None, Some(libc::SIGKILL)) => "was killed; memory may have run out".to_owned(),
-        (None, Some(signal)) => format!("was ended by signal {signal}"),
-        (None, None) => "ended".to_owned(),
-    };
-    Fail::new(format!("{name} {how}: the image may be damaged, or made to break it"))
-}
-
-/// An answer that the worker's protocol allows and that makes no sense here, or a call that failed on what it left.
-pub(super) fn nonsense(cause: impl std::fmt::Display) -> Fail {
-    Fail::new(format!("{PROGRAM}'s work can't be used; the helper's log says why")).because(cause)
-}
-
-/// What a refusal of the worker is to the client.
-pub(super) fn refused(why: Why, text: &str) -> Fail {
-    let what = match why {
-        Why::NotSupported => "the image can't be used",
-        Why::Damaged => "the image is damaged; check it (e2fsck -f) first",
-        Why::NotFound => "no such file in the image",
-        Why::WrongType => "it is no regular file in the image",
-        Why::Loop => "too many symlinks in the image",
-        Why::TooLarge => "too large",
-        Why::NoSpace => "the image has not enough room",
-        Why::Protected => "the image's own flags forbid it",
-        Why::Failed => "the image could not be worked on",
-    };
-    Fail::new(format!("{what}: {text}"))
-}
-
-/// A file in memory.
-pub(super) fn memory_file(name: &str) -> Result<File, Fail> {
-    rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map(File::from)
-        .map_err(|errno| Fail::new("a file in memory can't be made").because(CallError::new("memfd_create", errno)))
-}
-
-/// Nobody writes it any more, whoever holds it.
-pub(super) fn seal(file: &File) -> Result<(), Fail> {
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(file, seals)
-        .map_err(|errno| Fail::new("a file in memory can't be sealed").because(CallError::new("F_ADD_SEALS", errno)))
+/// Waits for a program's end, not longer than its time, and reaps it.
+pub(super) fn wait(name: &str, limit: &str, time: Duration, child: &PidFd) -> Result<WaitIdStatus, Fail> {
+    let is_late = !child.wait_end(time);
+    let status = stripped::end(child);
+    if is_late {
+        let seconds = time.as_secs();
+        return Err(Fail::new(format!("{name} gave no answer within {seconds} s ({limit}) and was ended")));
+    }
+    status.ok_or_else(|| Fail::new(format!("how {name} ended can't be told")).because("waitid"))
 }

@@ -7,18 +7,18 @@ use super::netlink::{Conn, QUESTION, Refused};
 pub(crate) use super::address::{Address, add_address, addresses, remove_address};
 
 // include/uapi/linux/rtnetlink.h, if_link.h
-const NEWLINK: u16 = 16;
-const DELLINK: u16 = 17;
+pub(crate) const NEWLINK: u16 = 16;
+pub(crate) const DELLINK: u16 = 17;
 pub(crate) const GETLINK: u16 = 18;
 
 const IFLA_ADDRESS: u16 = 1;
-pub(crate) const IFLA_IFNAME: u16 = 3;
+const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
-const IFLA_IFALIAS: u16 = 20;
+pub(crate) const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_GROUP: u16 = 27;
-pub(crate) const IFLA_EXT_MASK: u16 = 29;
+const IFLA_EXT_MASK: u16 = 29;
 const IFLA_CARRIER: u16 = 33;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
@@ -28,7 +28,7 @@ const BRPORT_ISOLATED: u16 = 33;
 const MULTI_BOOLOPT: u16 = 46;
 /// `BR_BOOLOPT_NO_LL_LEARN`, as a mask.
 const NO_LL_LEARN: u32 = 1;
-pub(crate) const SKIP_STATS: u32 = 1 << 3;
+const SKIP_STATS: u32 = 1 << 3;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u16 = 10;
@@ -133,7 +133,8 @@ impl Link {
 
     fn read_families(&mut self, families: &[u8]) {
         if let Some(conf) = attr(families, AF_INET.into()).and_then(|inet| attr(inet, INET_CONF)) {
-            self.inet = conf.chunks_exact(4).filter_map(|four| u32_at(four, 0)).collect();
+            self.inet.reserve_exact(conf.len() / 4);
+            self.inet.extend(conf.chunks_exact(4).filter_map(|four| u32_at(four, 0)));
         }
         self.ipv6_mode = attr(families, AF_INET6)
             .and_then(|inet6| attr(inet6, INET6_ADDR_GEN_MODE))
@@ -163,7 +164,7 @@ pub(crate) fn by_index(conn: &mut Conn, index: u32) -> Result<Option<Link>, Refu
     found(conn.one(&format!("RTM_GETLINK index {index}"), &mut ask))
 }
 
-pub(crate) fn found(answer: Result<Vec<Vec<u8>>, Refused>) -> Result<Option<Link>, Refused> {
+fn found(answer: Result<Vec<Vec<u8>>, Refused>) -> Result<Option<Link>, Refused> {
     match answer {
         Ok(bodies) => Ok(bodies.first().and_then(|body| Link::read(body))),
         Err(refused) if refused.is(libc::ENODEV) => Ok(None),

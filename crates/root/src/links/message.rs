@@ -34,6 +34,8 @@ pub(crate) struct Requests {
 impl Requests {
     /// Adds a request: its type, its flags, its family's header; attributes follow.
     pub(crate) fn push(&mut self, kind: u16, flags: u16, family_header: &[u8]) -> Attrs<'_> {
+        // A usual conversation fits.
+        self.bytes.reserve(if self.bytes.is_empty() { 512 } else { 0 });
         let start = self.bytes.len();
         self.starts.push(start);
         self.bytes.extend([0; 4]);
@@ -86,9 +88,14 @@ pub(crate) struct Attrs<'a> {
 impl Attrs<'_> {
     /// An attribute of any bytes.
     pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        self.out.extend(((4 + value.len()) as u16).to_ne_bytes());
+        self.parts(kind, &[value])
+    }
+
+    fn parts(&mut self, kind: u16, parts: &[&[u8]]) -> &mut Self {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        self.out.extend(((4 + length) as u16).to_ne_bytes());
         self.out.extend(kind.to_ne_bytes());
-        self.out.extend(value);
+        parts.iter().for_each(|part| self.out.extend(*part));
         pad(self.out);
         self.measure();
         self
@@ -96,10 +103,7 @@ impl Attrs<'_> {
 
     /// A text, with the NUL that the kernel wants.
     pub(crate) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
-        let mut bytes = Vec::with_capacity(value.len() + 1);
-        bytes.extend(value.as_bytes());
-        bytes.push(0);
-        self.bytes(kind, &bytes)
+        self.parts(kind, &[value.as_bytes(), &[0]])
     }
 
     /// A byte.

@@ -190,6 +190,11 @@ impl Said {
         }
     }
 
+    /// Whether there is what was asked for.
+    pub(crate) fn found(self, call: &str) -> Result<bool, Refused> {
+        if self.errno == libc::ENOENT { Ok(false) } else { self.good(call).map(|_| true) }
+    }
+
     /// The answers, or the error.
     pub(crate) fn good(self, call: &str) -> Result<Vec<Vec<u8>>, Refused> {
         match self.errno {

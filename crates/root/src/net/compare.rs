@@ -89,7 +89,7 @@ impl Firewall {
             }
         }
         let mut known = std::collections::HashSet::new();
-        all.retain(|element| known.insert((element.set as u8, element.key.clone())));
+        all.retain(|element| known.insert(*element));
         self.write_tables(&seen, all.iter())?;
         Ok(false)
     }

@@ -7,7 +7,7 @@ use super::known::Known;
 use super::message::{CREATE, DUMP, Requests, attr, attrs};
 use super::netlink::{Conn, Refused};
 use super::ruleset::{self, header, nft, write_key};
-use super::sets::{Element, Set, TABLE, Table};
+use super::sets::{Element, Key, Set, TABLE, Table};
 use super::whose::{self, Whose};
 use crate::settings::Mark;
 use sys::netlink::Family;
@@ -137,7 +137,7 @@ impl Firewall {
             let list = body.get(4..).and_then(|body| attr(body, 3)).unwrap_or_default();
             for (_, element) in attrs(list) {
                 if let Some(key) = attr(element, 1).and_then(|key| attr(key, 1)) {
-                    elements.push(Element { set, key: key.to_vec() });
+                    elements.push(Element { set, key: Key::of(&[key]) });
                 }
             }
         }
@@ -163,7 +163,7 @@ impl Firewall {
     }
 
     fn once(&mut self, change: &Change, seen: Option<Seen>) -> Result<Changed, Refused> {
-        let asked: Vec<Element> = change.present.iter().chain(&change.absent).cloned().collect();
+        let asked: Vec<Element> = change.present.iter().chain(&change.absent).copied().collect();
         let seen = match seen.and_then(|seen| seen.narrow(&asked)) {
             Some(seen) => seen,
             None => self.look(&asked)?,
@@ -181,19 +181,21 @@ impl Firewall {
             let wanted = nth < change.present.len();
             let stands = seen.tables()[usize::from(element.set.table() == Table::Bridge)];
             if wanted && !seen.there[nth] && stands && !add.contains(element) {
-                add.push(element.clone());
+                add.push(*element);
             } else if !wanted && seen.there[nth] && !remove.contains(element) {
-                remove.push(element.clone());
+                remove.push(*element);
             }
         }
-        if !(add.is_empty() && remove.is_empty()) {
-            let owned = self.owned;
+        let owned = self.owned;
+        let orphans = change.tables == Tables::Made && whose::orphans(seen, owned).next().is_some();
+        if orphans || !(add.is_empty() && remove.is_empty()) {
+            let known = self.known.take();
             self.commit(seen.generation, |batch| {
                 whose::claim_too(batch, seen, owned);
                 remove.iter().for_each(|element| write_element(batch, DELSETELEM, element));
                 add.iter().for_each(|element| write_element(batch, NEWSETELEM, element));
             })?;
-            let known = self.known.take().filter(|known| known.generation == seen.generation);
+            let known = known.filter(|known| known.generation == seen.generation);
             self.known = known.map(|known| known.changed(&add, &remove));
         }
         match add.is_empty() && remove.is_empty() {
@@ -248,7 +250,7 @@ impl Firewall {
             if back.tables == Tables::Gone {
                 back.tables = Tables::AsTheyAre;
             }
-            let pinned: Vec<_> = back.absent.iter().filter(|pin| pin.set == Set::Addresses).cloned().collect();
+            let pinned: Vec<_> = back.absent.iter().filter(|pin| pin.set == Set::Addresses).copied().collect();
             back.absent.retain(|element| match element.set {
                 Set::Bridges | Set::Together | Set::Macs => false,
                 // A guest's, or a bridge's own.
@@ -271,6 +273,8 @@ impl Firewall {
     /// One transaction, refused by the kernel where the generation is another by now.
     pub(crate) fn commit(&mut self, generation: u32, fill: impl FnOnce(&mut Requests)) -> Result<(), Refused> {
         const NFTABLES: u8 = 10;
+        // Who changes elements alone knows what is so afterwards.
+        self.known = None;
         let mut batch = Requests::default();
         // The subsystem's number stands in `res_id`, in the network's order.
         batch.push(BATCH_BEGIN, 0, &[0, 0, 0, NFTABLES]).be32(1, generation);

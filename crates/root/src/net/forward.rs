@@ -8,6 +8,7 @@ use super::route;
 use super::{Net, bridge, refused};
 use crate::fail::Fail;
 use crate::host::Host;
+use crate::mark;
 use rustix::fs::{Mode, OFlags};
 use std::io::{Read as _, Write as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,8 +38,7 @@ pub(crate) fn ways(net: &Net, on: &bridge::Ours) -> Result<Vec<Link>, Fail> {
 
 /// The same where the uplinks are known.
 pub(crate) fn among(uplinks: &[Link], on: &bridge::Ours) -> Vec<Link> {
-    let mut links: Vec<_> =
-        uplinks.iter().filter(|link| bridge::Ours::prove((*link).clone()).is_none()).cloned().collect();
+    let mut links: Vec<_> = uplinks.iter().filter(|link| !mark::is_bridge(link)).cloned().collect();
     links.push(on.link().clone());
     links
 }
@@ -122,10 +122,7 @@ pub(crate) fn open_of(net: &Net, recorded: &[Opened], known: &[Link]) -> Result<
 pub(crate) fn switch(links: &[Opened], on: bool) -> Result<(), Fail> {
     for Opened { name, .. } in links {
         let path = format!("/proc/sys/net/ipv4/conf/{name}/forwarding");
-        let written = rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
-            .map_err(std::io::Error::from)
-            .and_then(|file| std::fs::File::from(file).write_all(if on { b"1" } else { b"0" }));
-        match written {
+        match write(&path, on) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Fail::new(format!("forwarding of {name} could not be changed: is /proc/sys writable?"))
                     .because(format!("write {path}: {error}")));
@@ -134,6 +131,12 @@ pub(crate) fn switch(links: &[Opened], on: bool) -> Result<(), Fail> {
         }
     }
     Ok(())
+}
+
+/// Writes one of the kernel's switches.
+pub(crate) fn write(path: &str, on: bool) -> std::io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+    std::fs::File::from(file).write_all(if on { b"1" } else { b"0" })
 }
 
 /// Whether a link forwards; `all` for the host.

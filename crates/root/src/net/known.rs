@@ -2,7 +2,8 @@
 //! guest alone, and nobody reads a thousand elements to count them.
 //!
 //! Whoever changes rules makes a new generation. Only packets change sets without one, and packets take nothing away:
-//! what is there stays there, and what is not is asked for each time.
+//! what is there stays there, and what is not is asked for each time. Where the tables are this socket's alone, others'
+//! generations are not about them.
 
 use super::firewall::{Firewall, GETSETELEM, Seen};
 use super::message::{Requests, attr};
@@ -23,6 +24,8 @@ pub(super) struct Known {
     /// Elements that are there. What is not among them may be there too.
     present: HashSet<Element>,
     count: Option<Count>,
+    /// All guests and ports are among them: no packet adds one.
+    whole: bool,
 }
 
 /// How many elements there are of what comes and goes.
@@ -46,7 +49,18 @@ impl Known {
         };
         let may = seen.generation != 0 && seen.tables.iter().all(stays);
         let Seen { generation, tables, .. } = *seen;
-        may.then(|| Known { generation, tables, present: HashSet::new(), count: None })
+        may.then(|| Known { generation, tables, present: HashSet::new(), count: None, whole: false })
+    }
+
+    /// Whether the tables are this socket's alone: it is the only one that claims tables with our mark, and while it is
+    /// open nobody else changes them.
+    fn is_alone(&self) -> bool {
+        self.tables.iter().all(|whose| matches!(whose, Whose::Ours(flags) if flags & OWNED == OWNED))
+    }
+
+    /// Whether it is known that an element is there, or not.
+    fn tells(&self, element: &Element) -> bool {
+        self.present.contains(element) || self.whole && matches!(element.set, Set::Guests | Set::Ports)
     }
 
     /// The same after a change of ours.
@@ -61,8 +75,9 @@ impl Known {
         }
         if self.present.len() + add.len() > Known::MOST {
             self.present.clear();
+            self.whole = false;
         }
-        self.present.extend(add.iter().cloned());
+        self.present.extend(add);
         // Each transaction is one generation; the kernel took ours on the one that was seen.
         self.generation = self.generation.wrapping_add(1);
         self
@@ -75,9 +90,14 @@ impl Firewall {
         if let Some(count) = self.known_at(seen.generation).and_then(|known| known.count) {
             return Ok(count);
         }
-        let count = Count { guests: self.elements(Set::Guests)?.len(), ports: self.elements(Set::Ports)?.len() };
+        let (guests, ports) = (self.elements(Set::Guests)?, self.elements(Set::Ports)?);
+        let count = Count { guests: guests.len(), ports: ports.len() };
         if let Some(known) = self.known_at(seen.generation) {
             known.count = Some(count);
+            known.whole = known.present.len() + count.guests + count.ports <= Known::MOST;
+            if known.whole {
+                known.present.extend(guests.into_iter().chain(ports));
+            }
         }
         Ok(count)
     }
@@ -88,11 +108,12 @@ impl Firewall {
 
     /// Asks whether the tables are there, and which of these elements.
     pub(crate) fn look(&mut self, asked: &[Element]) -> Result<Seen, Refused> {
-        if let Some(Known { tables, present, .. }) = &self.known {
-            let tables = *tables;
-            let unknown: Vec<_> = asked.iter().filter(|element| !present.contains(*element)).cloned().collect();
+        if let Some(known) = &self.known {
+            let unknown: Vec<_> = asked.iter().filter(|element| !known.tells(element)).copied().collect();
+            let (tables, is_alone) = (known.tables, known.is_alone());
             let seen = self.ask(&unknown, Some(tables))?;
-            if self.known_at(seen.generation).is_some() {
+            if let Some(known) = self.known.as_mut().filter(|known| is_alone || known.generation == seen.generation) {
+                known.generation = seen.generation;
                 return Ok(self.learn(seen, asked));
             }
         }
@@ -126,22 +147,19 @@ impl Firewall {
             attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
         }
         let call = "NFT_MSG_GETGEN, GETTABLE, GETSETELEM";
-        let mut said = self.conn.ask(call, &mut ask)?.into_iter().map(|said| said.good(call));
-        let generation = said.next().transpose()?.unwrap_or_default();
+        let mut said = self.conn.ask(call, &mut ask)?.into_iter();
+        let generation = said.next().map(|said| said.good(call)).transpose()?.unwrap_or_default();
         let generation = generation.first().and_then(|body| attr(body.get(4..)?, 1)).and_then(|id| id.try_into().ok());
         let mut tables = known.unwrap_or_default();
         if known.is_none() {
             for (whose, answer) in tables.iter_mut().zip(said.by_ref()) {
-                *whose = Whose::told(answer)?;
+                *whose = Whose::told(answer.good(call))?;
             }
         }
         let mut there = Vec::with_capacity(asked.len());
         for (element, answer) in asked.iter().zip(said) {
-            there.push(match answer {
-                Ok(_) => tables[usize::from(element.set.table() == Table::Bridge)].is_ours(),
-                Err(refused) if refused.is(libc::ENOENT) => false,
-                Err(refused) => return Err(refused),
-            });
+            let found = answer.found(call)?;
+            there.push(found && tables[usize::from(element.set.table() == Table::Bridge)].is_ours());
         }
         let generation = generation.map_or(0, u32::from_be_bytes);
         Ok(Seen { generation, tables, asked: asked.to_vec(), there })

@@ -37,10 +37,7 @@ pub(crate) fn ensure(host: &Host, nat: &Nat) -> Result<(), Fail> {
 /// The bridge of the tap, where both are ours, with its addresses; `None` where one is missing or somebody else's.
 fn find(net: &Net, around: &mut Around, nat: &Nat) -> Result<Option<(bridge::Ours, Vec<Address>)>, Refused> {
     net.links.with(|conn| {
-        let tap = around.port(conn, nat.tap.as_str())?;
-        let Some((_, master)) = tap.filter(|(tap, _)| tap::is_ours(tap) && tap.name == nat.tap.as_str()) else {
-            return Ok(None);
-        };
+        let master = around.master(conn, nat.tap.as_str())?;
         let Some(ours) = master.and_then(bridge::Ours::prove) else { return Ok(None) };
         let addresses = around.addresses(conn, ours.link().index)?.to_vec();
         Ok(Some((ours, addresses)))
@@ -182,13 +179,13 @@ fn plan(
                 return Ok(Err(Fail::new(format!("{ip} is the address of the guest on {name}: take another"))));
             }
             // Learned from the first that used it, or left by a guest without a way out: what is asked for wins.
-            change.absent.extend([other.clone(), Element::link(Set::HasIp, &name)]);
+            change.absent.extend([*other, Element::link(Set::HasIp, &name)]);
         }
         let mine: Vec<_> = pins.into_iter().filter(|mine| mine.link_name() == tap).collect();
         goes = rules::guests(fw, &mine)?;
         change.absent.extend(mine.iter().filter_map(Element::address).map(Element::ip));
         change.absent.extend(mine);
-        change.absent.extend(goes.iter().cloned());
+        change.absent.extend(&goes);
     }
     if !there[0] && fw.count(&seen)?.guests >= most + goes.len() {
         return Ok(Err(Fail::new(format!(
@@ -212,7 +209,7 @@ fn off<'a>(host: &'a Host, around: &mut Around, steps: &mut Steps<'a>, nat: &Nat
         let pin = Element::at(Set::Addresses, nat.tap.as_str(), ip);
         if let Some((on, _)) = found {
             let way = Element::at(Set::Guests, &on.link().name, ip);
-            if fw.look(&[way.clone(), pin.clone()])?.there == [true, true] {
+            if fw.look(&[way, pin])?.there == [true, true] {
                 return Ok(Some(vec![way]));
             }
         }
@@ -269,7 +266,7 @@ pub(crate) fn shut<'a>(
 ) -> Result<(), Fail> {
     let net = &host.net;
     let recorded = forward::recorded(host)?;
-    absent.extend(ways.iter().cloned());
+    absent.extend(ways);
     let opened: Vec<_> = recorded.iter().map(|link| Element::link(Set::Opened, &link.name)).collect();
     // One question for all that the change may be about.
     let asked = [&absent[..], &opened].concat();

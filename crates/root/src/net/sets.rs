@@ -146,37 +146,66 @@ impl Set {
     }
 }
 
+/// A key, in place: no key of a set of ours is longer than two links' names, and elements are copied a lot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    bytes: [u8; Key::MOST],
+    length: u8,
+}
+
+impl Key {
+    const MOST: usize = 32;
+
+    /// Of parts, one behind the other.
+    pub(crate) fn of(parts: &[&[u8]]) -> Key {
+        let mut key = Key { bytes: [0; Key::MOST], length: 0 };
+        for (to, from) in key.bytes.iter_mut().zip(parts.iter().copied().flatten()) {
+            *to = *from;
+            key.length += 1;
+        }
+        key
+    }
+}
+
+impl std::ops::Deref for Key {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
+    }
+}
+
 /// An element.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Element {
     pub(crate) set: Set,
-    pub(crate) key: Vec<u8>,
+    pub(crate) key: Key,
 }
 
 impl Element {
     /// Of a set of links.
     pub(crate) fn link(set: Set, name: &str) -> Element {
-        Element { set, key: ifname(name).to_vec() }
+        Element { set, key: Key::of(&[&ifname(name)]) }
     }
 
     /// Two guests' links, the same one.
     pub(crate) fn together(name: &str) -> Element {
-        Element { set: Set::Together, key: [ifname(name), ifname(name)].concat() }
+        Element { set: Set::Together, key: Key::of(&[&ifname(name), &ifname(name)]) }
     }
 
     /// Link and address.
     pub(crate) fn at(set: Set, link: &str, ip: Ipv4Addr) -> Element {
-        Element { set, key: [&ifname(link)[..], &ip.octets()].concat() }
+        Element { set, key: Key::of(&[&ifname(link), &ip.octets()]) }
     }
 
     /// An address.
     pub(crate) fn ip(ip: Ipv4Addr) -> Element {
-        Element { set: Set::Ips, key: ip.octets().to_vec() }
+        Element { set: Set::Ips, key: Key::of(&[&ip.octets()]) }
     }
 
     /// A MAC.
     pub(crate) fn mac(mac: &[u8]) -> Element {
-        Element { set: Set::Macs, key: mac.to_vec() }
+        Element { set: Set::Macs, key: Key::of(&[mac]) }
     }
 
     /// The link's name that it begins with.

@@ -3,7 +3,7 @@
 use super::bridge::{self, Ours};
 use super::link::{self, Change, Inet, Link, NO_IPV6, Port};
 use super::netlink::Conn;
-use super::{nat, refused, rules};
+use super::{forward, nat, refused, rules};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::mark;
@@ -93,6 +93,9 @@ fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, new: &NewTap, on: &Ours) -> R
             fail.because(format!("TUNSETIFF {name}: {error}"))
         })
     })?;
+    // A link that is up and loses its carrier costs who asks for it next a grace period of the kernel's, 0.1 ms: this one
+    // never has any before a VMM opens it. The question below takes note of it while the link is down, for nothing.
+    let _ = tap.unplug();
     let link = host.net.links.with(|conn| link::by_name(conn, name)).map_err(refused)?;
     // Ours goes with its descriptor; one that stays was made in the place of ours, which somebody renamed or removed.
     let is_new =
@@ -108,7 +111,13 @@ fn make<'a>(host: &'a Host, steps: &mut Steps<'a>, new: &NewTap, on: &Ours) -> R
     steps.act("tap_mark", || {
         let ipv6 = link.ipv6_mode.map(|_| NO_IPV6);
         change(Change { alias: Some(mark::TAP), inet: &SWITCHES, ipv6, ..Change::default() })
-            .map_err(|error| Fail::new(failed("marked")).because(error))
+            .map_err(|error| Fail::new(failed("marked")).because(error))?;
+        if ipv6.is_some() {
+            // The kernel gives each link that is up a multicast route, and walks all of them for the next one. Where it can't
+            // be written only that is so: the mode above is what keeps addresses away.
+            let _ = forward::write(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), true);
+        }
+        Ok(())
     })?;
     rules::admit(host, steps, name, on, host.settings.limits.taps)?;
     let port = Port { master: on.link().index, isolated: host.settings.isolate_guests, up: true };

@@ -1,7 +1,7 @@
 //! What no request reaches by itself, each in a network namespace of its own; read back by `conntrack` and `nft`.
 
 use super::firewall::{Change, Tables};
-use super::sets::{Element, Set};
+use super::sets::{Element, Key, Set};
 use super::{Net, conntrack, rules};
 use crate::settings::Settings;
 use std::net::Ipv4Addr;
@@ -74,7 +74,7 @@ fn a_port_is_fresh_for_its_next_guest() {
         let ip = Ipv4Addr::new(172, 16, 0, 2 + nth as u8);
         let mac = [2, 0, 0, 0, 0, nth as u8];
         let station =
-            Element { set: Set::Stations, key: [&Element::link(Set::Ports, tap).key[..], &mac, &[0; 2]].concat() };
+            Element { set: Set::Stations, key: Key::of(&[&Element::link(Set::Ports, tap).key, &mac, &[0; 2]]) };
         present.extend([
             Element::link(Set::Ports, tap),
             Element::link(Set::HasMac, tap),

@@ -26,6 +26,8 @@ const LONGEST: Duration = Duration::from_millis(45);
 const REPAIRS: usize = 20;
 /// How long a fight is left alone.
 const PAUSE: Duration = Duration::from_secs(10);
+/// What it does takes less than that, and then it sleeps: nobody loses by its coming first.
+const TURN: Duration = Duration::from_micros(100);
 /// So often what failed is tried again without anything having happened: after 1 s, 2 s, 4 s …
 const TRIES: u32 = 6;
 
@@ -76,23 +78,17 @@ impl Watch {
     }
 }
 
-/// Takes over what an earlier helper left, before anybody can ask for anything.
-pub(crate) fn claim(host: &Host) {
-    if repair::anything(host)
-        && let Some(fail) = repair::adopt(host)
-    {
-        Told::default().failed(host, &fail);
-    }
-}
-
 /// Where the helper starts: it may watch from now on, and does where something of ours is there already.
 pub(crate) fn arm(host: &'static Host) {
     let _ = host.net.watch.host.set(Box::leak(Box::new(Shared(host))));
-    if repair::anything(host) {
+    let failed = if repair::anything(host) {
         host.net.watch.begin();
-        if let Some(fail) = repair::adopt(host) {
-            Told::default().failed(host, &fail);
-        }
+        repair::adopt(host)
+    } else {
+        repair::sweep(host)
+    };
+    if let Some(fail) = failed {
+        Told::default().failed(host, &fail);
     }
 }
 
@@ -123,6 +119,9 @@ impl Watcher {
     }
 
     fn watch(mut self) {
+        // The sooner we come the better: when the program that changed rules ends, the kernel holds all of nftables for a
+        // grace period. Where it can't be had we come later.
+        let _ = sys::slice::ask(TURN);
         loop {
             self.turn();
         }

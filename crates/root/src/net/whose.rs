@@ -161,11 +161,14 @@ impl Firewall {
 
 /// Appends the claim of tables that a helper left behind, where they are to be this socket's.
 pub(crate) fn claim_too(batch: &mut Requests, seen: &Seen, owned: bool) {
-    for (whose, table) in seen.whose().into_iter().zip(Table::BOTH) {
-        if owned && matches!(whose, Whose::Ours(flags) if flags & OWNED == PERSIST) {
-            write_table(batch, table, TABLE, OWNED);
-        }
-    }
+    orphans(seen, owned).for_each(|table| write_table(batch, table, TABLE, OWNED));
+}
+
+/// The tables that a helper left behind, where they are to be this socket's.
+pub(crate) fn orphans(seen: &Seen, owned: bool) -> impl Iterator<Item = Table> + use<> {
+    let left =
+        move |(whose, _): &(Whose, Table)| owned && matches!(whose, Whose::Ours(flags) if flags & OWNED == PERSIST);
+    seen.whose().into_iter().zip(Table::BOTH).filter(left).map(|(_, table)| table)
 }
 
 fn write_table(batch: &mut Requests, table: Table, name: &str, flags: u32) {

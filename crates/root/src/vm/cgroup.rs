@@ -5,27 +5,29 @@
 //! controllers, the first one otherwise. A machine where neither can be written (a container without delegation) has
 //! VMs without one; the log says so at the launch.
 
-use super::record::Record;
 use crate::fail::Fail;
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+use sys::cgroup::{Mounts, read, write};
 use sys::dir::{CallError, Dir};
-use sys::pidfd;
+use sys::pidfd::{self, PidFd};
+use sys::spawn::{self, Held, Plan};
+use wire::name::vm_id::VmId;
 
 /// The group above all VMs'.
 const PARENT: &str = "banger";
 /// How long what was killed gets to leave its group.
 const LEAVE_TIME: Duration = Duration::from_secs(5);
+/// How long who was killed is waited for before a group is looked at again.
+const END_TIME: Duration = Duration::from_secs(1);
+/// How long a group gets to stand still. A process that waits for a disk takes its time; it is killed all the same.
+const FREEZE_TIME: Duration = Duration::from_millis(100);
 /// What a VMM needs beside its guest's memory and its page tables (an eighth is more than they take).
 const VMM_MIB: u64 = 640;
 /// QEMU without KVM keeps up to 1 GiB of translated code, whatever the guest's size.
 const TRANSLATED_MIB: u64 = 1024;
-/// Threads for devices, connections, drives; Firecracker has a dozen, QEMU some hundred.
-const PIDS: u64 = 1024;
 /// The weight of one vCPU: what a process has that nobody weighs.
 const WEIGHT: u64 = 100;
 const SHARES: u64 = 1024;
@@ -37,6 +39,8 @@ pub(super) struct Bounds {
     pub(super) mib: u64,
     /// Its CPUs.
     pub(super) vcpus: u64,
+    /// Its processes and threads.
+    pub(super) processes: usize,
     /// Whether its VMM may have to translate the guest's code.
     pub(super) translates: bool,
 }
@@ -52,7 +56,7 @@ impl Bounds {
         [
             ("memory.max", self.bytes().to_string()),
             ("memory.swap.max", "max".to_owned()),
-            ("pids.max", PIDS.to_string()),
+            ("pids.max", self.processes.to_string()),
             ("cpu.weight", (WEIGHT * self.vcpus).min(10_000).to_string()),
         ]
     }
@@ -61,7 +65,7 @@ impl Bounds {
     fn of_controller(self, controller: &str) -> Vec<(&'static str, String)> {
         match controller {
             "memory" => vec![("memory.limit_in_bytes", self.bytes().to_string())],
-            "pids" => vec![("pids.max", PIDS.to_string())],
+            "pids" => vec![("pids.max", self.processes.to_string())],
             "cpu" => vec![("cpu.shares", (SHARES * self.vcpus).to_string())],
             _ => Vec::new(),
         }
@@ -70,6 +74,8 @@ impl Bounds {
 
 /// Controllers that are used, the first one most wanted.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+/// What stops all of a group at once: in the second version every group can be, in the first it is a controller.
+const FREEZER: &str = "freezer";
 
 /// Where control groups are on this machine: one place, or one for each controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,18 +86,16 @@ enum Hierarchies {
 
 impl Hierarchies {
     fn find() -> Option<Hierarchies> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-        if let Some(at) = mount(&mounts, |kind, _| kind == "cgroup2") {
+        let mounts = Mounts::read().ok()?;
+        if let Some(at) = mounts.unified() {
             let offered = Dir::open(&at).ok().and_then(|dir| read(&dir, "cgroup.controllers").ok()).unwrap_or_default();
             if CONTROLLERS[..2].iter().all(|wanted| offered.split_whitespace().any(|one| one == *wanted)) {
                 return Some(Hierarchies::Unified(at));
             }
         }
-        let of = |controller: &&'static str| {
-            let has = |kind: &str, options: &str| kind == "cgroup" && options.split(',').any(|one| one == *controller);
-            mount(&mounts, has).map(|at| (*controller, at))
-        };
-        let each: Vec<_> = CONTROLLERS.iter().filter_map(of).collect();
+        let of = |controller: &&'static str| mounts.of_controller(controller).map(|at| (*controller, at));
+        // The freezer first: when its group has gone, nobody is left in the others.
+        let each: Vec<_> = [FREEZER].iter().chain(&CONTROLLERS).filter_map(of).collect();
         (!each.is_empty()).then_some(Hierarchies::Each(each))
     }
 
@@ -103,52 +107,84 @@ impl Hierarchies {
     }
 }
 
-/// The name of a VM's group: no other VM's, of another helper on this machine neither.
-pub(super) fn name(record: &Record) -> String {
-    format!("{}.{}.{}", record.vm_id, record.process.pid, record.process.start_time)
+/// The name of a VM's new group: no other VM's, of another helper on this machine neither.
+pub(super) fn name(vm_id: &VmId) -> String {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    format!("{vm_id}.{}.{}", std::process::id(), now.tv_sec * 1_000_000_000 + now.tv_nsec)
 }
 
-/// Makes the group `name` of a VM and moves the process into it.
-pub(super) fn enter(name: &str, pid: i32, bounds: Bounds) -> Result<(), Fail> {
-    let failed = |error: String| Fail::new("the VM gets no control group").because(error);
-    let hierarchies = Hierarchies::find().ok_or_else(|| failed("no hierarchy is mounted".into()))?;
-    let entered = match &hierarchies {
-        Hierarchies::Unified(at) => enter_unified(at, name, pid, bounds),
-        Hierarchies::Each(each) => {
-            each.iter().try_for_each(|(controller, at)| enter_one(controller, at, name, pid, bounds))
+/// A VM's group. Its VMM is forked into it: to move a process the kernel waits until all CPUs have looked up, some 10 ms.
+pub(super) enum Group {
+    Unified(Dir),
+    /// One in each controller's hierarchy.
+    Each(Vec<(&'static str, Dir)>),
+}
+
+impl Group {
+    /// Makes the group `name`, which nobody has.
+    pub(super) fn make(name: &str) -> Result<Group, Fail> {
+        let failed = |error: String| Fail::new("the VM gets no control group").because(error);
+        let hierarchies = Hierarchies::find().ok_or_else(|| failed("no hierarchy is mounted".into()))?;
+        let made = match &hierarchies {
+            Hierarchies::Unified(at) => make_unified(at, name).map(Group::Unified),
+            Hierarchies::Each(each) => {
+                let one = |(controller, at): &(&'static str, String)| {
+                    let parent = Dir::open(at)?.enter_or_make(PARENT, 0o755)?;
+                    Ok((*controller, parent.make_dir(name, 0o755)?))
+                };
+                each.iter().map(one).collect::<Result<_, CallError>>().map(Group::Each)
+            }
+        };
+        made.map_err(|error| failed(error.to_string()))
+    }
+
+    /// Bounds what is in it.
+    pub(super) fn bound(&self, bounds: Bounds) -> Result<(), Fail> {
+        let done = match self {
+            Group::Unified(group) => bounds.unified().into_iter().try_for_each(|(file, value)| {
+                match write(group, file, &value) {
+                    // A machine without swap has no such file.
+                    Err(error) if error.is_missing() && file == "memory.swap.max" => Ok(()),
+                    other => other,
+                }
+            }),
+            Group::Each(each) => each.iter().try_for_each(|(controller, group)| {
+                bounds.of_controller(controller).into_iter().try_for_each(|(file, value)| set(group, file, &value))
+            }),
+        };
+        done.map_err(|error| Fail::new("the VM's control group has not all of its bounds").because(error))
+    }
+
+    /// Forks the child of `plan` into it.
+    pub(super) fn hold(&self, plan: &Plan<'_>) -> Result<Held, String> {
+        let fork = |group| spawn::hold(&Plan { group, ..*plan }).map_err(|error| format!("clone3: {error}"));
+        match self {
+            Group::Unified(group) => fork(Some(group.as_fd())),
+            // A fork begins where its thread is. This one is here for nothing else.
+            Group::Each(each) => std::thread::scope(|scope| {
+                let thread = std::thread::Builder::new().name("group".into()).stack_size(128 << 10);
+                let forked = thread.spawn_scoped(scope, || {
+                    let joined = each.iter().try_for_each(|(_, group)| write(group, "tasks", "0"));
+                    joined.map_err(|error| error.to_string())?;
+                    fork(None)
+                });
+                let forked = forked.map_err(|error| format!("a thread: {error}"))?;
+                forked.join().unwrap_or_else(|_| Err("the thread panicked".to_owned()))
+            }),
         }
-    };
-    entered.map_err(|error| failed(error.to_string()))
+    }
 }
 
-fn enter_unified(at: &str, name: &str, pid: i32, bounds: Bounds) -> Result<(), CallError> {
+fn make_unified(at: &str, name: &str) -> Result<Dir, CallError> {
     let top = Dir::open(at)?;
-    let parent = make(&top, PARENT)?;
+    let parent = top.enter_or_make(PARENT, 0o755)?;
     for dir in [&top, &parent] {
         for controller in CONTROLLERS {
             // Refused where processes are beside the groups (a container's own top): the bound's file is missing then.
             let _ = write(dir, "cgroup.subtree_control", &format!("+{controller}"));
         }
     }
-    let group = make(&parent, name)?;
-    // First: what a VMM forks is to end with it, bounded or not.
-    write(&group, "cgroup.procs", &pid.to_string())?;
-    for (file, value) in bounds.unified() {
-        match write(&group, file, &value) {
-            // A machine without swap has no such file.
-            Err(error) if error.is_missing() && file == "memory.swap.max" => {}
-            other => other?,
-        }
-    }
-    Ok(())
-}
-
-fn enter_one(controller: &str, at: &str, name: &str, pid: i32, bounds: Bounds) -> Result<(), CallError> {
-    let group = make(&make(&Dir::open(at)?, PARENT)?, name)?;
-    for (file, value) in bounds.of_controller(controller) {
-        set(&group, file, &value)?;
-    }
-    write(&group, "cgroup.procs", &pid.to_string())
+    parent.make_dir(name, 0o755)
 }
 
 /// Ends what is still in a VM's group, and takes the group away. Success where there is none.
@@ -164,7 +200,7 @@ pub(super) fn remove(name: &str) -> Result<(), Fail> {
             Err(error) => return Err(failed(error)),
         }
     }
-    // Before anything is killed: what forks without end forks no more.
+    // Before anything is killed: what forks without end forks no more, also where nothing freezes it.
     for group in parents.iter().filter_map(|parent| parent.dir(name).ok()) {
         set(&group, "pids.max", "0").map_err(failed)?;
     }
@@ -173,15 +209,19 @@ pub(super) fn remove(name: &str) -> Result<(), Fail> {
 
 fn remove_from(parent: &Dir, name: &str, until: Instant) -> Result<(), CallError> {
     let mut pause = Duration::from_micros(200);
+    // Who ends already, as QEMU does with its front-end, has only to be waited for: it would not stand still any more.
+    let mut is_whole = false;
     loop {
         match parent.remove_dir(name) {
             Err(error) if error.errno() == Errno::BUSY && Instant::now() < until => {}
             other => return other.map(|_| ()),
         }
-        match parent.dir(name).and_then(|group| kill(&group)) {
+        match parent.dir(name).and_then(|group| if is_whole { kill(&group) } else { kill_each(&group) }) {
+            Ok(killed) => wait_ends(&killed, until.min(Instant::now() + END_TIME)),
             Err(error) if !error.is_missing() => return Err(error),
-            _ => {}
+            Err(_) => {}
         }
+        is_whole = true;
         #[allow(
             clippy::disallowed_methods,
             reason = "the kernel tells nobody that a group of the first version is empty"
@@ -191,34 +231,79 @@ fn remove_from(parent: &Dir, name: &str, until: Instant) -> Result<(), CallError
     }
 }
 
-/// Kills every process of a group: by the kernel at once, or, where it can't, each that is in it.
-fn kill(group: &Dir) -> Result<(), CallError> {
-    match write(group, "cgroup.kill", "1") {
-        Err(error) if error.is_missing() => {}
-        other => return other,
+/// Waits for the ends of those that were killed.
+fn wait_ends(killed: &[PidFd], until: Instant) {
+    for process in killed {
+        process.wait_end(until.saturating_duration_since(Instant::now()));
     }
+}
+
+/// Kills every process of a group: by the kernel at once, or, where it can't, each that is in it while all stand still.
+fn kill(group: &Dir) -> Result<Vec<PidFd>, CallError> {
+    match write(group, "cgroup.kill", "1") {
+        Ok(()) => open_each(group),
+        Err(error) if error.is_missing() => kill_frozen(group),
+        Err(error) => Err(error),
+    }
+}
+
+/// How a group is stopped: the file that says so, its two values, and where it tells that all stand still.
+struct Freezer {
+    file: &'static str,
+    stop: &'static str,
+    go: &'static str,
+    state: &'static str,
+    stands: &'static str,
+}
+
+const FREEZERS: [Freezer; 2] = [
+    Freezer { file: "cgroup.freeze", stop: "1", go: "0", state: "cgroup.events", stands: "frozen 1" },
+    Freezer { file: "freezer.state", stop: "FROZEN", go: "THAWED", state: "freezer.state", stands: "FROZEN" },
+];
+
+/// Kills each process of a group. What stands still forks nothing; who is killed by then dies when all may go on. A group
+/// that a helper's death leaves standing is the next one's to end.
+fn kill_frozen(group: &Dir) -> Result<Vec<PidFd>, CallError> {
+    let frozen = freeze(group)?;
+    let killed = kill_each(group);
+    frozen.map_or(Ok(()), |freezer| write(group, freezer.file, freezer.go)).and(killed)
+}
+
+/// Has all of a group stand still, or most, where one takes too long. `None` where this group can't be stopped.
+fn freeze(group: &Dir) -> Result<Option<&'static Freezer>, CallError> {
+    for freezer in &FREEZERS {
+        match write(group, freezer.file, freezer.stop) {
+            Err(error) if error.is_missing() => continue,
+            stopped => stopped?,
+        }
+        let until = Instant::now() + FREEZE_TIME;
+        while !read(group, freezer.state)?.lines().any(|line| line == freezer.stands) && Instant::now() < until {
+            #[allow(clippy::disallowed_methods, reason = "the kernel tells nobody that a group stands still")]
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        return Ok(Some(freezer));
+    }
+    Ok(None)
+}
+
+/// Kills those that are in a group now.
+fn kill_each(group: &Dir) -> Result<Vec<PidFd>, CallError> {
+    let members = open_each(group)?;
+    for process in &members {
+        let _ = process.send_signal(libc::SIGKILL);
+    }
+    Ok(members)
+}
+
+/// Those that are in a group now. One that has gone meanwhile is what was wanted.
+fn open_each(group: &Dir) -> Result<Vec<PidFd>, CallError> {
     let members = || -> Result<Vec<i32>, CallError> {
         Ok(read(group, "cgroup.procs")?.lines().filter_map(|line| line.parse().ok()).collect())
     };
-    // One that has gone meanwhile is what was wanted. A number can be taken again in between: so all are opened, and
-    // looked for in the group once more.
-    let opened: Vec<_> = members()?.into_iter().filter_map(|pid| Some((pid, pidfd::open(pid).ok()?))).collect();
+    // A number can be taken again in between: so all are opened, and looked for in the group once more.
+    let opened: Vec<_> = members()?.into_iter().filter_map(|pid| pidfd::open(pid).ok()).collect();
     let still: HashSet<i32> = members()?.into_iter().collect();
-    for (_, process) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
-        let _ = process.send_signal(libc::SIGKILL);
-    }
-    Ok(())
-}
-
-fn make(above: &Dir, name: &str) -> Result<Dir, CallError> {
-    match above.dir(name) {
-        Err(error) if error.is_missing() => {}
-        other => return other,
-    }
-    match above.make_dir(name, 0o755) {
-        Err(error) if error.errno() == Errno::EXIST => above.dir(name),
-        other => other,
-    }
+    Ok(opened.into_iter().filter(|process| still.contains(&process.pid())).collect())
 }
 
 /// A bound; one that this kernel doesn't know is not there to be set.
@@ -229,62 +314,97 @@ fn set(group: &Dir, file: &str, value: &str) -> Result<(), CallError> {
     }
 }
 
-fn write(dir: &Dir, file: &str, value: &str) -> Result<(), CallError> {
-    let open = dir.open_at(file, OFlags::WRONLY, 0)?;
-    File::from(open).write_all(value.as_bytes()).map_err(|error| told(dir, "write", file, &error))
-}
-
-fn read(dir: &Dir, file: &str) -> Result<String, CallError> {
-    let mut text = String::new();
-    let open = dir.open_at(file, OFlags::RDONLY, 0)?;
-    File::from(open).take(1 << 20).read_to_string(&mut text).map_err(|error| told(dir, "read", file, &error))?;
-    Ok(text)
-}
-
-fn told(dir: &Dir, call: &str, file: &str, error: &std::io::Error) -> CallError {
-    let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
-    CallError::new(format!("{call}({}/{file})", dir.path()), errno)
-}
-
-/// Where the first mount is that `fits` its file system and its super block's options; proc_pid_mountinfo(5).
-fn mount(mounts: &str, fits: impl Fn(&str, &str) -> bool) -> Option<String> {
-    mounts.lines().find_map(|line| {
-        let (mount, system) = line.split_once(" - ")?;
-        let mut system = system.split(' ');
-        let (kind, options) = (system.next()?, system.nth(1)?);
-        fits(kind, options).then(|| mount.split(' ').nth(4).map(str::to_owned))?
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn hierarchies_are_found_by_the_kernels_table() {
-        let mounts = "31 29 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
-                      32 29 0:28 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n";
-        assert_eq!(mount(mounts, |kind, _| kind == "cgroup2").unwrap(), "/sys/fs/cgroup/unified");
-        assert_eq!(mount(mounts, |_, options| options.contains("memory")).unwrap(), "/sys/fs/cgroup/memory");
-    }
-
-    #[test]
     fn bounds_leave_the_vmm_room() {
-        let bounds = Bounds { mib: 256, vcpus: 2, translates: false };
+        let bounds = Bounds { mib: 256, vcpus: 2, processes: 1024, translates: false };
         assert_eq!(bounds.bytes(), (256 + 32 + 640) << 20);
         assert_eq!(Bounds { translates: true, ..bounds }.bytes(), (256 + 32 + 640 + 1024) << 20);
         assert!(bounds.unified().contains(&("cpu.weight", "200".into())));
     }
 
+    fn held(group: &Group, program: &str, argv: &[&std::ffi::CStr]) -> Held {
+        let program = std::fs::File::open(program).unwrap();
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
+        let argv: Vec<std::ffi::CString> = argv.iter().map(|word| (*word).to_owned()).collect();
+        let plan = Plan {
+            program: program.as_fd(),
+            is_script: false,
+            argv: &argv,
+            user: None,
+            input: null.as_fd(),
+            output: null.as_fd(),
+            passed: null.as_fd(),
+            open_files: 64,
+            oom_score_adj: c"0",
+            new_pid_namespace: false,
+            group: None,
+        };
+        group.hold(&plan).unwrap()
+    }
+
+    /// What is one process at each moment and another one at the next: whoever reads a list of them comes too late. No
+    /// bound for processes hinders it here.
     #[test]
-    fn a_process_enters_and_goes_with_its_group() {
-        let name = format!("test-{}", std::process::id());
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        enter(&name, child.id().cast_signed(), Bounds { mib: 64, vcpus: 1, translates: false }).unwrap();
-        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
+    fn a_process_that_forks_away_is_caught_where_it_is_frozen() {
+        const CHAIN: &std::ffi::CStr = c"$until = time + 20; while (time < $until) { exit if fork }";
+        let mounts = Mounts::read().unwrap();
+        let places = [(mounts.unified(), "cgroup.freeze"), (mounts.of_controller(FREEZER), "freezer.state")];
+        let places: Vec<_> = places.into_iter().filter_map(|(at, file)| Some((at?, file))).collect();
+        assert!(!places.is_empty(), "no control groups here");
+        for (at, file) in places {
+            let name = name(&VmId::new("chain").unwrap());
+            let parent = Dir::open(&at).unwrap().enter_or_make(PARENT, 0o755).unwrap();
+            let dir = parent.make_dir(&name, 0o755).unwrap();
+            let group = match file {
+                "cgroup.freeze" => Group::Unified(parent.dir(&name).unwrap()),
+                _ => Group::Each(vec![(FREEZER, parent.dir(&name).unwrap())]),
+            };
+            let held = held(&group, "/usr/bin/perl", &[c"perl", c"-e", CHAIN]);
+            let first = format!("{}\n", held.pid());
+            let first_ended = held.release(Duration::from_secs(10)).unwrap();
+            let members = || read(&dir, "cgroup.procs").unwrap();
+            let until = Instant::now() + Duration::from_secs(10);
+            while members() == first && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            // As a helper leaves it that is killed here.
+            freeze(&dir).unwrap();
+            let standing = members();
+            for _ in 0..2000 {
+                assert_eq!(members(), standing, "{file}");
+            }
+            kill_frozen(&dir).unwrap();
+            let killed = Instant::now();
+            while !members().is_empty() {
+                assert!(killed.elapsed() < Duration::from_secs(10), "{file}: {} is there still", members().trim());
+                std::thread::yield_now();
+            }
+            let ended = rustix::process::WaitId::PidFd(first_ended.as_fd());
+            rustix::process::waitid(ended, rustix::process::WaitIdOptions::EXITED).unwrap();
+            remove_from(&parent, &name, Instant::now() + LEAVE_TIME).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_process_is_forked_into_a_group_and_goes_with_it() {
+        let name = name(&VmId::new("test").unwrap());
+        let group = Group::make(&name).unwrap();
+        group.bound(Bounds { mib: 64, vcpus: 1, processes: 1024, translates: false }).unwrap();
+        assert!(Group::make(&name).is_err(), "its name is its own");
+        let held = held(&group, "/bin/sleep", &[c"sleep", c"600"]);
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", held.pid())).unwrap();
         assert!(groups.contains(&format!("/banger/{name}")), "{groups}");
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        assert!(!own.contains(&name), "{own}");
+        let sleep = held.release(Duration::from_secs(10)).unwrap();
         remove(&name).unwrap();
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(libc::SIGKILL));
+        let ended = rustix::process::WaitId::PidFd(sleep.as_fd());
+        let status = rustix::process::waitid(ended, rustix::process::WaitIdOptions::EXITED).unwrap().unwrap();
+        assert_eq!(status.terminating_signal(), Some(libc::SIGKILL));
         remove(&name).unwrap();
     }
 }

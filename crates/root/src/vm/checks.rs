@@ -5,9 +5,9 @@
 //! whoever exchanges a file in between gets at nothing that was not his already.
 
 use super::devices::{Device, Neighbours};
-use super::jail;
 use super::record;
 use super::sockets;
+use super::{contents, jail, layer};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::places::Purpose;
@@ -18,7 +18,7 @@ use wire::code::shown;
 use wire::image::Image;
 use wire::path::HostPath;
 use wire::units::Mebibytes;
-use wire::vm::{Drive, Jailer, Launch};
+use wire::vm::{Drive, Jailer, Launch, Saved, Start};
 
 /// The least that can hold anything: a sector.
 const MIN_DRIVE: u64 = 512;
@@ -28,13 +28,37 @@ pub(super) struct Checked {
     pub(super) program: Program,
     /// The jailer's, where a jail is asked for.
     pub(super) jailer: Option<Program>,
-    pub(super) kernel: File,
-    pub(super) initrd: Option<File>,
+    /// What the guest begins with.
+    pub(super) start: OpenStart,
+    /// The drives in their order, and behind them what else of the VM's no other VM may write.
     pub(super) drives: Vec<record::Drive>,
     /// The drives' files, in their order.
     pub(super) opened: Vec<Opened>,
     pub(super) socket_dir: Dir,
     pub(super) vsock_dir: Dir,
+}
+
+/// A guest's beginning, open.
+pub(super) enum OpenStart {
+    /// A kernel and its initial RAM disk.
+    Boot { kernel: File, initrd: Option<File> },
+    /// A saved VM.
+    Restore(OpenSaved),
+}
+
+/// A saved VM, open.
+pub(super) struct OpenSaved {
+    pub(super) state: File,
+    pub(super) memory: File,
+    /// The root drive's layer, to be written.
+    pub(super) layer: Option<OpenLayer>,
+}
+
+/// A root drive's layer, empty yet.
+pub(super) struct OpenLayer {
+    pub(super) file: File,
+    /// Bytes of the drive.
+    pub(super) size: u64,
 }
 
 /// What is behind a drive, open.
@@ -51,11 +75,28 @@ pub(super) fn all(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Resul
     let vsock_dir = sockets::directory(host, &asked.vsock, "vsock_path")?;
     output(host, &asked.log, "log_path")?;
     output(host, &asked.metrics, "metrics_path")?;
-    let kernel = kernel(host, &asked.kernel)?;
-    let initrd = asked.initrd.as_ref().map(|path| initrd(host, path)).transpose()?;
+    let (mut start, saved) = match &asked.start {
+        Start::Boot(boot) => {
+            let kernel = kernel(host, &boot.kernel)?;
+            let initrd = boot.initrd.as_ref().map(|path| initrd(host, path)).transpose()?;
+            (OpenStart::Boot { kernel, initrd }, Vec::new())
+        }
+        Start::Restore(saved) => {
+            let (opened, records) = self::saved(host, saved, asked.memory)?;
+            (OpenStart::Restore(opened), records)
+        }
+    };
     let program = Program::open(asked.program.as_str(), &host.settings.vmm_names)?;
-    let drives = asked.drives.iter().map(|each| drive(host, each, others)).collect::<Result<Vec<_>, Fail>>()?;
-    let (drives, opened): (Vec<_>, Vec<_>) = drives.into_iter().unzip();
+    let is_layered = matches!(&asked.start, Start::Restore(Saved { layer: Some(_), .. }));
+    let drives = asked.drives.iter().map(|each| drive(host, each, is_layered && each.is_root, others));
+    let drives = drives.collect::<Result<Vec<_>, Fail>>()?;
+    let (mut drives, opened): (Vec<_>, Vec<_>) = drives.into_iter().unzip();
+    drives.extend(saved);
+    if let (Start::Restore(Saved { layer: Some(path), .. }), OpenStart::Restore(saved)) = (&asked.start, &mut start) {
+        let (layer, record) = layer(host, asked, path, &opened)?;
+        saved.layer = Some(layer);
+        drives.push(record);
+    }
     for (nth, drive) in drives.iter().enumerate() {
         if drives[..nth].iter().any(|other| drive.clashes(other)) {
             return Err(Fail::new("drives: the same file is behind two of them, and one is writable"));
@@ -63,7 +104,55 @@ pub(super) fn all(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Resul
     }
     let jailer = asked.jailer.as_ref().map(|jailer| jailer_program(host, jailer)).transpose()?;
     memory(asked.memory)?;
-    Ok(Checked { program, jailer, kernel, initrd, drives, opened, socket_dir, vsock_dir })
+    Ok(Checked { program, jailer, start, drives, opened, socket_dir, vsock_dir })
+}
+
+/// A saved VM's state and memory: the owner's, and nobody else's to write. Beside them what a record says of the two: as
+/// long as the VM runs no other one writes them.
+fn saved(host: &Host, saved: &Saved, memory: Mebibytes) -> Result<(OpenSaved, Vec<record::Drive>), Fail> {
+    let opened = |path: &HostPath, field: &str| {
+        let file = open(host, path, Purpose::Read, field)?;
+        let facts = not_empty(&file, path, field)?;
+        owners_alone(host, &facts, path, field)?;
+        Ok::<_, Fail>((file, facts.size, record::Drive { dev: facts.dev, ino: facts.ino, read_only: true }))
+    };
+    let (state, _, state_record) = opened(&saved.state, "snapshot.state_path")?;
+    let (file, size, memory_record) = opened(&saved.memory, "snapshot.mem_path")?;
+    if size != memory.0 << 20 {
+        let path = shown(saved.memory.as_str());
+        return Err(Fail::new(format!(
+            "snapshot.mem_path: {path} has {size} bytes, and memory_mib says {} MiB",
+            memory.0
+        )));
+    }
+    Ok((OpenSaved { state, memory: file, layer: None }, vec![state_record, memory_record]))
+}
+
+fn owners_alone(host: &Host, facts: &Facts, path: &HostPath, field: &str) -> Result<(), Fail> {
+    if facts.uid == host.owner.uid && facts.mode & 0o022 == 0 {
+        return Ok(());
+    }
+    let path = shown(path.as_str());
+    Err(Fail::new(format!("{field}: {path} must be the owner's and writable by nobody else: chmod go-w it")))
+}
+
+/// The root drive's layer, which must be empty.
+fn layer(host: &Host, asked: &Launch, path: &HostPath, opened: &[Opened]) -> Result<(OpenLayer, record::Drive), Fail> {
+    const FIELD: &str = "snapshot.layer_path";
+    if !contents::is_qemus(&asked.program) {
+        return Err(Fail::new(format!("{FIELD}: Firecracker knows no layers: give it a root drive of its own")));
+    }
+    let root = asked.drives.iter().zip(opened).find(|(drive, _)| drive.is_root && !drive.read_only);
+    let Some((_, Opened::File(base))) = root else {
+        return Err(Fail::new(format!("{FIELD}: the root drive can't be written, so it needs none")));
+    };
+    let looked = |error| Fail::new(format!("{FIELD}: can't be looked at")).because(error);
+    let size = Facts::of(base).map_err(looked)?.size;
+    let file = open(host, path, Purpose::ReadWrite, FIELD)?;
+    layer::check(&file, path, size)?;
+    let facts = Facts::of(&file).map_err(looked)?;
+    owners_alone(host, &facts, path, FIELD)?;
+    Ok((OpenLayer { file, size }, record::Drive { dev: facts.dev, ino: facts.ino, read_only: false }))
 }
 
 /// A file that the VMM appends to: where it is there, the owner may write it; where not, it is made later.
@@ -127,7 +216,8 @@ fn jailer_program(host: &Host, jailer: &Jailer) -> Result<Program, Fail> {
     Ok(program)
 }
 
-fn drive(host: &Host, drive: &Drive, others: &Neighbours<'_>) -> Result<(record::Drive, Opened), Fail> {
+/// `is_base`: a layer takes what is written to it, and it must stay as it is.
+fn drive(host: &Host, drive: &Drive, is_base: bool, others: &Neighbours<'_>) -> Result<(record::Drive, Opened), Fail> {
     const FIELD: &str = "drives";
     let path = match &drive.image {
         Image::File(path) => path,
@@ -141,13 +231,17 @@ fn drive(host: &Host, drive: &Drive, others: &Neighbours<'_>) -> Result<(record:
             return Ok((record, Opened::Device(device)));
         }
     };
-    let purpose = if drive.read_only { Purpose::Read } else { Purpose::ReadWrite };
+    let read_only = drive.read_only || is_base;
+    let purpose = if read_only { Purpose::Read } else { Purpose::ReadWrite };
     let file = open(host, path, purpose, FIELD)?;
     let facts = not_empty(&file, path, FIELD)?;
     if facts.size < MIN_DRIVE {
         return Err(Fail::new(format!("{FIELD}: {} is smaller than a sector", shown(path.as_str()))));
     }
-    let record = record::Drive { dev: facts.dev, ino: facts.ino, read_only: drive.read_only };
+    if is_base {
+        owners_alone(host, &facts, path, FIELD)?;
+    }
+    let record = record::Drive { dev: facts.dev, ino: facts.ino, read_only };
     Ok((record, Opened::File(file)))
 }
 

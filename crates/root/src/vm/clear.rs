@@ -21,7 +21,10 @@ impl Ground {
     /// between comes back to it. Where something stays the record does too: the next helper tries again.
     pub(super) fn clear(&self, record: &Record) {
         // What it forked could still fill its jail.
-        let group = self.is_done(cgroup::remove(&cgroup::name(record)), "vm control group stays", record);
+        let group = record
+            .control_group
+            .as_ref()
+            .is_none_or(|name| self.is_done(cgroup::remove(name), "vm control group stays", record));
         let sockets = [(&record.socket, jail::API_SOCKET), (&record.vsock, jail::VSOCK)].map(|(socket, name)| {
             let removed = match &record.jail {
                 None => sockets::remove(&self.runtime, &self.owner, socket),

@@ -2,6 +2,7 @@
 
 use crate::fail::Fail;
 use rustix::fs::{MemfdFlags, SealFlags};
+use serde_json::json;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use wire::firecracker::{
@@ -9,26 +10,26 @@ use wire::firecracker::{
     NetworkInterface, ResourceId, VmConfig, Vsock,
 };
 use wire::name::vm_id::VmId;
-use wire::vm::Launch;
+use wire::vm::{Boot, Launch};
 
 /// The one network interface's id, which the contract gives.
 const INTERFACE: &str = "1";
 
 /// The configuration of a VM that runs outside a jail: the paths in it are the host's. The VMM opens them itself, with
 /// the owner's rights; a path that the owner exchanges in between leads to nothing that he could not open.
-pub(crate) fn of(asked: &Launch) -> Result<VmConfig, Fail> {
-    describe(asked).map_err(|invalid| Fail::new(format!("the VM can't be described to a VMM: {invalid}")))
+pub(crate) fn of(asked: &Launch, boot: &Boot) -> Result<VmConfig, Fail> {
+    describe(asked, boot).map_err(|invalid| Fail::new(format!("the VM can't be described to a VMM: {invalid}")))
 }
 
 /// The same for a VM in a jail: the paths in it are the jail's, and its output is its log.
-pub(crate) fn jailed(asked: &Launch) -> Result<VmConfig, Fail> {
-    let mut config = of(asked)?;
+pub(crate) fn jailed(asked: &Launch, boot: &Boot) -> Result<VmConfig, Fail> {
+    let mut config = of(asked, boot)?;
     let inside = move || {
         config.logger = None;
         config.metrics = None;
         if let Some(source) = &mut config.boot_source {
             source.kernel_image_path = HostPath::new("/vmlinux")?;
-            source.initrd_path = asked.initrd.as_ref().map(|_| HostPath::new("/initrd")).transpose()?;
+            source.initrd_path = boot.initrd.as_ref().map(|_| HostPath::new("/initrd")).transpose()?;
         }
         for (drive, asked) in config.drives.iter_mut().zip(&asked.drives) {
             drive.path_on_host = Some(HostPath::new(format!("/{}", asked.id))?);
@@ -41,7 +42,7 @@ pub(crate) fn jailed(asked: &Launch) -> Result<VmConfig, Fail> {
     inside().map_err(|invalid| Fail::new(format!("the VM can't be described to a VMM: {invalid}")))
 }
 
-fn describe(asked: &Launch) -> Result<VmConfig, Invalid> {
+fn describe(asked: &Launch, boot: &Boot) -> Result<VmConfig, Invalid> {
     let drives = asked.drives.iter().map(|drive| {
         Ok(Drive {
             drive_id: ResourceId::new(drive.id.for_firecracker())?,
@@ -56,9 +57,9 @@ fn describe(asked: &Launch) -> Result<VmConfig, Invalid> {
         })
     });
     let boot_source = BootSource {
-        kernel_image_path: HostPath::new(asked.kernel.as_str())?,
-        initrd_path: asked.initrd.as_ref().map(|path| HostPath::new(path.as_str())).transpose()?,
-        boot_args: Some(BootArgs::new(asked.kernel_args.as_str())?),
+        kernel_image_path: HostPath::new(boot.kernel.as_str())?,
+        initrd_path: boot.initrd.as_ref().map(|path| HostPath::new(path.as_str())).transpose()?,
+        boot_args: Some(BootArgs::new(boot.kernel_args.as_str())?),
     };
     let interface = NetworkInterface {
         iface_id: ResourceId::new(INTERFACE)?,
@@ -95,6 +96,19 @@ fn describe(asked: &Launch) -> Result<VmConfig, Invalid> {
         memory_hotplug: None,
         pmem: Vec::new(),
     })
+}
+
+/// The body of `PUT /snapshot/load` for a VM in a jail: only the tap is another than the saved one's, and what lies in the
+/// jail has the names that it had there.
+pub(super) fn load(asked: &Launch, state: &str, memory: &str) -> String {
+    let tap = json!({"iface_id": INTERFACE, "host_dev_name": asked.tap.as_str()});
+    json!({
+        "snapshot_path": state,
+        "mem_backend": {"backend_type": "File", "backend_path": memory},
+        "network_overrides": [tap],
+        "resume_vm": true,
+    })
+    .to_string()
 }
 
 /// The guest's MAC address: the same for the same VM, locally administered, of no group.

@@ -1,15 +1,17 @@
 //! What a jailed VMM finds beside itself: the kernel, the initial RAM disk, the drives; for a dynamic program its
 //! libraries, and for QEMU's front-end QEMU.
 
-use super::checks::{Checked, Opened};
+use super::checks::{Checked, OpenStart, Opened};
+use super::jail;
 use super::stage::Piece;
 use crate::fail::Fail;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::creds::Identity;
 use sys::dir::{CallError, Dir};
 use sys::mount;
 use wire::path::ProgramPath;
-use wire::vm::Launch;
+use wire::vm::{Jailer, Launch, Start};
 
 /// Where libraries and the loader of programs are, whether by itself or by a link into `/usr`.
 const LIBRARIES: [&str; 6] = ["usr/lib", "usr/lib32", "usr/lib64", "lib", "lib32", "lib64"];
@@ -24,16 +26,34 @@ const QEMUS_FRONT_END: &str = "banger-qemu";
 /// Where QEMU's front-end makes the file that is the guest's memory, where it has no `/proc` to name a descriptor by.
 const MEMORY: &str = "tmp";
 
+/// A saved VM, in the jail of one that goes on from it: state, memory where it is not passed, layer.
+pub(super) const STATE: &str = "etc/snapshot/state";
+pub(super) const SAVED_MEMORY: &str = "etc/snapshot/memory";
+pub(super) const LAYER: &str = "etc/snapshot/layer";
+
 /// All of it, copied from the mounts that it is on.
 pub(super) fn pieces(asked: &Launch, checked: &Checked, owner: &Identity) -> Result<Vec<Piece>, Fail> {
     let failed = |error: CallError| Fail::new("the VM's jail can't be furnished").because(error);
-    let mut pieces = vec![Piece::file("vmlinux", &checked.kernel, true).map_err(failed)?];
-    if let Some(initrd) = &checked.initrd {
-        pieces.push(Piece::file("initrd", initrd, true).map_err(failed)?);
+    let mut pieces = Vec::new();
+    let mut add = |at: &str, file: &File, read_only| {
+        Piece::file(at, file, read_only).map(|piece| pieces.push(piece)).map_err(failed)
+    };
+    match &checked.start {
+        OpenStart::Boot { kernel, initrd } => {
+            add("vmlinux", kernel, true)?;
+            initrd.as_ref().map_or(Ok(()), |initrd| add("initrd", initrd, true))?;
+        }
+        OpenStart::Restore(saved) => {
+            add(STATE, &saved.state, true)?;
+            if !takes_memory(asked) {
+                add(SAVED_MEMORY, &saved.memory, true)?;
+            }
+            saved.layer.as_ref().map_or(Ok(()), |layer| add(LAYER, &layer.file, false))?;
+        }
     }
-    for (drive, opened) in asked.drives.iter().zip(&checked.opened) {
+    for ((drive, record), opened) in asked.drives.iter().zip(&checked.drives).zip(&checked.opened) {
         pieces.push(match opened {
-            Opened::File(file) => Piece::file(drive.id.as_str(), file, drive.read_only).map_err(failed)?,
+            Opened::File(file) => Piece::file(drive.id.as_str(), file, record.read_only).map_err(failed)?,
             Opened::Device(device) => Piece::device(drive.id.as_str(), device.number, !drive.read_only),
         });
     }
@@ -54,6 +74,13 @@ pub(super) fn pieces(asked: &Launch, checked: &Checked, owner: &Identity) -> Res
         }
     }
     Ok(pieces)
+}
+
+/// Whether a VM that goes on from a saved one is passed its memory: by a jailer that leaves it a descriptor, to a VMM that
+/// maps one. Others read the file.
+pub(super) fn takes_memory(asked: &Launch) -> bool {
+    let is_ours = |jailer: &Jailer| jailer.program.as_str().rsplit('/').next() == Some(jail::OUR_JAILER);
+    matches!(asked.start, Start::Restore(_)) && is_qemus(&asked.program) && asked.jailer.as_ref().is_some_and(is_ours)
 }
 
 /// Whether that VMM is QEMU behind its front-end.

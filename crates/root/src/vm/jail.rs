@@ -20,6 +20,8 @@ use wire::vm::Jailer;
 
 /// What every jail's parent is called, whatever its VMM's program is.
 pub(super) const PROGRAM: &str = "firecracker";
+/// This project's jailer.
+pub(super) const OUR_JAILER: &str = "banger-jailer";
 /// The VMM's API socket in its jail.
 pub(super) const API_SOCKET: &str = "firecracker.socket";
 /// Its vsock's.
@@ -37,6 +39,11 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
+    /// A jail that is to be made.
+    pub(super) fn wanted(jailer: &Jailer, vm_id: &VmId) -> Mark {
+        Mark { path: path(jailer, vm_id), dev: 0, ino: 0 }
+    }
+
     /// Where the VM's socket `name` is, seen from the host.
     pub(super) fn socket(&self, name: &str) -> String {
         format!("{}/root/{name}", self.path)
@@ -121,7 +128,7 @@ impl Jail {
         let path = path(jailer, vm_id);
         let failed = |error: CallError| Fail::new(format!("jailer: {} can't be made", shown(&path))).because(error);
         let base = base(place(host, &jailer.chroot_base), &jailer.chroot_base, &host.owner)?;
-        let above = enter_or_make(&base, PROGRAM, 0o711).map_err(failed)?;
+        let above = base.enter_or_make(PROGRAM, 0o711).map_err(failed)?;
         let name = vm_id.as_str();
         let made = match above.make_dir(name, 0o711) {
             Err(error) if error.errno() == Errno::EXIST => {
@@ -162,7 +169,7 @@ impl Jail {
     /// A new empty directory in it, of root's, for something to be put on.
     pub(super) fn dir(&self, path: &str) -> Result<(), CallError> {
         let (dir, name) = self.folder_of(path)?;
-        enter_or_make(dir.as_ref().unwrap_or(&self.root), name, 0o755).map(|_| ())
+        dir.as_ref().unwrap_or(&self.root).enter_or_make(name, 0o755).map(|_| ())
     }
 
     /// A symlink in it.
@@ -176,7 +183,7 @@ impl Jail {
         let name = parts.next_back().unwrap_or(path);
         let mut dir = None;
         for part in parts {
-            dir = Some(enter_or_make(dir.as_ref().unwrap_or(&self.root), part, 0o755)?);
+            dir = Some(dir.as_ref().unwrap_or(&self.root).enter_or_make(part, 0o755)?);
         }
         Ok((dir, name))
     }
@@ -199,21 +206,10 @@ fn base(place: &Place, base: &HostPath, owner: &Identity) -> Result<Dir, Fail> {
     let made = owner.run_as(|| {
         let mut dir = place.dir().dir(".")?;
         for part in base.below().split('/') {
-            dir = enter_or_make(&dir, part, 0o711)?;
+            dir = dir.enter_or_make(part, 0o711)?;
         }
         Ok::<_, CallError>(())
     });
     made.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
     place.open_dir(base, owner).map_err(Fail::from)
-}
-
-fn enter_or_make(above: &Dir, name: &str, mode: u32) -> Result<Dir, CallError> {
-    match above.dir(name) {
-        Err(error) if error.is_missing() => {}
-        other => return other,
-    }
-    match above.make_dir(name, mode) {
-        Err(error) if error.errno() == Errno::EXIST => above.dir(name),
-        other => other,
-    }
 }

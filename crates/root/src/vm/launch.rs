@@ -1,15 +1,17 @@
 //! The launch of a VM: all checked, then done step by step, so that a failure leaves nothing and a kill nothing that
 //! the next helper would not find.
 
-use super::answer::{Awaited, NotRunning, news_of};
-use super::checks::{self, Checked, Opened};
+use super::answer::{Awaited, NotRunning};
+use super::cgroup::{self, Group};
+use super::checks::{self, Checked, OpenSaved, OpenStart, Opened};
 use super::devices::{self, Neighbours};
 use super::given::{OOM_SCORE_ADJ, arguments, kvm_group, null, open_files};
 use super::jail::Jail;
 use super::live;
+use super::memories::Bounds;
 use super::record::{Phase, Process, Record, Socket};
 use super::stage::{self, Stage};
-use super::{cgroup, config, contents, jail, sockets, tap};
+use super::{config, contents, jail, layer, sockets, tap};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::log::{Level, Value};
@@ -28,10 +30,12 @@ use sys::spawn::{self, Held, Plan, User};
 use wire::code::shown;
 use wire::firecracker::VmConfig;
 use wire::image::Image;
+use wire::name::vm_id::VmId;
 use wire::path::HostPath;
-use wire::vm::{Jailer, Launch, Pid};
+use wire::vm::{Jailer, Launch, Pid, Saved, Start};
 
-const NAME: &str = "launch_firecracker";
+const LAUNCH: &str = "launch_firecracker";
+const RESTORE: &str = "restore_firecracker";
 /// The part of a log's end that an error may hold.
 const LAST_WORDS: usize = 2048;
 const LAST_LINES: usize = 4;
@@ -39,7 +43,11 @@ const LAST_LINES: usize = 4;
 /// Launches a VM; it runs when this returns.
 pub(crate) fn launch(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Result<Pid, Fail> {
     let checked = checks::all(host, asked, others)?;
-    let config = if asked.jailer.is_some() { config::jailed(asked)? } else { config::of(asked)? };
+    let (name, config) = match &asked.start {
+        Start::Boot(boot) if asked.jailer.is_some() => (LAUNCH, Some(config::jailed(asked, boot)?)),
+        Start::Boot(boot) => (LAUNCH, Some(config::of(asked, boot)?)),
+        Start::Restore(_) => (RESTORE, None),
+    };
     let record = Record::new(asked, &checked.program, checked.drives.clone());
     let claim = host.vms.claim(&record, host.settings.limits.vms)?;
     host.vms.clear_left(&record.vm_id)?;
@@ -51,13 +59,15 @@ pub(crate) fn launch(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Re
         .drives
         .iter()
         .zip(&checked.opened)
-        .filter(|(drive, opened)| matches!(opened, Opened::File(_)) && !drive.read_only);
-    for (drive, _) in written {
+        .filter_map(|(drive, opened)| matches!(opened, Opened::File(_)).then_some(drive));
+    // Behind the drives: what a saved VM's files are.
+    let others_files = checked.drives.iter().skip(checked.opened.len());
+    for drive in written.chain(others_files).filter(|drive| !drive.read_only) {
         (others.is_free)(drive.dev, drive.ino).map_err(|fail| checks::with_field(fail, "drives"))?;
     }
     let new = New { host, asked, checked: &checked, record, fresh_port: others.fresh_port, stays: Rc::default() };
     // The claim outlives the undo of a failure.
-    let (record, vmm) = steps::run(NAME, &host.faults, |steps| new.run(steps, config))?;
+    let (record, vmm) = steps::run(name, &host.faults, |steps| new.run(steps, config))?;
     let pid = Pid(vmm.pid());
     claim.keep(record, vmm);
     Ok(pid)
@@ -75,7 +85,7 @@ struct New<'a> {
 }
 
 impl<'a> New<'a> {
-    fn run(mut self, steps: &mut Steps<'a>, config: VmConfig) -> Result<(Record, Arc<PidFd>), Fail> {
+    fn run(mut self, steps: &mut Steps<'a>, config: Option<VmConfig>) -> Result<(Record, Arc<PidFd>), Fail> {
         let (host, asked) = (self.host, self.asked);
         let log = self.output(steps, "log", "log_path", &asked.log)?;
         let said_before = Facts::of(&log).map_or(0, |facts| facts.size);
@@ -86,26 +96,29 @@ impl<'a> New<'a> {
         steps.act("socket_room", || sockets::make_room(socket_dir, &asked.socket, &host.owner, "socket_path"))?;
         steps.act("vsock_room", || sockets::make_room(vsock_dir, &asked.vsock, &host.owner, "vsock_path"))?;
 
+        // First of all: what a helper that is killed from here on leaves is found by it.
+        self.record.jail = asked.jailer.as_ref().map(|jailer| jail::Mark::wanted(jailer, &asked.vm_id));
+        self.undo_record(steps);
+        steps.act("intent", || self.record.write(host.records.dir()))?;
         let jail = asked.jailer.as_ref().map(|jailer| self.jail(steps, jailer)).transpose()?;
+        let group = self.group(steps)?;
+        let memory = self.saved(steps)?;
         // Until it is let go the child ends with whoever holds it, so it needs no undo.
         let held = match &jail {
             None => {
                 self.open_devices(steps)?;
-                let config = config::sealed(&config)?;
-                steps.act("fork", || self.fork(&log, &config))?
+                let config = config.as_ref().ok_or_else(|| Fail::new("jailer: a restore needs one"))?;
+                let config = config::sealed(config)?;
+                steps.act("fork", || self.fork(&log, &config, group.as_ref()))?
             }
             Some(jail) => {
-                let stage = steps.act("stage", || self.stage(jail, &config))?;
-                steps.act("fork", || self.fork_jailer(&log, stage))?
+                let stage = steps.act("stage", || self.stage(jail, config.as_ref()))?;
+                steps.act("fork", || self.fork_jailer(&log, stage, memory.as_ref(), group.as_ref()))?
             }
         };
         self.record.process = Process::of(held.pid())
             .map_err(|error| Fail::new("the VMM's process can't be looked at").because(error))?;
-        if jail.is_none() {
-            self.undo_record(steps);
-        }
         steps.act("record", || self.record.write(host.records.dir()))?;
-        self.group(steps)?;
         steps.act("port", self.fresh_port)?;
 
         // Where its sockets appear.
@@ -119,10 +132,18 @@ impl<'a> New<'a> {
             is_jailed: jail.is_some(),
             owner: &host.owner,
             until: Instant::now() + host.settings.limits.launch_time(),
-            news: news_of(api.0),
         };
         let vmm = self.start(steps, held)?;
         let why = |not_running| self.not_running(&not_running, &vmm, said_before);
+        if let Start::Restore(_) = asked.start {
+            let place = |path: &str| format!("/{path}");
+            let memory = match &memory {
+                Some(_) => format!("/proc/self/fd/{}", spawn::PASSED),
+                None => place(contents::SAVED_MEMORY),
+            };
+            let body = config::load(asked, &place(contents::STATE), &memory);
+            steps.act("load", || awaited.load(&vmm, &body).map_err(why))?;
+        }
         steps.act("answer", || awaited.run(&vmm).map_err(why))?;
         let (socket, vsock) = steps.act("access", || {
             Ok((sockets::close_to_others(api.0, api.1, host)?, sockets::close_to_others(vsock.0, vsock.1, host)?))
@@ -144,6 +165,29 @@ impl<'a> New<'a> {
         Ok(())
     }
 
+    /// Prepares what a saved VM goes on from: the root drive's layer, and the memory, where it is passed.
+    fn saved(&self, steps: &mut Steps<'a>) -> Result<Option<OwnedFd>, Fail> {
+        let (host, checked) = (self.host, self.checked);
+        let OpenStart::Restore(saved) = &checked.start else { return Ok(None) };
+        if let (Some(layer), Start::Restore(Saved { layer: Some(path), .. })) = (&saved.layer, &self.asked.start) {
+            let written = Rc::new(Cell::new(false));
+            let undone = Rc::clone(&written);
+            steps.undo("layer", move || if undone.get() { layer::empty(&layer.file) } else { Ok(()) });
+            steps.act("layer", || {
+                layer::check_empty(&layer.file, path)?;
+                written.set(true);
+                layer::write(&layer.file, layer.size)
+            })?;
+        }
+        if !contents::takes_memory(self.asked) {
+            return Ok(None);
+        }
+        let limits = &host.settings.limits;
+        let bounds = Bounds { count: limits.memories, bytes: limits.memory_bytes(), idle: limits.memory_time() };
+        let until = Instant::now() + limits.launch_time();
+        steps.act("memory", || host.memories.take(&saved.memory, bounds, until)).map(Some)
+    }
+
     fn undo_record(&self, steps: &mut Steps<'a>) {
         let (host, vm_id) = (self.host, self.record.vm_id.clone());
         let stays = Rc::clone(&self.stays);
@@ -156,37 +200,30 @@ impl<'a> New<'a> {
         steps.undo(what, move || undo().inspect_err(|_| stays.set(true)));
     }
 
-    /// Moves the child, which waits, into a control group of its own. A machine that gives none, or one without bounds,
-    /// has VMs without; the log says so.
-    fn group(&self, steps: &mut Steps<'a>) -> Result<(), Fail> {
-        let name = cgroup::name(&self.record);
+    /// Makes a control group for it. A machine that gives none, or one without bounds, has VMs without; the log says so.
+    fn group(&self, steps: &mut Steps<'a>) -> Result<Option<Group>, Fail> {
+        let Some(name) = self.record.control_group.clone() else { return Ok(None) };
         let bounds = cgroup::Bounds {
             mib: self.asked.memory.0,
             vcpus: self.asked.vcpus.into(),
+            processes: self.host.settings.limits.vm_processes,
             translates: contents::is_qemus(&self.asked.program),
         };
         let group = name.clone();
         self.undo_or_keep(steps, "control group", move || cgroup::remove(&group));
+        let told = |fail| tell_of_group(self.host, &self.asked.vm_id, &fail);
         steps.act("control_group", || {
-            if let Err(fail) = cgroup::enter(&name, self.record.process.pid, bounds) {
-                let fields =
-                    [("vm_id", Value::Text(&self.record.vm_id, 64)), ("cause", Value::List(&fail.causes, 1024))];
-                self.host.log.own(Level::Warn, "vm has no control group, or not all of its bounds", &fields);
-            }
-            Ok(())
+            let group = Group::make(&name).map_err(told).ok();
+            let _ = group.as_ref().map(|group| group.bound(bounds).map_err(told));
+            Ok(group)
         })
     }
 
-    /// Makes the jail's directory, and the links to the sockets that will be in it. The record is written first: what a
-    /// helper that is killed here leaves is found by it.
+    /// Makes the jail's directory, and the links to the sockets that will be in it.
     fn jail(&mut self, steps: &mut Steps<'a>, jailer: &'a Jailer) -> Result<Jail, Fail> {
         let (host, asked) = (self.host, self.asked);
-        self.undo_record(steps);
-        let mark = jail::Mark { path: jail::path(jailer, &asked.vm_id), dev: 0, ino: 0 };
-        self.record.jail = Some(mark.clone());
-        steps.act("intent", || self.record.write(host.records.dir()))?;
         let jail = steps.act("jail", || Jail::make(host, jailer, &asked.vm_id))?;
-        let made = jail.mark.clone();
+        let (mark, made) = (jail.mark.clone(), jail.mark.clone());
         self.undo_or_keep(steps, "jail", move || made.remove(host.state.dir(), host.runtime.dir()));
         self.record.jail = Some(jail.mark.clone());
         let links = [
@@ -205,9 +242,11 @@ impl<'a> New<'a> {
         Ok(jail)
     }
 
-    fn stage(&self, jail: &Jail, config: &VmConfig) -> Result<Stage, Fail> {
+    fn stage(&self, jail: &Jail, config: Option<&VmConfig>) -> Result<Stage, Fail> {
         let failed = |error: CallError| Fail::new("the VM's jail can't be furnished").because(error);
-        let text = serde_json::to_vec(config)
+        let text = config
+            .map(serde_json::to_vec)
+            .transpose()
             .map_err(|error| Fail::new("the VM's configuration can't be written").because(error))?;
         let pieces = contents::pieces(self.asked, self.checked, &self.host.owner)?;
         let run_dir = contents::run_dir(&self.host.settings.run_dir)?;
@@ -215,7 +254,13 @@ impl<'a> New<'a> {
         Stage::prepare(&run_dir, vm_id, gid, jail, &self.checked.program.file, pieces, text).map_err(failed)
     }
 
-    fn fork_jailer(&self, log: &File, stage: Stage) -> Result<Held, Fail> {
+    fn fork_jailer(
+        &self,
+        log: &File,
+        stage: Stage,
+        memory: Option<&OwnedFd>,
+        group: Option<&Group>,
+    ) -> Result<Held, Fail> {
         let failed = |cause: String| Fail::new("the jailer can't be started").because(cause);
         let Some(jailer) = &self.checked.jailer else { return Err(failed("there is none".into())) };
         let run_dir = &self.host.settings.run_dir;
@@ -223,7 +268,8 @@ impl<'a> New<'a> {
         let (base, program) = (stage::base(run_dir), stage::program(run_dir));
         let (files, config) = (format!("no-file={}", open_files()), format!("/{}", stage::CONFIG));
         let socket = format!("/{}", jail::API_SOCKET);
-        let argv = [
+        let layer = self.layer();
+        let mut argv = vec![
             jailer.path.as_str(),
             "--id",
             self.asked.vm_id.as_str(),
@@ -237,25 +283,39 @@ impl<'a> New<'a> {
             &base,
             "--resource-limit",
             &files,
-            "--",
-            "--api-sock",
-            &socket,
-            "--config-file",
-            &config,
         ];
+        argv.extend(memory.map(|_| "--inherit"));
+        argv.extend(["--", "--api-sock", &socket]);
+        match (&self.asked.start, &layer) {
+            (Start::Boot(_), _) => argv.extend(["--config-file", &config]),
+            (Start::Restore(_), Some(layer)) => argv.extend(["--disk-layer", layer]),
+            (Start::Restore(_), None) => {}
+        }
         let argv = arguments(&argv).map_err(failed)?;
         let null = null().map_err(failed)?;
-        stage.hold(&Plan {
+        let plan = Plan {
             program: jailer.as_fd(),
             is_script: jailer.is_script,
             argv: &argv,
             user: None,
             input: null.as_fd(),
             output: log.as_fd(),
-            passed: null.as_fd(),
+            passed: memory.map_or(null.as_fd(), OwnedFd::as_fd),
             open_files: open_files(),
             oom_score_adj: OOM_SCORE_ADJ,
-        })
+            // A VMM finds what it is passed below a `/proc` of its own.
+            new_pid_namespace: memory.is_some() || self.host.settings.vm_pid_namespace,
+            group: None,
+        };
+        let (host, vm_id) = (self.host, &self.asked.vm_id);
+        stage.hold(|| hold(host, vm_id, group, &plan))
+    }
+
+    /// The root drive's layer, as `banger-qemu` is told of it.
+    fn layer(&self) -> Option<String> {
+        let OpenStart::Restore(OpenSaved { layer: Some(_), .. }) = &self.checked.start else { return None };
+        let root = self.asked.drives.iter().find(|drive| drive.is_root)?;
+        Some(format!("{}=/{}", root.id.for_firecracker(), contents::LAYER))
     }
 
     /// Opens a file that the VMM appends to, made where it is missing. One that we made and nobody wrote goes again.
@@ -274,7 +334,7 @@ impl<'a> New<'a> {
         })
     }
 
-    fn fork(&self, log: &File, config: &OwnedFd) -> Result<Held, Fail> {
+    fn fork(&self, log: &File, config: &OwnedFd, group: Option<&Group>) -> Result<Held, Fail> {
         let failed = |cause: String| Fail::new("the VMM can't be started").because(cause);
         let config_path = format!("/proc/self/fd/{}", spawn::PASSED);
         let argv = [
@@ -299,8 +359,10 @@ impl<'a> New<'a> {
             passed: config.as_fd(),
             open_files: open_files(),
             oom_score_adj: OOM_SCORE_ADJ,
+            new_pid_namespace: self.host.settings.vm_pid_namespace,
+            group: None,
         };
-        spawn::hold(&plan).map_err(|error| failed(format!("clone3: {error}")))
+        hold(self.host, &self.asked.vm_id, group, &plan).map_err(failed)
     }
 
     /// Lets the VMM go. From here on it has to be ended, and what it made removed, where the launch fails.
@@ -367,6 +429,22 @@ impl<'a> New<'a> {
         let words: String = lines.join(" | ").chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         (!words.is_empty()).then_some(words)
     }
+}
+
+/// Forks the child of `plan` into the VM's group, or without where the kernel doesn't let it in.
+fn hold(host: &Host, vm_id: &VmId, group: Option<&Group>, plan: &Plan<'_>) -> Result<Held, String> {
+    if let Some(group) = group {
+        match group.hold(plan) {
+            Ok(held) => return Ok(held),
+            Err(error) => tell_of_group(host, vm_id, &Fail::new("the VM is not in its group").because(error)),
+        }
+    }
+    spawn::hold(plan).map_err(|error| format!("clone3: {error}"))
+}
+
+fn tell_of_group(host: &Host, vm_id: &VmId, fail: &Fail) {
+    let fields = [("vm_id", Value::Text(vm_id.as_str(), 64)), ("cause", Value::List(&fail.causes, 1024))];
+    host.log.own(Level::Warn, "vm has no control group, or not all of its bounds", &fields);
 }
 
 /// Removes a file that a failed launch made, with the owner's rights, unless there is something in it by now.

@@ -21,6 +21,7 @@ use wire::code::shown;
 const END_TIME: Duration = Duration::from_secs(10);
 
 /// VMs that were launched here, or by an earlier helper, and still run.
+#[derive(Clone)]
 pub(crate) struct Vms {
     shared: Arc<Shared>,
 }

@@ -3,7 +3,7 @@
 //! Records lie where only root reads and writes. One is written before its VMM runs, and believed only where the
 //! kernel agrees: the same boot, a live process of that number, started at that moment.
 
-use super::jail;
+use super::{cgroup, jail};
 use crate::fail::Fail;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ pub(crate) struct Record {
     pub(crate) cid: u32,
     /// Its drives.
     pub(crate) drives: Vec<Drive>,
+    /// Its control group's name; the launch may have failed to make it.
+    #[serde(default)]
+    pub(crate) control_group: Option<String>,
     /// Its jail, where it has one.
     #[serde(default)]
     pub(crate) jail: Option<jail::Mark>,
@@ -125,6 +128,7 @@ impl Record {
             tap: asked.tap.to_string(),
             cid: asked.cid,
             drives,
+            control_group: Some(cgroup::name(&asked.vm_id)),
             jail: None,
         }
     }
@@ -213,6 +217,7 @@ mod tests {
             tap: format!("tap-fc-{n}"),
             cid: n,
             drives: vec![Drive { dev: 1, ino: u64::from(n), read_only: false }],
+            control_group: None,
             jail: None,
         }
     }

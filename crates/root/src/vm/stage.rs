@@ -14,7 +14,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use sys::dir::{CallError, Dir};
 use sys::mount::{self, Forbids, Tree};
-use sys::spawn::{self, Held, Plan};
+use sys::spawn::Held;
 
 /// Of the file system that holds the jail's path, the configuration, nodes of block devices.
 const OURS_BYTES: u64 = 1 << 20;
@@ -85,7 +85,7 @@ pub(super) struct Stage {
     root: Tree,
     program: Tree,
     pieces: Vec<Piece>,
-    config: Vec<u8>,
+    config: Option<Vec<u8>>,
 }
 
 /// The path of the base that the jailer is told.
@@ -107,7 +107,7 @@ impl Stage {
         jail: &Jail,
         program: &OwnedFd,
         pieces: Vec<Piece>,
-        config: Vec<u8>,
+        config: Option<Vec<u8>>,
     ) -> Result<Stage, CallError> {
         for piece in &pieces {
             match &piece.what {
@@ -116,11 +116,10 @@ impl Stage {
                 What::Link { target } => jail.link(target, &piece.at)?,
             }
         }
-        jail.file(CONFIG)?;
-        match run_dir.make_dir(PLACE, 0o700) {
-            Err(error) if error.errno() == rustix::io::Errno::EXIST => {}
-            other => drop(other?),
+        if config.is_some() {
+            jail.file(CONFIG)?;
         }
+        run_dir.enter_or_make(PLACE, 0o700)?;
         let program = Tree::copy(program)?;
         program.restrict(Forbids { writes: true, devices: true, programs: false })?;
         Ok(Stage {
@@ -134,14 +133,14 @@ impl Stage {
         })
     }
 
-    /// Forks the jailer of `plan` with all of it before its eyes.
-    pub(super) fn hold(self, plan: &Plan<'_>) -> Result<Held, Fail> {
+    /// Has `fork` make the jailer, with all of it before his eyes.
+    pub(super) fn hold(self, fork: impl FnOnce() -> Result<Held, String> + Send) -> Result<Held, Fail> {
         // A thread of its own, because a namespace is entered for good. The child has it, and keeps it alive.
         let held = std::thread::scope(|scope| {
             let entered =
                 std::thread::Builder::new().name("stage".into()).stack_size(128 << 10).spawn_scoped(scope, || {
                     mount::own_namespace().and_then(|()| self.build()).map_err(|error| error.to_string())?;
-                    spawn::hold(plan).map_err(|error| format!("clone3: {error}"))
+                    fork()
                 });
             match entered.map(std::thread::ScopedJoinHandle::join) {
                 Ok(Ok(held)) => held,
@@ -178,18 +177,7 @@ impl Stage {
                 }
             }
         }
-        let mut config = File::from(nodes.open_at("config", OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0o444)?);
-        let written = config.write_all(&self.config);
-        written.map_err(|error| {
-            let errno = error.raw_os_error().map_or(rustix::io::Errno::IO, rustix::io::Errno::from_raw_os_error);
-            CallError::new("write(the VM's configuration)", errno)
-        })?;
-        let config = nodes.open_at("config", OFlags::PATH, 0)?;
-        // The umask is the VMM's: it reads this as somebody else.
-        set_mode(&nodes, "config", 0o444)?;
-        let config = Tree::copy(config)?;
-        config.restrict(Forbids::ALL)?;
-        config.put_on(root.open_at(CONFIG, OFlags::PATH, 0)?)
+        self.config.as_ref().map_or(Ok(()), |text| put_config(text, &nodes, &root))
     }
 
     /// A device's node. It stays root's, so that the VMM, who is in its group, can't give himself more rights to it.
@@ -203,6 +191,22 @@ impl Stage {
         set_mode(nodes, name, mode)?;
         Tree::copy(nodes.open_at(name, OFlags::PATH, 0)?)
     }
+}
+
+/// The VM's configuration, in a file of ours.
+fn put_config(text: &[u8], nodes: &Dir, root: &Dir) -> Result<(), CallError> {
+    let mut config = File::from(nodes.open_at("config", OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0o444)?);
+    let written = config.write_all(text);
+    written.map_err(|error| {
+        let errno = error.raw_os_error().map_or(rustix::io::Errno::IO, rustix::io::Errno::from_raw_os_error);
+        CallError::new("write(the VM's configuration)", errno)
+    })?;
+    let config = nodes.open_at("config", OFlags::PATH, 0)?;
+    // The umask is the VMM's: it reads this as somebody else.
+    set_mode(nodes, "config", 0o444)?;
+    let config = Tree::copy(config)?;
+    config.restrict(Forbids::ALL)?;
+    config.put_on(root.open_at(CONFIG, OFlags::PATH, 0)?)
 }
 
 /// Of what was just made in a directory that root alone can enter.

@@ -59,7 +59,7 @@ pub(crate) fn isolate(module: &str, name: &str, body: impl FnOnce()) {
         .args(["--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"])
         .args(["\"$0\" \"$@\"; exit $?"])
         .arg(std::env::current_exe().expect("the test's own file"))
-        .args([test.as_str(), "--exact", "--nocapture", "--test-threads=1"])
+        .args([test.as_str(), "--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .stdin(Stdio::null())
         .output()

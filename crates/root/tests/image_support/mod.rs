@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod trace;
+pub(crate) mod write;
+
 use super::common::*;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

@@ -3,13 +3,9 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 use crate::common::{Helper, Start, eventually, log_text, output};
-use crate::world::{Guest, OUTSIDE, echo, nat, ruleset, set, tap, uplink};
+use crate::way_out::{gets_out, inside, on, web};
+use crate::world::{Guest, ruleset, set};
 use serde_json::Value;
-
-/// The address outside that answers.
-pub fn web() -> String {
-    format!("{OUTSIDE}:7000")
-}
 
 /// `nft` with one text.
 pub fn nft(text: &str) {
@@ -25,11 +21,7 @@ pub fn nft_refused(text: &str) -> String {
 
 /// A helper with that configuration, an outside, and a guest that is let out.
 pub fn world(config: &str) -> (Helper, Guest) {
-    uplink();
-    echo("outside", 7000);
-    let helper = Start::new().config(config).start();
-    helper.ok("priv.create_tap", &tap("tap-fc-1"));
-    let guest = Guest::boot("guest", "tap-fc-1", "172.16.0.2/24", "172.16.0.1");
+    let (helper, guest) = inside(Start::new().config(config));
     on(&helper);
     gets_out(&guest);
     (helper, guest)
@@ -38,27 +30,15 @@ pub fn world(config: &str) -> (Helper, Guest) {
 /// Tables that others can change, as on a kernel without table flags.
 pub const ANYBODYS: &str = "own_tables = false\n";
 
-/// The guest has a way out.
-pub fn on(helper: &Helper) {
-    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", true));
-}
-
-/// It has none.
-pub fn off(helper: &Helper) {
-    helper.ok("priv.ensure_nat", &nat("172.16.0.2", "tap-fc-1", false));
-}
-
-/// TCP and UDP go out and come back.
-pub fn gets_out(guest: &Guest) {
-    assert_eq!(guest.tcp(&web(), "hello").as_deref(), Some("198.51.100.2 said hello"), "TCP");
-    assert_eq!(guest.udp(&web(), "hello").as_deref(), Some("198.51.100.2 said hello"), "UDP");
-}
-
 /// Our objects, without what comes and goes with packets.
 pub fn ours() -> Vec<Value> {
     let learned = ["stations", "macs", "has_mac"];
     let mut ours: Vec<_> = ruleset().into_iter().filter(|object| object.to_string().contains("\"banger\"")).collect();
     for object in &mut ours {
+        // Whose it is, is asked of `flags`.
+        if let Some(table) = object.get_mut("table").and_then(Value::as_object_mut) {
+            table.remove("owned");
+        }
         if object["set"]["name"].as_str().is_some_and(|name| learned.contains(&name)) {
             object["set"]["elem"] = Value::Null;
         }

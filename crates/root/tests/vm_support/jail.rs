@@ -51,3 +51,33 @@ pub(crate) fn assert_gone(n: u32, when: &str) {
     assert_nothing_left(when);
     assert!(!Path::new(&vm_dir(n)).exists(), "{when}: {}\n{}", vm_dir(n), log_text());
 }
+
+/// A start of VM 1 that fails, or whose helper is killed, at any of its steps leaves nothing, and the next one brings the
+/// VM. `asked` makes each request and what it needs anew; `failed` looks at more where a step has failed.
+pub(crate) fn assert_left_by_no_step(method: &str, steps: &[&str], asked: impl Fn() -> Value, failed: impl Fn(&str)) {
+    let operation = method.trim_start_matches("priv.");
+    let faulty = |step: &str, fault| Start::new().config(&format!("fault = \"{operation}.{step}:{fault}\"\n")).start();
+    for step in steps.iter().chain(&["commit"]) {
+        let helper = faulty(step, "fail");
+        let mounts = machine_mounts();
+        let (_, message) = helper.err(method, &asked());
+        assert!(message.contains(step), "{message}");
+        assert_gone(1, &format!("{step} failed"));
+        assert_eq!(machine_mounts(), mounts);
+        failed(step);
+    }
+    for step in steps {
+        let mut helper = faulty(step, "kill");
+        let mut peer = connect(OWNER);
+        let request = json!({"method": method, "params": asked()}).to_string();
+        std::io::Write::write_all(&mut peer, request.as_bytes()).expect("sent");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&helper.wait()), Some(9), "{step}");
+        drop(helper);
+        let helper = Helper::start();
+        let gone = || left() == (vec![], vec![], vec![]) && !Path::new(&vm_dir(1)).exists();
+        eventually(&format!("{step}: nothing is left"), gone);
+        let pid = pid_of(&helper.ok(method, &asked()));
+        helper.ok("priv.kill_process", &json!({"pid": pid}));
+        assert_gone(1, step);
+    }
+}

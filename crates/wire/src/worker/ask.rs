@@ -1,5 +1,5 @@
-//! The request: what is to be read or written. A head with the paths, then the files' bytes one after the other, so
-//! that neither side needs a second copy of them.
+//! The request: what is to be read or written. Of files that are to be written, where and how long they are: their bytes
+//! stay with the helper, and the [`log`](super::log) says which of them go where.
 
 use super::{Bytes, Malformed};
 use crate::image::NewFile;
@@ -8,10 +8,10 @@ use crate::name::guest_path::GuestPath;
 const MAGIC: [u8; 8] = *b"bngr-ask";
 const READ: u32 = 1;
 const WRITE: u32 = 2;
-/// Magic, operation, number of files, length of the head with this.
+/// Magic, operation, number of files, length of the request with this.
 pub const PREFIX: usize = 20;
-/// The longest head: far more than the helper's largest request can bring about.
-pub const MAX_HEAD: usize = 32 << 20;
+/// The longest request: far more than the helper's largest can bring about.
+pub const MAX_REQUEST: usize = 32 << 20;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,31 +22,29 @@ pub enum Ask {
     Write(Vec<Put>),
 }
 
-/// A file as it is to be, and where in the request its bytes lie.
+/// A file as it is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Put {
     /// Where in the image.
     pub path: GuestPath,
     /// The nine permission bits, none other set.
     pub mode: u16,
-    /// The first byte's place in the request.
-    pub at: u64,
-    /// How many bytes there are.
+    /// How many bytes it has.
     pub length: u64,
 }
 
 /// The whole request for one file's bytes.
 pub fn read(path: &GuestPath) -> Vec<u8> {
-    head(READ, &[(path, 0, 0)])
+    encode(READ, &[(path, 0, 0)])
 }
 
-/// The head of a request to write these files. Behind it come the `data` of each, in order, and nothing else.
-pub fn write_head(files: &[NewFile]) -> Vec<u8> {
+/// The whole request to write these files.
+pub fn write(files: &[NewFile]) -> Vec<u8> {
     let entries: Vec<_> = files.iter().map(|file| (&file.path, file.mode, file.data.len() as u64)).collect();
-    head(WRITE, &entries)
+    encode(WRITE, &entries)
 }
 
-fn head(operation: u32, entries: &[(&GuestPath, u16, u64)]) -> Vec<u8> {
+fn encode(operation: u32, entries: &[(&GuestPath, u16, u64)]) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend(operation.to_le_bytes());
     bytes.extend(u32::try_from(entries.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -64,34 +62,19 @@ fn head(operation: u32, entries: &[(&GuestPath, u16, u64)]) -> Vec<u8> {
     bytes
 }
 
-/// How long the head is that begins with these bytes.
+/// Reads a request.
 ///
 /// # Errors
-/// Where they begin no request, or one with a head longer than [`MAX_HEAD`].
-pub fn head_length(prefix: &[u8; PREFIX]) -> Result<usize, Malformed> {
-    let mut bytes = Bytes(prefix);
-    if bytes.array()? != MAGIC {
-        return Err(Malformed("no request"));
-    }
-    bytes.take(8)?;
-    let length = usize::try_from(bytes.u32()?).map_err(|_| Malformed("head too long"))?;
-    if (PREFIX..=MAX_HEAD).contains(&length) { Ok(length) } else { Err(Malformed("head too long")) }
-}
-
-/// Reads a head; `total` is the length of the whole request.
-///
-/// # Errors
-/// Where it is not exactly what [`read`] or [`write_head`] makes, or the request has not exactly the bytes it names.
-pub fn decode(head: &[u8], total: u64) -> Result<Ask, Malformed> {
-    let mut bytes = Bytes(head);
+/// Where it is not exactly what [`read`] or [`write`] makes.
+pub fn decode(request: &[u8]) -> Result<Ask, Malformed> {
+    let mut bytes = Bytes(request);
     if bytes.array()? != MAGIC {
         return Err(Malformed("no request"));
     }
     let (operation, count, length) = (bytes.u32()?, bytes.u32()?, bytes.u32()?);
-    if usize::try_from(length) != Ok(head.len()) || head.len() > MAX_HEAD {
-        return Err(Malformed("the head's length"));
+    if usize::try_from(length) != Ok(request.len()) || request.len() > MAX_REQUEST {
+        return Err(Malformed("the request's length"));
     }
-    let mut at = u64::from(length);
     let mut files = Vec::new();
     for _ in 0..count {
         let (text, mode, length) = (bytes.u16()?, bytes.u16()?, bytes.u64()?);
@@ -100,13 +83,9 @@ pub fn decode(head: &[u8], total: u64) -> Result<Ask, Malformed> {
         if mode & !0o777 != 0 {
             return Err(Malformed("a mode"));
         }
-        files.push(Put { path, mode, at, length });
-        at = at.checked_add(length).ok_or(Malformed("a length"))?;
+        files.push(Put { path, mode, length });
     }
     bytes.end()?;
-    if at != total {
-        return Err(Malformed("the request's length"));
-    }
     match (operation, files.as_slice()) {
         (READ, [Put { path, mode: 0, length: 0, .. }]) => Ok(Ask::Read(path.clone())),
         (WRITE, _) => Ok(Ask::Write(files)),
@@ -124,48 +103,37 @@ mod tests {
             .prop_map(|(path, data, mode)| NewFile { path: GuestPath::new(&path).unwrap(), data, mode })
     }
 
-    fn whole(files: &[NewFile]) -> (Vec<u8>, usize) {
-        let mut bytes = write_head(files);
-        let head = bytes.len();
-        files.iter().for_each(|file| bytes.extend(&file.data));
-        (bytes, head)
-    }
-
     proptest! {
         #[test]
         fn files_come_back(files in proptest::collection::vec(file(), 0..5)) {
-            let (bytes, head) = whole(&files);
-            prop_assert_eq!(head_length(bytes[..PREFIX].try_into().unwrap()), Ok(head));
-            let Ok(Ask::Write(puts)) = decode(&bytes[..head], bytes.len() as u64) else { panic!("{bytes:?}") };
-            let back: Vec<NewFile> = puts
-                .into_iter()
-                .map(|Put { path, mode, at, length }| {
-                    NewFile { path, mode, data: bytes[at as usize..][..length as usize].to_vec() }
-                })
-                .collect();
-            prop_assert_eq!(back, files);
+            let bytes = write(&files);
+            let Ok(Ask::Write(puts)) = decode(&bytes) else { panic!("{bytes:?}") };
+            prop_assert_eq!(puts.len(), files.len());
+            for (put, file) in puts.iter().zip(&files) {
+                let length = file.data.len() as u64;
+                prop_assert_eq!(put, &Put { path: file.path.clone(), mode: file.mode, length });
+            }
         }
 
         #[test]
         fn what_is_cut_or_longer_is_refused(files in proptest::collection::vec(file(), 0..3), cut in any::<usize>()) {
-            let (bytes, head) = whole(&files);
-            prop_assert!(decode(&bytes[..cut % head], bytes.len() as u64).is_err());
-            prop_assert!(decode(&bytes[..head], bytes.len() as u64 + 1).is_err());
-            let mut more = bytes[..head].to_vec();
+            let bytes = write(&files);
+            prop_assert!(decode(&bytes[..cut % bytes.len()]).is_err());
+            let mut more = bytes.clone();
             more.push(0);
-            prop_assert!(decode(&more, bytes.len() as u64 + 1).is_err());
+            prop_assert!(decode(&more).is_err());
         }
 
         #[test]
-        fn any_bytes_are_safe(bytes in proptest::collection::vec(any::<u8>(), 0..200), total in any::<u64>()) {
+        fn any_bytes_are_safe(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut bytes = bytes;
-            let _ = decode(&bytes, total);
+            let _ = decode(&bytes);
             let length = bytes.len() as u32;
             bytes.splice(0..bytes.len().min(8), MAGIC);
             if let Some(field) = bytes.get_mut(16..20) {
                 field.copy_from_slice(&length.to_le_bytes());
             }
-            let _ = decode(&bytes, total);
+            let _ = decode(&bytes);
         }
     }
 
@@ -173,12 +141,12 @@ mod tests {
     fn a_read_is_one_path() {
         let path = GuestPath::new("/etc/hostname").unwrap();
         let bytes = read(&path);
-        assert_eq!(decode(&bytes, bytes.len() as u64), Ok(Ask::Read(path)));
+        assert_eq!(decode(&bytes), Ok(Ask::Read(path)));
         let mut other = bytes.clone();
         other[8] = 3;
-        assert!(decode(&other, bytes.len() as u64).is_err());
+        assert!(decode(&other).is_err());
         other[8] = 1;
         other[PREFIX + 3] = 0x10;
-        assert!(decode(&other, bytes.len() as u64).is_err(), "a mode beyond the nine bits");
+        assert!(decode(&other).is_err(), "a mode beyond the nine bits");
     }
 }

@@ -1,6 +1,7 @@
 //! A user of this machine, by name.
 
 use crate::cli::problem::Problem;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A user.
@@ -36,6 +37,14 @@ impl Account {
                 .fix("sudo banger helper init --owner \"$USER\", typed in the owner's own shell"));
         }
         Ok(account)
+    }
+
+    /// The home directory of this process's user, as ssh has it: whatever HOME says.
+    pub(crate) fn own_home() -> Option<PathBuf> {
+        let uid = rustix::process::getuid().to_string();
+        let out = Command::new("getent").args(["passwd", &uid]).output().ok()?;
+        let account = Account::parse(String::from_utf8(out.stdout).ok()?.trim_end_matches('\n'))?;
+        Some(PathBuf::from(account.home)).filter(|home| home.is_absolute())
     }
 
     /// A line of the password file.

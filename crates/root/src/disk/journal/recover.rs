@@ -12,14 +12,19 @@ use wire::path::{HostPath, Root};
 
 /// What a dropped log is told as.
 const DROPPED: &str = "write of an image dropped, it is gone";
+/// And one that waits.
+const AWAY: &str = "an image with half a write is not where it was; the write is finished when it is used";
 
 fn tell(host: &Host, level: Level, message: &str, name: &str, causes: &[String]) {
     let fields = [("name", Value::Text(name, 256)), ("cause", Value::List(causes, 1024))];
     host.log.own(level, message, &fields);
 }
 
+/// Whose a log is. Without an image: its path, and why.
 enum Whose {
     Image(Box<Image>),
+    /// It may have another name by now.
+    Away(String, String),
     Nobodys(String, String),
 }
 
@@ -29,7 +34,7 @@ impl Journal {
         let names: Vec<String> = self.pending().keys().cloned().collect();
         for name in names {
             // What can't be told stays, and is told where that image is used.
-            if let Ok(Whose::Nobodys(path, why)) = self.whose(host, &name)
+            if let Ok(Whose::Nobodys(path, why) | Whose::Away(path, why)) = self.whose(host, &name)
                 && self.strike(&name).is_ok()
             {
                 tell(host, Level::Warn, DROPPED, &path, &[why]);
@@ -54,6 +59,10 @@ impl Journal {
                     Ok(Recovered::Dropped(path, why)) => {
                         tell(host, Level::Warn, DROPPED, &path, &[why]);
                     }
+                    Ok(Recovered::Away(path, why)) => {
+                        self.pending().insert(name.clone(), Pending::CutOff);
+                        tell(host, Level::Warn, AWAY, &path, &[why]);
+                    }
                     Err(fail) => {
                         self.pending().insert(name.clone(), Pending::CutOff);
                         tell(
@@ -72,6 +81,7 @@ impl Journal {
     fn recover_one(&self, host: &Host, name: &str) -> Result<Recovered, Fail> {
         match self.whose(host, name)? {
             Whose::Image(image) => self.replay(host, name, &image),
+            Whose::Away(path, why) => Ok(Recovered::Away(path, why)),
             Whose::Nobodys(path, why) => self.drop_log(name, &path, &why),
         }
     }
@@ -83,6 +93,11 @@ impl Journal {
         let Some((path, handle, _)) = read_seal(&file) else {
             return dropped(name, "its seal is broken");
         };
+        // It is known again by its handle, whatever its name is then; by an inode's number alone it would not be.
+        let away = |why: &str| {
+            let whose = if handle.kind < 0 { Whose::Nobodys } else { Whose::Away };
+            Ok(whose(path.clone(), why.to_owned()))
+        };
         let at = HostPath::new(&path, &[Root::State], &host.settings.roots, Code::OperationFailed, "image_path");
         let Ok(at) = at else {
             return dropped(&path, "it is not below the state directory");
@@ -90,12 +105,12 @@ impl Journal {
         let image = match Image::open(host, &at) {
             Ok(image) => image,
             Err(unopened) if unopened.why != crate::places::Why::Failed => {
-                return dropped(&path, &Fail::from(unopened).message);
+                return away(&Fail::from(unopened).message);
             }
             Err(unopened) => return Err(unopened.into()),
         };
         if image.handle != handle {
-            return dropped(&path, "another file has its name");
+            return away("another file has its name");
         }
         Ok(Whose::Image(Box::new(image)))
     }

@@ -20,13 +20,14 @@ const AT_ONCE: usize = 512;
 
 impl Sources {
     pub(super) fn open(own: Option<u32>) -> std::io::Result<Sources> {
-        // NFNLGRP_NFTABLES; RTNLGRP_LINK, IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF.
+        // NFNLGRP_NFTABLES; RTNLGRP_IPV4_ROUTE, IPV4_RULE, IPV4_NETCONF. Not of links: one is a guest's way only by a
+        // route, and its switches are told by the last group. With each tap a dozen messages would come for nothing.
         let rules = Events::open(Family::Netfilter, &[7])?;
         if let Some(port) = own {
             // Nobody is woken for what we do ourselves; where that can't be had it is passed over when it is read.
             let _ = rules.pass_over(port);
         }
-        Ok(Sources { rules, routes: Events::open(Family::Route, &[1, 7, 8, 24])?, buffer: vec![0; 64 << 10] })
+        Ok(Sources { rules, routes: Events::open(Family::Route, &[7, 8, 24])?, buffer: vec![0; 64 << 10] })
     }
 
     /// Waits for a message; `false` where the time was over.
@@ -50,8 +51,9 @@ impl Sources {
         for _ in 0..AT_ONCE {
             match self.routes.receive(&mut self.buffer) {
                 Ok(None) => return,
-                // Whatever it was, and whatever was lost.
-                Ok(Some(_)) | Err(_) => heard.routes = true,
+                Ok(Some(length)) => heard.read_routes(&self.buffer[..length]),
+                // Whatever was lost.
+                Err(_) => heard.routes = true,
             }
         }
     }
@@ -64,7 +66,7 @@ pub(super) struct Heard {
     pub(super) tables: bool,
     /// Somebody changed rules.
     pub(super) rules: bool,
-    /// Links, routes or forwarding changed.
+    /// Routes or forwarding changed.
     pub(super) routes: bool,
     /// Who changed rules last.
     pub(super) by: String,
@@ -73,6 +75,12 @@ pub(super) struct Heard {
     /// The commit whose end did not come yet changes our tables.
     named: bool,
 }
+
+// include/uapi/linux/rtnetlink.h, netconf.h
+const NEWNETCONF: u16 = 80;
+const DELNETCONF: u16 = 81;
+const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_RP_FILTER: u16 = 3;
 
 const NEWGEN: u16 = 15;
 const NFTABLES: u16 = 10;
@@ -85,6 +93,19 @@ impl Heard {
     /// Messages were lost: anything can have happened.
     fn lost(&mut self) {
         (self.tables, self.rules, self.by) = (true, true, String::new());
+    }
+
+    /// A datagram about routes, their rules, or links' switches.
+    fn read_routes(&mut self, datagram: &[u8]) {
+        self.routes |= messages(datagram).any(|(kind, _, body)| match kind {
+            NEWNETCONF => {
+                let switch = |number| body.get(4..).is_none_or(|inner| attr(inner, number).is_some());
+                // Somebody switched forwarding. A link that is new says all that it has, and no route leads by it yet.
+                switch(NETCONFA_FORWARDING) && !switch(NETCONFA_RP_FILTER)
+            }
+            DELNETCONF => false,
+            _ => true,
+        });
     }
 
     /// A datagram of nftables' notifications.
@@ -152,6 +173,24 @@ mod tests {
         assert!(!told.rules && !told.tables);
         told.read(&end);
         assert!(told.tables);
+    }
+
+    #[test]
+    fn links_that_come_and_go_are_no_news_and_switches_are() {
+        let told = |kind, switches: &[u16]| {
+            let mut requests = Requests::default();
+            let mut attrs = requests.push(kind, 0, &[2, 0, 0, 0]);
+            attrs.u32(1, 7);
+            switches.iter().for_each(|switch| _ = attrs.u32(*switch, 0));
+            let mut heard = Heard::new(Some(1));
+            heard.read_routes(requests.numbered(0));
+            heard.routes
+        };
+        assert!(!told(NEWNETCONF, &[2, 3, 4, 7, 5, 6]), "a new link");
+        assert!(!told(NEWNETCONF, &[3]) && !told(DELNETCONF, &[]));
+        assert!(told(NEWNETCONF, &[2]), "forwarding");
+        // A route, a rule, whatever comes next: looked at.
+        assert!([24, 25, 32, 33, 16].into_iter().all(|kind| told(kind, &[])));
     }
 
     #[test]

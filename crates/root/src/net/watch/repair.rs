@@ -23,7 +23,10 @@ pub(super) fn adopt(host: &Host) -> Option<Fail> {
     let recorded = || -> Result<(), Fail> {
         let _ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
         let found = host.net.firewall(|fw| match fw.stands_as_written()? {
-            [true, true] => guests::in_tables(fw).map(Some),
+            [true, true] => {
+                fw.claim()?;
+                guests::in_tables(fw).map(Some)
+            }
             _ => Ok(None),
         });
         let Some(found) = found.map_err(refused)? else { return Ok(()) };
@@ -36,6 +39,12 @@ pub(super) fn adopt(host: &Host) -> Option<Fail> {
         })
     };
     recorded().err().or(repair(host, Look::All).1)
+}
+
+/// A helper starts and nothing stands on our tables: one that died before its first tap was there left them.
+pub(super) fn sweep(host: &Host) -> Option<Fail> {
+    let gone = Change { tables: Tables::Gone, ..Change::default() };
+    host.net.firewall(|fw| fw.apply(&gone)).map_err(refused).err()
 }
 
 /// What is looked at.

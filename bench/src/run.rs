@@ -1,0 +1,153 @@
+//! `banger vm run -- true`, of a daemon that has run one: each stage as `--timings` tells it, whose it is, and the whole
+//! from the command's start to its end. With what is made ahead, which each run is given the time for.
+//!
+//! The guest's files are named by BANGER_TEST_KERNEL, _INITRD and _ROOT, as for the tests.
+
+use crate::launch;
+use crate::stats::{Times, ms};
+use crate::world::{Helper, OWNER, beside, connects, in_place};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const BIN: &str = "/run/bin";
+const CONFIG: &str = "/run/run.toml";
+const SOCKET: &str = "/run/banger/bangerd.sock";
+/// Where copies of an image are made ahead, and how many.
+const AHEAD: &str = "/var/lib/banger/ahead";
+const COPIES: usize = 2;
+/// The guest's files, as they are called here.
+const FILES: [(&str, &str); 3] = [("ROOT", "root.ext4"), ("KERNEL", "vmlinux"), ("INITRD", "initrd")];
+/// Runs in a round.
+const EACH: usize = 2;
+/// What is not the guest's, before its first output, in milliseconds.
+const GOAL: u32 = 150;
+
+/// Measures all of it, with the images on the disk that this program was built on.
+pub(crate) fn measure(rounds: usize) -> Result<()> {
+    let named = |(name, file)| Some((PathBuf::from(std::env::var_os(format!("BANGER_TEST_{name}"))?), file));
+    let Some(files) = FILES.into_iter().map(named).collect::<Option<Vec<_>>>() else {
+        println!("not measured: banger vm run; BANGER_TEST_KERNEL, _INITRD and _ROOT name no guest (xtask guest)");
+        return Ok(());
+    };
+    let disk = beside("bangerd-root")?.with_file_name("bench-run");
+    fs::create_dir_all(&disk)?;
+    let done = in_place(&disk, || on(&files, rounds));
+    fs::remove_dir_all(disk)?;
+    done
+}
+
+fn on(files: &[(PathBuf, &str)], rounds: usize) -> Result<()> {
+    launch::programs()?;
+    launch::open_tun()?;
+    for name in ["banger", "bangerd"] {
+        fs::copy(beside(name)?, Path::new(BIN).join(name))?;
+    }
+    fs::write(CONFIG, format!("program_dirs = [{BIN:?}, \"/usr/bin\"]\n"))?;
+    for (from, name) in files {
+        let to = Path::new("/var/lib/banger").join(name);
+        let copied = Command::new("cp").arg("--sparse=always").arg(from).arg(&to).status()?;
+        ensure!(copied.success(), "{} can't be copied", from.display());
+        chown(&to, Some(OWNER), Some(OWNER))?;
+    }
+    let _helper = Helper::start(Some(CONFIG))?;
+    let _daemon = Daemon::start()?;
+    // The first one finds nothing made, and no cache.
+    Taken::one()?;
+    let mut taken = Vec::new();
+    for _ in 0..rounds * EACH {
+        made_ahead();
+        taken.push(Taken::one()?);
+    }
+    tell(&taken);
+    Ok(())
+}
+
+/// The owner's daemon, ended when this is dropped.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start() -> Result<Daemon> {
+        let mut command = Command::new(format!("{BIN}/bangerd"));
+        command.args(["--names", "127.0.0.1:0", "--log-level", "error", "--image-files"]);
+        command.args(FILES.map(|(_, name)| format!("/var/lib/banger/{name}")));
+        let child = command.uid(OWNER).gid(OWNER).stdin(Stdio::null()).spawn()?;
+        let mut daemon = Daemon(child);
+        connects(SOCKET, &mut daemon.0)?;
+        Ok(daemon)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until copies are there; where the machine needs none, a moment.
+fn made_ahead() {
+    let begin = Instant::now();
+    let there = || {
+        let entries = fs::read_dir(AHEAD).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name() != "draft").count()
+    };
+    while there() < COPIES && begin.elapsed() < Duration::from_secs(3) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// One run.
+struct Taken {
+    whole: Duration,
+    timings: Value,
+}
+
+impl Taken {
+    fn one() -> Result<Taken> {
+        let mut command = Command::new(format!("{BIN}/banger"));
+        command.args(["vm", "run", "--memory", "512M", "--timings", "--json", "--", "true"]);
+        command.uid(OWNER).gid(OWNER).current_dir("/").stdin(Stdio::null());
+        let begin = Instant::now();
+        let out = command.output()?;
+        let whole = begin.elapsed();
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.success(), "banger vm run: {said}");
+        let timings = said.find('{').map(|at| &said[at..]).context("banger vm run told no times")?;
+        Ok(Taken { whole, timings: serde_json::from_str(timings)? })
+    }
+
+    fn at(&self, key: &str) -> Duration {
+        Duration::from_micros(self.timings[key].as_u64().unwrap_or(0))
+    }
+
+    /// A stage's time, and whose it is.
+    fn stage(&self, name: &str) -> (Duration, &str) {
+        let stages = self.timings["stages"].as_array().into_iter().flatten();
+        let stage = stages.into_iter().find(|stage| stage["name"] == name).unwrap_or(&Value::Null);
+        (Duration::from_micros(stage["us"].as_u64().unwrap_or(0)), stage["by"].as_str().unwrap_or_default())
+    }
+}
+
+fn tell(taken: &[Taken]) {
+    println!("\n### banger vm run\n");
+    println!("| what | whose | ms: median (fastest tenth) |");
+    println!("| --- | --- | --- |");
+    let times = |of: &dyn Fn(&Taken) -> Duration| Times::of(taken.iter().map(of).collect());
+    let row = |what: &str, whose: &str, times: &Times| println!("| {what} | {whose} | {} |", ms(times));
+    for name in ["plan", "wire", "disk", "launch", "boot", "run", "down"] {
+        let whose = taken.first().map_or("", |one| one.stage(name).1);
+        row(name, whose, &times(&|one| one.stage(name).0));
+    }
+    row("to the first output", "both", &times(&|one| one.at("first_output_us")));
+    let own = times(&|one| one.at("own_us"));
+    row("of that", "banger", &own);
+    row("from start to end", "both", &times(&|one| one.whole));
+    let verdict = if own.at(0.5) < Duration::from_millis(GOAL.into()) { "met" } else { "not met" };
+    println!("\nthe goal, {GOAL} ms of banger's own before the first output, is {verdict} by the median");
+}

@@ -1,0 +1,44 @@
+//! Templates as the daemon shows them: the object of `template list --json` and `template show --json`. Fields are only ever
+//! added; what is unknown is `null`, never absent.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A template: a VM that was saved before any command ran in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Template {
+    /// 12 hex digits.
+    pub id: String,
+    /// The image's name.
+    pub image: String,
+    /// `sha256:` and 64 hex digits; `null` where the image was given as a file.
+    pub digest: Option<String>,
+    /// The kernel's name.
+    pub kernel: String,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Memory.
+    pub memory_bytes: u64,
+    /// What its state, memory and disk take on the host's disk.
+    pub size_bytes: u64,
+    /// The VMs whose disks lie on it.
+    pub vms: Vec<String>,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+}
+
+/// The result of `template.list`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Templates {
+    /// The oldest first.
+    pub templates: Vec<Template>,
+}
+
+/// The result of `template.rm`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Removed {
+    /// Its id.
+    pub id: String,
+    /// What the disk has more now.
+    pub freed_bytes: u64,
+}

@@ -1,0 +1,74 @@
+//! How the daemon is reached, and what the caller wants to see of a call.
+
+use super::problem::Problem;
+use super::progress::{Progress, Style};
+use super::{manner, output, text};
+use crate::api::{Call, Fault, Request, client};
+use clap::{Args, ValueEnum};
+use serde::de::DeserializeOwned;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// Nobody waits longer for names that a shell proposes.
+const SOON: Duration = Duration::from_millis(100);
+
+/// The daemon's socket.
+#[derive(Args, Clone)]
+pub(crate) struct Reach {
+    /// bangerd's socket.
+    #[arg(long, value_name = "PATH", env = "BANGER_SOCKET", default_value = crate::daemon::settings::SOCKET, global = true)]
+    pub(crate) socket: PathBuf,
+    /// The operation's id: errors and the logs of bangerd and the root helper repeat it.
+    #[arg(long, value_name = "ID", env = "BANGER_OP_ID", hide = true, global = true)]
+    op_id: Option<String>,
+    /// How to tell of stages on standard error [default: auto].
+    #[arg(long, value_name = "HOW", env = "BANGER_PROGRESS", global = true)]
+    progress: Option<Style>,
+}
+
+impl Reach {
+    /// How stages are told.
+    pub(crate) fn progress(&self) -> Style {
+        let configured = || Style::from_str(super::config().progress.as_deref()?, false).ok();
+        self.progress.or_else(configured).filter(|style| *style != Style::Auto).unwrap_or_else(manner::style)
+    }
+
+    /// A call with an id of its own.
+    pub(crate) fn call(&self, request: Request) -> Call {
+        let op_id = self.op_id.clone().unwrap_or_else(crate::daemon::serve::new_op_id);
+        if manner::is_verbose() {
+            let (at, name) = (text::line(&self.socket.display().to_string()), crate::daemon::ops::name(&request));
+            output::ours(&format!("asked of {at}: {name}, {op_id}\n"));
+        }
+        Call { op_id, request }
+    }
+
+    /// Asks, shows the stages, and gives the result.
+    pub(crate) fn ask<T: DeserializeOwned>(&self, request: Request) -> Result<T, Problem> {
+        self.try_ask(request).map_err(Problem::of_fault)
+    }
+
+    /// The same, with the fault as it came.
+    pub(crate) fn try_ask<T: DeserializeOwned>(&self, request: Request) -> Result<T, Fault> {
+        let call = self.call(request);
+        let progress = Progress::begin(self.progress(), &call.op_id);
+        client::ask(&self.socket, &call, |stage| progress.stage(&stage))
+    }
+}
+
+/// Asks bangerd for what can be done without; `None` where it isn't there or needs longer than anybody would wait for
+/// it. The thread ends with the process.
+pub(crate) fn soon<T: DeserializeOwned + Send + 'static>(request: Request) -> Option<T> {
+    let socket = std::env::var_os("BANGER_SOCKET").map_or(crate::daemon::settings::SOCKET.into(), PathBuf::from);
+    let call = Call { op_id: crate::daemon::serve::new_op_id(), request };
+    let (tell, told) = mpsc::channel::<Result<T, Fault>>();
+    thread::Builder::new().spawn(move || tell.send(client::ask(&socket, &call, |_| {}))).ok()?;
+    told.recv_timeout(SOON).ok()?.ok()
+}
+
+/// A duration in milliseconds, as requests carry it.
+pub(crate) fn milliseconds(time: Option<Duration>) -> Option<u64> {
+    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}

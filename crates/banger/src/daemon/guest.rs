@@ -1,0 +1,341 @@
+//! The way to a VM's agent: its ring, a connection, its HELLO, and how it is asked to end. All that it says is a guest's
+//! word.
+
+use super::error::exit;
+use super::serve::{Caller, Woken};
+use super::vm::Wait;
+use crate::api::Fault;
+use agent::client::Client;
+use agent::host::{CopyFailure, Failure, Limits, put_archive};
+use agent::protocol::{Down, Keep, PORT, Put, VERSION};
+use agent::tar;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use sys::pidfd::PidFd;
+use wire::image::NewFile;
+
+/// The agent's answer to a CONNECT, and its HELLO, take no longer; a guest that still boots is waited for elsewhere.
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
+/// So long a connection is tried that is cut off before its answer.
+const CUT_OFF: Duration = Duration::from_secs(3);
+/// An agent that did not answer to one ring is called again after this time.
+const AGAIN: Duration = Duration::from_millis(100);
+/// A console's last words: lines, and characters of each.
+const WORDS: (usize, usize) = (3, 160);
+const TAIL: u64 = 8 << 10;
+
+/// Where the agent rings when it listens. Any program in the guest can ring, so a ring is a hint.
+pub(crate) struct Doorbell(UnixListener);
+
+impl Doorbell {
+    /// Hangs it up, in place of one that an earlier daemon left.
+    pub(crate) fn hang(path: &Path) -> Result<Doorbell, Fault> {
+        let failed = |error: io::Error| Fault::file("listening on", path, &error);
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Doorbell(listener))
+    }
+}
+
+/// Waits until the agent has answered; its version, as it says.
+pub(crate) fn await_agent(
+    bell: &Doorbell,
+    vsock: &Path,
+    process: &PidFd,
+    caller: &mut Caller,
+    wait: Wait,
+) -> Result<String, Fault> {
+    let silent = || {
+        let limit = wait.limit.as_secs_f64();
+        Fault::new("agent_silent", exit::FAILED, format!("it runs, but its agent has not answered for {limit} s"))
+            .fix("--boot-timeout 5m waits longer")
+    };
+    let end = wait.begun + wait.limit;
+    let mut ring = Instant::now() + wait.ring;
+    // One CONNECT at a time; while it waits for its answer, nobody listens to the bell.
+    let mut pending: Option<UnixStream> = None;
+    loop {
+        let until = if pending.is_some() { end } else { ring.min(end) };
+        let next = pending.as_ref().map_or(bell.0.as_fd(), AsFd::as_fd);
+        let woken = caller.wait(&[process.as_fd(), next], Some(until));
+        let fault = match woken {
+            Woken::Cancel | Woken::Gone => Some(Fault::interrupted(&[])),
+            Woken::Ready(0) => Some(Fault::new("boot_failed", exit::FAILED, "the VMM ended")),
+            Woken::Time if Instant::now() >= end => Some(silent()),
+            _ => None,
+        };
+        if let Some(fault) = fault {
+            pending.into_iter().for_each(keep_until_answered);
+            return Err(fault);
+        }
+        match (woken, pending.take()) {
+            (Woken::Ready(_), Some(stream)) => {
+                if let Ok(agent) = greeted(stream) {
+                    return Ok(agent);
+                }
+                // The ring was somebody else's, or the call was cut off: the next one may be the agent's.
+                ring = Instant::now() + AGAIN;
+            }
+            (Woken::Ready(_) | Woken::Time, None) => {
+                if woken != Woken::Time {
+                    drop(bell.0.accept());
+                }
+                pending = ask(vsock).ok();
+                ring = Instant::now() + AGAIN;
+            }
+            (_, before) => pending = before,
+        }
+    }
+}
+
+/// The agent behind an answered CONNECT; its version, as it says.
+fn greeted(mut stream: UnixStream) -> io::Result<String> {
+    stream.set_read_timeout(Some(ANSWER))?;
+    answered(&mut stream)?;
+    let client = Client::new(stream).map_err(io::Error::other)?;
+    Ok(client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect())
+}
+
+/// Connects to the agent through the VMM's socket. The stream is at the first byte of HELLO.
+///
+/// # Errors
+/// Nobody listens, or the answer took more than `limit`.
+pub(crate) fn dial(vsock: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let mut stream = ask(vsock)?;
+    stream.set_read_timeout(Some(limit))?;
+    match answered(&mut stream) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            keep_until_answered(stream);
+            Err(error)
+        }
+        Err(error) => Err(error),
+        Ok(()) => stream.set_read_timeout(Some(ANSWER)).map(|()| stream),
+    }
+}
+
+/// Sends CONNECT.
+fn ask(vsock: &Path) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(vsock)?;
+    stream.set_write_timeout(Some(ANSWER))?;
+    writeln!(stream, "CONNECT {PORT}")?;
+    Ok(stream)
+}
+
+/// Reads its answer, and no byte behind it: what follows the line is the agent's.
+fn answered(stream: &mut UnixStream) -> io::Result<()> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while !line.ends_with(b"\n") && line.len() < 32 {
+        stream.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    let number = line.strip_prefix(b"OK ").and_then(|rest| rest.strip_suffix(b"\n"));
+    match number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit)) {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "the VMM did not answer OK to CONNECT")),
+    }
+}
+
+/// A CONNECT is never given up: some VMMs answer nobody any more after one was.
+fn keep_until_answered(mut stream: UnixStream) {
+    let kept = std::thread::Builder::new().name("connect".into()).spawn(move || {
+        let _ = stream.set_read_timeout(None);
+        let _ = stream.read(&mut [0; 32]);
+    });
+    drop(kept);
+}
+
+/// Connects for a call that is handed over. A VMM that has just ended other calls cuts one off before it is answered
+/// now and then (seen of Firecracker); nothing was begun yet, so it is tried again for a while.
+///
+/// # Errors
+/// The agent doesn't answer.
+pub(crate) fn connect(vsock: &Path) -> io::Result<UnixStream> {
+    connect_within(vsock, ANSWER)
+}
+
+/// The same, within `limit`.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) fn connect_within(vsock: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let end = Instant::now() + CUT_OFF.min(limit);
+    loop {
+        match dial(vsock, limit) {
+            Err(error) if Instant::now() < end && is_cut_off(&error) => std::thread::sleep(AGAIN),
+            done => return done,
+        }
+    }
+}
+
+/// Whether there is a VMM, and it closed the connection.
+fn is_cut_off(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof)
+}
+
+/// Gives a guest that has come up this machine's clock, where its own is off, and randomness of this machine's. An agent
+/// that can't take them has a guest of its own making, and is left alone.
+pub(crate) fn settle(vsock: &Path) {
+    let call = || connect(vsock).and_then(|stream| Client::new(stream).map_err(io::Error::other));
+    if let Ok(client) = call() {
+        let _ = client.time();
+    }
+    if let Ok(client) = call() {
+        let _ = client.entropy();
+    }
+}
+
+/// A call to the agent, whose HELLO is there within `limit`; so is its answer.
+///
+/// # Errors
+/// It doesn't answer, or says nothing that makes sense.
+pub(crate) fn call(vsock: &Path, limit: Duration) -> io::Result<Client<UnixStream>> {
+    let stream = connect_within(vsock, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    Client::new(stream).map_err(io::Error::other)
+}
+
+/// Writes files into a running guest, each whole and in the place of what is there; their directories are there already. The
+/// guest's own digest of what arrived is that of what was sent.
+///
+/// # Errors
+/// The agent's.
+pub(crate) fn put(vsock: &Path, files: &[NewFile]) -> Result<(), CopyFailure> {
+    let archive = rustix::fs::memfd_create("files", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut archive = File::from(archive);
+    archive.write_all(&packed(files)).and_then(|()| archive.rewind())?;
+    let asked = Put { v: VERSION, to: "/".into(), into: true, owner: None, clobber: true, keep: Keep::Plain };
+    let stream = connect(vsock)?;
+    put_archive(&stream, asked, archive.as_fd(), Limits::EMULATED, |_| true).map(drop)
+}
+
+fn packed(files: &[NewFile]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for file in files {
+        let length = file.data.len() as u64;
+        let name = file.path.to_string().trim_start_matches('/').as_bytes().to_vec();
+        let entry = tar::Entry {
+            name,
+            kind: tar::Kind::File(length),
+            mode: file.mode.into(),
+            mtime: crate::time::unix_now(),
+            extra: tar::Extra::default(),
+        };
+        tar::header(&entry, &mut out);
+        out.extend(&file.data);
+        out.extend(tar::padding(length));
+    }
+    out.extend(tar::trailer());
+    out
+}
+
+/// Asks the guest to end; it has `patience` for that. An answer that doesn't come says nothing: the guest may be ending
+/// already.
+///
+/// # Errors
+/// It could not be asked, or refuses.
+pub(crate) fn ask_down(vsock: &Path, patience: Duration) -> io::Result<()> {
+    let stream = connect_within(vsock, patience.min(ANSWER))?;
+    let grace_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).saturating_sub(500).max(500);
+    let client = Client::new(stream).map_err(io::Error::other)?;
+    // Only a reset ends every VMM.
+    match client.down(Down::Reset, grace_ms) {
+        Ok(()) | Err(Failure::Lost(_) | Failure::Late(_) | Failure::Io(_)) => Ok(()),
+        Err(failure) => Err(io::Error::other(failure)),
+    }
+}
+
+/// The last lines that a guest wrote to its console, escaped, in one line; `None` where it said nothing. The VMM's own
+/// lines in the same file, which bear the VM's id, are none of its.
+pub(crate) fn last_words(console: &Path, id: &str) -> Option<String> {
+    let mut file = File::open(console).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let of_vmm = format!("[{id}:");
+    let of_guest = |line: &&str| !line.is_empty() && !line.contains(&of_vmm);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(of_guest).collect();
+    let (most, length) = WORDS;
+    let last = lines[lines.len().saturating_sub(most)..].iter();
+    let shown: Vec<String> =
+        last.map(|line| line.chars().take(length).flat_map(char::escape_default).collect()).collect();
+    (!shown.is_empty()).then(|| shown.join(" | "))
+}
+
+/// How long the guest's own stages took, by its own clock, as far as its console tells them.
+pub(crate) fn stages(console: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(console).ok()?.take(1 << 20).read_to_end(&mut bytes).ok()?;
+    stages_in(&String::from_utf8_lossy(&bytes))
+}
+
+fn stages_in(text: &str) -> Option<String> {
+    let told = |line: &str| {
+        let (seconds, name) = line.trim_end().strip_prefix("banger-agent: ")?.split_once(' ')?;
+        let named = [("start", "kernel"), ("modules", "modules"), ("root", "root"), ("network", "network")];
+        let (_, shown) = named.into_iter().find(|(known, _)| *known == name)?;
+        Some((shown, seconds.parse::<f64>().ok().filter(|seconds| (0.0..1e6).contains(seconds))?))
+    };
+    let mut before = 0.0;
+    let mut parts = Vec::new();
+    for (shown, at) in text.lines().filter_map(told).take(4) {
+        parts.push(format!("{shown} {:.0}", (at - before).max(0.0) * 1000.0));
+        before = at;
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_is_quoted_by_its_last_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        assert_eq!(last_words(&path, "7f3a"), None);
+        fs::write(&path, "a\r\nb\n\n\x1b[2Jc\nd\n2026-11-28T23:15:24 [7f3a:banger-qemu] It runs.\n").unwrap();
+        assert_eq!(last_words(&path, "7f3a").unwrap(), "b | \\u{1b}[2Jc | d");
+    }
+
+    #[test]
+    fn stages_are_told_by_their_own_length() {
+        let text = "x\nbanger-agent: 0.391000 start\r\nbanger-agent: 0.501500 modules\nbanger-agent: nan root\nbanger-agent: 1 x\n";
+        assert_eq!(stages_in(text).unwrap(), "kernel 391, modules 110");
+        assert_eq!(stages_in(""), None);
+    }
+
+    #[test]
+    fn only_ok_is_an_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let answers = ["OK 1073741824\nHELLO", "OK \n", "NO\n", "OK 12345678901234567890123456789012345"];
+        let vmm = std::thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut asked = [0; 13];
+                stream.read_exact(&mut asked).unwrap();
+                assert_eq!(&asked, b"CONNECT 1023\n");
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        let mut stream = dial(&path, ANSWER).unwrap();
+        let mut rest = [0; 5];
+        stream.read_exact(&mut rest).unwrap();
+        assert_eq!(&rest, b"HELLO");
+        for _ in 1..4 {
+            assert!(dial(&path, ANSWER).is_err());
+        }
+        vmm.join().unwrap();
+    }
+}

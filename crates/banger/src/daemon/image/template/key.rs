@@ -1,0 +1,144 @@
+//! What a template is bound to. A guest that goes on elsewhere may be dead, or have a wrong clock, and not say so: so all
+//! of it has to be the same.
+
+use super::Templates;
+use crate::api::Fault;
+use crate::daemon::store::templates::Template;
+use crate::daemon::store::vms::Base;
+use crate::daemon::vm::launch::KERNEL_ARGS;
+use crate::daemon::vmm::Choice;
+use crate::image::progress::Unwatched;
+use crate::image::store::{digest_of, hex};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::PoisonError;
+use wire::firecracker::QEMU_PLACES;
+
+/// The version of the templates' own form: what is written into their disks, and how they are saved.
+const FORM: u32 = 1;
+
+/// Names, and what stands for the thing itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Key(Vec<(&'static str, String)>);
+
+impl Key {
+    /// The key of a VM that would be started now. The time stamp counter's rate is for `banger-qemu` to compare, which measures
+    /// it with each start.
+    pub(crate) fn of(
+        templates: &Templates,
+        choice: &Choice,
+        base: &Base,
+        (cpus, memory_mib): (u8, u64),
+        authorized: &str,
+    ) -> Result<Key, Fault> {
+        let qemu = QEMU_PLACES.iter().map(Path::new).find(|path| path.exists()).unwrap_or(Path::new(QEMU_PLACES[1]));
+        Ok(Key(vec![
+            ("form", FORM.to_string()),
+            ("VMM", templates.digest(Path::new(&choice.program))?),
+            ("QEMU", templates.digest(qemu)?),
+            ("way of running", choice.accel.name().to_owned()),
+            ("CPU", cpu().map_err(|error| Fault::file("reading", Path::new(CPUINFO), &error))?),
+            ("kernel", identity(&base.vmlinux)?),
+            ("initial RAM disk or agent", identity(&base.initrd)?),
+            ("kernel's arguments", KERNEL_ARGS.to_owned()),
+            ("image", identity(&base.root)?),
+            ("number of CPUs", cpus.to_string()),
+            ("memory", memory_mib.to_string()),
+            ("owner's ssh key", hex(&Sha256::digest(authorized))),
+        ]))
+    }
+
+    /// A line each.
+    pub(crate) fn text(&self) -> String {
+        self.0.iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
+    }
+
+    /// One word for all of it.
+    pub(crate) fn digest(&self) -> String {
+        hex(&Sha256::digest(self.text()))
+    }
+
+    /// What of it is not as in a template.
+    pub(crate) fn differs(&self, template: &Template) -> Vec<&'static str> {
+        let there: Vec<&str> = template.parts.lines().collect();
+        let is_other = |(name, value): &&(&str, String)| !there.contains(&format!("{name}: {value}").as_str());
+        self.0.iter().filter(is_other).map(|(name, _)| *name).collect()
+    }
+}
+
+const CPUINFO: &str = "/proc/cpuinfo";
+
+/// The digest of the first CPU's names and flags.
+fn cpu() -> io::Result<String> {
+    let info = fs::read_to_string(CPUINFO)?;
+    let wanted = ["vendor_id", "cpu family", "model", "stepping", "flags"];
+    let mut digest = Sha256::new();
+    for (key, value) in info.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.split_once(':')) {
+        if wanted.contains(&key.trim()) {
+            digest.update(format!("{}\n", value.trim()));
+        }
+    }
+    Ok(hex(&digest.finalize()))
+}
+
+/// A file as it is now: one that was written since, or another one in its place, is told from it. What the store keeps has
+/// its digest in its path.
+fn identity(path: &Path) -> Result<String, Fault> {
+    Ok(format!("{} {}", path.display(), facts(path)?))
+}
+
+/// The same, of a file that may get another name.
+pub(super) fn facts(path: &Path) -> Result<String, Fault> {
+    let facts = fs::metadata(path).map_err(|error| Fault::file("reading", path, &error))?;
+    let (changed, written) = ((facts.ctime(), facts.ctime_nsec()), (facts.mtime(), facts.mtime_nsec()));
+    Ok(format!("{} {} {changed:?} {written:?}", facts.ino(), facts.len()))
+}
+
+impl Templates {
+    /// The digest of a program, read once as long as it stays as it is.
+    fn digest(&self, path: &Path) -> Result<String, Fault> {
+        let now = identity(path)?;
+        let mut known = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(digest) = known.get(&now) {
+            return Ok(digest.clone());
+        }
+        let digest = digest_of(path, &Unwatched)?;
+        known.insert(now, digest.clone());
+        Ok(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::store::templates::tests::template;
+
+    #[test]
+    fn what_differs_is_named() {
+        let key = Key(vec![("kernel", "/a 1".into()), ("memory", "512".into())]);
+        let same = Template { parts: key.text(), ..template('a') };
+        assert!(key.differs(&same).is_empty());
+        let other = Key(vec![("kernel", "/a 1".into()), ("memory", "51".into())]);
+        assert_eq!(other.differs(&same), ["memory"]);
+        assert_ne!(key.digest(), other.digest());
+    }
+
+    #[test]
+    fn a_program_that_was_changed_has_another_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        let templates = Templates::default();
+        fs::write(&path, "one").unwrap();
+        let one = templates.digest(&path).unwrap();
+        assert_eq!(
+            (one.as_str(), templates.digest(&path).unwrap()),
+            (hex(&Sha256::digest("one")).as_str(), one.clone())
+        );
+        fs::write(dir.path().join("new"), "two").unwrap();
+        fs::rename(dir.path().join("new"), &path).unwrap();
+        assert_eq!(templates.digest(&path).unwrap(), hex(&Sha256::digest("two")));
+    }
+}

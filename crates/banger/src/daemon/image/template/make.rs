@@ -1,0 +1,338 @@
+//! A template's making: a VM of its own is booted, armed and saved; another one goes on from it, as a try; then it gets its
+//! name. Both VMs are nobody's: no command ever runs in them, and they go as any VM does whose run is over.
+
+use super::{DRAFT, Files, Key, Template, VMM, drop_it, key, place, remove_tree, shown};
+use crate::api::template::Template as Shown;
+use crate::api::vm::Machine;
+use crate::api::{Fault, StageState};
+use crate::daemon::Daemon;
+use crate::daemon::error::exit;
+use crate::daemon::guest;
+use crate::daemon::serve::Caller;
+use crate::daemon::store::templates;
+use crate::daemon::store::vms::Vm;
+use crate::daemon::vm::phases::{Back, Became, End, Failed, Launched, Planned, Ready, Wired};
+use crate::daemon::vm::work::Work;
+use crate::daemon::vm::{launch, plan, start, told};
+use crate::daemon::{addresses, log};
+use crate::time::unix_now;
+use agent::client::Program;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::{MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+/// A VMM saves within this time.
+const SAVE: Duration = Duration::from_secs(150);
+/// How long a guest that was loaded is watched, and by what part of it its clock may be wrong: two looks at it on a busy machine
+/// differ by less.
+const WATCHED: Duration = Duration::from_secs(2);
+const WRONG: u32 = 8;
+/// How often a caller is listened to while another template is made.
+const PULSE: Duration = Duration::from_millis(200);
+/// Gives memory that holds nothing but files back. An image may have no shell; then its template is larger.
+const DROP_CACHES: [&str; 3] = ["/bin/sh", "-c", "sync; echo 1 >/proc/sys/vm/drop_caches"];
+
+/// Makes one for VMs as `machine`; one that is there stays as it is.
+pub(crate) fn build(daemon: &Daemon, caller: &mut Caller, machine: &Machine) -> Result<Shown, Fault> {
+    let _turn = turn(daemon, caller)?;
+    let op_id = caller.op_id().to_owned();
+    let mut work = Work::new(daemon, &op_id);
+    let choice = launch::choice(&work)?;
+    if choice.name != VMM {
+        let message = format!("templates are for {VMM} alone, and VMs run by {} here", choice.name);
+        return Err(Fault::new("no_templates", exit::MACHINE, message).why(choice.why));
+    }
+    let id = addresses::id()?;
+    let draft = Draft::begin(daemon, &id)?;
+    let vm = of_template(&work, machine, &id)?;
+    let key = match key(&work, &vm.base, (vm.cpus, vm.memory_mib)).and_then(|key| Ok((there(daemon, &key)?, key))) {
+        Ok((None, key)) => key,
+        found => {
+            Planned { vm }.remove(&mut work)?;
+            return found.and_then(|(there, _)| there.ok_or_else(|| Fault::bug("a template that is none")));
+        }
+    };
+    let base = vm.base.clone();
+    let (cpus, memory_mib) = (vm.cpus, vm.memory_mib);
+    let made = draft.need_room(&vm).map_err(|fault| Failed::new(Planned { vm: vm.clone() }, fault));
+    let made = made.and_then(|()| save(&mut work, caller, vm, &draft.files));
+    finish(&mut work, made)?;
+    draft.freeze()?;
+    try_it(&mut work, caller, machine, &id, &draft.files)?;
+    if self::key(&work, &base, (cpus, memory_mib))? != key {
+        return Err(Fault::new(
+            "template_failed",
+            exit::FAILED,
+            "a template can't be made of what is changed meanwhile",
+        )
+        .fix("banger template build, once more"));
+    }
+    let template = Template {
+        id,
+        key: key.digest(),
+        parts: key.text(),
+        image: base.image,
+        digest: base.digest,
+        root: base.root,
+        kernel: base.kernel,
+        vmlinux: base.vmlinux,
+        initrd: base.initrd,
+        cpus,
+        memory_mib,
+        files: draft.files.facts()?,
+        size_bytes: draft.bytes()?,
+        failures: 0,
+        created_at: unix_now(),
+    };
+    draft.publish(daemon, &template)?;
+    Ok(shown(&template, &[]))
+}
+
+/// Templates are made one after the other.
+fn turn<'a>(daemon: &'a Daemon, caller: &mut Caller) -> Result<MutexGuard<'a, ()>, Fault> {
+    loop {
+        match daemon.images.templates.turn.try_lock() {
+            Ok(turn) => return Ok(turn),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => caller.go_on()?,
+        }
+        std::thread::sleep(PULSE);
+    }
+}
+
+/// The one of that key, where it can be gone on from; one that can't makes room for another.
+fn there(daemon: &Daemon, key: &Key) -> Result<Option<Shown>, Fault> {
+    let digest = key.digest();
+    let of_key = || -> Result<Option<Template>, Fault> {
+        Ok(daemon.store.change(|t| templates::all(t))?.into_iter().find(|one| one.key == digest))
+    };
+    let Some(template) = of_key()? else { return Ok(None) };
+    if !template.is_dropped() && Files::of(daemon, &template.id).are_of(&template) {
+        return Ok(Some(shown(&template, &[])));
+    }
+    drop_it(daemon, &template.id)?;
+    match of_key()? {
+        None => Ok(None),
+        Some(template) => {
+            let message = format!("template {} is of no use any more, and a VM's disk lies on it", template.id);
+            Err(Fault::new("in_use", exit::STATE, message).fix("again when that VM is gone"))
+        }
+    }
+}
+
+/// A VM of the making of a template: it has no way out, and no caller's command.
+fn of_template(work: &Work<'_>, machine: &Machine, id: &str) -> Result<Vm, Fault> {
+    let name = Some(format!("template-{id}"));
+    let machine = Machine { name, no_nat: true, disk_mib: None, init: false, ..machine.clone() };
+    plan::plan(work, &machine, false, None)
+}
+
+/// Boots a VM, arms its agent, saves it and ends it.
+fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files) -> Result<Planned, Box<Failed>> {
+    let _held = match work.daemon.slots.hold(&vm.id, &vm.name, "a template's making", Duration::ZERO) {
+        Ok(held) => held,
+        Err(fault) => return Err(Failed::new(Planned { vm }, fault)),
+    };
+    let (name, begun) = (vm.name.clone(), Instant::now());
+    caller.stage("boot", StageState::Begun, &name, "");
+    let disked = Planned { vm }.wire(work)?.blank(work)?;
+    if let Err(fault) = caller.go_on() {
+        return Err(Failed::new(disked.down(work), fault));
+    }
+    let launched = disked.launch(work)?;
+    let wait = start::wait_for(&launched.vm, begun, None);
+    let launched = launched.answered(work, caller, wait)?;
+    caller.stage("boot", StageState::Ended, &name, "");
+    caller.stage("save", StageState::Begun, &name, "");
+    let places = work.places(&launched.vm);
+    let jail = places.root();
+    if let Err(fault) = arm_and_save(&places.vsock(), &places.api()) {
+        return Err(Failed::new(launched.down(work), fault.at("save")));
+    }
+    let planned = launched.into_files(work, [&jail.join("run/state"), &jail.join("run/memory")], to)?;
+    caller.stage("save", StageState::Ended, &name, "");
+    Ok(planned)
+}
+
+fn arm_and_save(vsock: &Path, api: &Path) -> Result<(), Fault> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        Fault::new("template_failed", exit::FAILED, format!("a template can't be made: {what}")).why(error)
+    };
+    let call = || guest::call(vsock, guest::ANSWER).map_err(|error| failed("its agent does not answer", &error));
+    let program = Program { args: &DROP_CACHES, env: &[], user: "root", cwd: "/", most: 1 << 10 };
+    let _ = call()?.exec(program);
+    // From here on it does nothing but become another.
+    call()?.arm().map_err(|failure| failed("its agent can't be armed", &failure))?;
+    let refused = |error: std::io::Error| failed("its VMM does not save it", &error);
+    told::ask_for(api, SAVE, "PATCH", "/vm", r#"{"state":"Paused"}"#).map_err(refused)?;
+    let files = r#"{"snapshot_path":"/run/state","mem_file_path":"/run/memory"}"#;
+    told::ask_for(api, SAVE, "PUT", "/snapshot/create", files).map_err(refused)
+}
+
+/// A VM goes on from it as any other will: it answers, what its processor computes is right, and its clock keeps time.
+fn try_it(work: &mut Work<'_>, caller: &mut Caller, machine: &Machine, id: &str, files: &Files) -> Result<(), Fault> {
+    let vm = of_template(work, machine, id)?;
+    let name = vm.name.clone();
+    let _held = work.daemon.slots.hold(&vm.id, &name, "a template's try", Duration::ZERO)?;
+    caller.stage("try", StageState::Begun, &name, "");
+    let tried = Planned { vm }.wire(work).map_err(Back::from).and_then(|wired| go_on(work, wired, id, files));
+    let done = match tried {
+        Ok((ready, _)) => {
+            let right = keeps_time(&work.places(&ready.vm).vsock());
+            let planned = ready.down(work, End::Kill).planned;
+            match right {
+                Ok(()) => Ok(planned),
+                Err(fault) => Err(Failed::new(planned, fault)),
+            }
+        }
+        Err(Back::Cold(wired, fault)) => Err(Failed::new(wired.down(work), *fault)),
+        Err(Back::Failed(failed)) => Err(failed),
+    };
+    finish(work, done)?;
+    caller.stage("try", StageState::Ended, &name, "");
+    Ok(())
+}
+
+fn go_on(work: &mut Work<'_>, wired: Wired, id: &str, files: &Files) -> Result<(Ready, Became), Back> {
+    let begun = Instant::now();
+    let launched: Launched = wired.layer(work, id)?.restore(work, files)?;
+    launched.become_itself(work, begun)
+}
+
+/// Whether as much time passes in the guest as here, as far as two looks can tell: on a busy machine an answer may take longer
+/// than any clock is wrong, and that is not the clock's fault.
+fn keeps_time(vsock: &Path) -> Result<(), Fault> {
+    let wrong = |why: &dyn std::fmt::Display| {
+        Fault::new("template_failed", exit::FAILED, "a template can't be made: its guest's clock is wrong").why(why)
+    };
+    let look = || {
+        let call = guest::call(vsock, guest::ANSWER).map_err(|error| wrong(&error))?;
+        let asked = Instant::now();
+        let told = call.time().map_err(|failure| wrong(&failure))?;
+        Ok::<_, Fault>((told, i64::try_from(asked.elapsed().as_millis()).unwrap_or(i64::MAX / 2)))
+    };
+    let (first, took) = look()?;
+    // One that was set has the time of the question.
+    let first = ahead(if first.stepped { 0 } else { first.behind_ms }, took);
+    std::thread::sleep(WATCHED);
+    let (second, took) = look()?;
+    let off = apart(first, ahead(second.behind_ms, took));
+    if u128::from(off) <= (WATCHED / WRONG).as_millis() {
+        return Ok(());
+    }
+    Err(wrong(&format!("in {} ms it was {off} ms off at least", WATCHED.as_millis())))
+}
+
+/// How far a clock was ahead at least and at most that was read as `behind`, some time before the answer came.
+fn ahead(behind: i64, took: i64) -> (i64, i64) {
+    (behind.saturating_neg().saturating_sub(took), behind.saturating_neg())
+}
+
+/// What lies between the two at least.
+fn apart(one: (i64, i64), other: (i64, i64)) -> u64 {
+    let between = other.0.saturating_sub(one.1).max(one.0.saturating_sub(other.1));
+    u64::try_from(between).unwrap_or(0)
+}
+
+/// Takes the row and the files of a VM away, however far it came.
+fn finish(work: &mut Work<'_>, done: Result<Planned, Box<Failed>>) -> Result<(), Fault> {
+    match done {
+        Ok(planned) => planned.remove(work),
+        Err(failed) => {
+            let Failed { planned, fault } = *failed;
+            Err(planned.remove(work).err().unwrap_or(fault))
+        }
+    }
+}
+
+/// A template's folder that goes when it is not published.
+struct Draft {
+    files: Files,
+    is_published: bool,
+}
+
+impl Draft {
+    fn begin(daemon: &Daemon, id: &str) -> Result<Draft, Fault> {
+        let place = place(daemon);
+        let path = place.join(format!("{id}{DRAFT}"));
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|error| Fault::file("making", &path, &error))?;
+        Ok(Draft { files: Files(path), is_published: false })
+    }
+
+    /// Its disk and its memory take as much as they may.
+    fn need_room(&self, vm: &Vm) -> Result<(), Fault> {
+        let failed = |path: &Path, error: std::io::Error| Fault::file("looking at", path, &error);
+        let place = &self.files.0;
+        let room = rustix::fs::statvfs(place).map_err(|errno| failed(place, errno.into()))?;
+        let image = fs::metadata(&vm.base.root).map_err(|error| failed(&vm.base.root, error))?.blocks() * 512;
+        let (wanted, room) = (image + (vm.memory_mib << 20), room.f_bavail * room.f_frsize);
+        if wanted <= room {
+            return Ok(());
+        }
+        let message = format!("a template may take {} MiB, and the disk has {} MiB left", wanted >> 20, room >> 20);
+        Err(Fault::new("no_space", exit::ROOM, message).fix("banger template rm ID of one that isn't needed"))
+    }
+
+    /// Nobody writes its files any more, and they are on the disk.
+    fn freeze(&self) -> Result<(), Fault> {
+        for path in self.files.all() {
+            let frozen = fs::set_permissions(&path, Permissions::from_mode(0o444));
+            let synced = frozen.and_then(|()| File::open(&path)).and_then(|file| file.sync_all());
+            synced.map_err(|error| Fault::file("keeping", &path, &error))?;
+        }
+        synced(&self.files.0)
+    }
+
+    fn bytes(&self) -> Result<u64, Fault> {
+        let taken = |path: std::path::PathBuf| {
+            fs::metadata(&path).map(|facts| facts.blocks() * 512).map_err(|error| Fault::file("reading", &path, &error))
+        };
+        self.files.all().into_iter().map(taken).sum()
+    }
+
+    /// Gives it its name, and its row last.
+    fn publish(mut self, daemon: &Daemon, template: &Template) -> Result<(), Fault> {
+        let to = Files::of(daemon, &template.id);
+        fs::rename(&self.files.0, &to.0).map_err(|error| Fault::file("keeping", &to.0, &error))?;
+        self.files = to;
+        synced(&place(daemon))?;
+        daemon.store.change(|t| templates::add(t, template))?;
+        self.is_published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.is_published
+            && let Err(fault) = remove_tree(&self.files.0)
+        {
+            // It has no row, so the next start removes it.
+            log::fault("template", "", &fault);
+        }
+    }
+}
+
+fn synced(dir: &Path) -> Result<(), Fault> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| Fault::file("keeping", dir, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_wrong_when_no_delay_explains_it() {
+        assert_eq!(apart(ahead(3, 10), ahead(5, 10)), 0);
+        // Answers that were late, whichever of the two.
+        assert_eq!(apart(ahead(0, 5), ahead(-1162, 1200)), 0);
+        assert_eq!(apart(ahead(-1162, 1200), ahead(0, 5)), 0);
+        // Fast and slow.
+        assert_eq!(apart(ahead(0, 5), ahead(-300, 10)), 290);
+        assert_eq!(apart(ahead(0, 5), ahead(300, 10)), 295);
+        assert!(apart(ahead(i64::MIN, 5), ahead(0, 5)) > 1 << 60);
+    }
+}

@@ -1,0 +1,274 @@
+//! Templates: VMs that were saved before any command ran in them. A new VM goes on from one instead of booting.
+//!
+//! One is a folder below `templates/` with three files that are one set and are never changed: what one of them says is
+//! true only with the other two. It is whole when it gets its name, and its row comes last: a folder without a row is
+//! nobody's, and goes at the next start.
+
+mod key;
+mod make;
+
+pub(crate) use make::build;
+
+use crate::api::Fault;
+use crate::api::template::{Removed, Template as Shown, Templates as All};
+use crate::daemon::Daemon;
+use crate::daemon::error::exit;
+use crate::daemon::store::templates::{self, Template};
+use crate::daemon::store::vms::{self, Base, Vm};
+use crate::daemon::vm::phases::remove_tree;
+use crate::daemon::vm::work::Work;
+use crate::daemon::vm::{disk, launch};
+use crate::time::of_unix;
+use key::Key;
+use rusqlite::Connection;
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+/// The folder of a template that is not whole yet has this behind its id.
+const DRAFT: &str = ".draft";
+/// The one VMM whose VMs share a disk by layers.
+const VMM: &str = "banger-qemu";
+
+/// What is kept of templates beside their rows.
+#[derive(Debug, Default)]
+pub(crate) struct Templates {
+    /// One is made at a time.
+    turn: Mutex<()>,
+    /// Of programs, as they were.
+    digests: Mutex<HashMap<String, String>>,
+}
+
+/// A template's folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Files(PathBuf);
+
+impl Files {
+    fn of(daemon: &Daemon, id: &str) -> Files {
+        Files(place(daemon).join(id))
+    }
+
+    /// The state of its devices.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.0.join("state")
+    }
+
+    /// Its memory.
+    pub(crate) fn memory(&self) -> PathBuf {
+        self.0.join("memory")
+    }
+
+    /// Its disk.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.0.join("root.ext4")
+    }
+
+    fn all(&self) -> [PathBuf; 3] {
+        [self.state(), self.memory(), self.disk()]
+    }
+
+    /// Whether they are what they were when the template was made.
+    fn are_of(&self, template: &Template) -> bool {
+        self.facts().is_ok_and(|facts| facts == template.files)
+    }
+
+    /// What they are now, a line each: whoever writes one of them changes that.
+    fn facts(&self) -> Result<String, Fault> {
+        self.all().iter().map(|path| Ok(format!("{}\n", key::facts(path)?))).collect()
+    }
+}
+
+/// A template that a VM can go on from.
+#[derive(Clone, Debug)]
+pub(crate) struct Pick {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its files.
+    pub(crate) files: Files,
+}
+
+fn place(daemon: &Daemon) -> PathBuf {
+    daemon.settings.state.join("templates")
+}
+
+/// The template that a new VM can go on from.
+///
+/// # Errors
+/// Why there is none, for a person: such a VM is booted.
+pub(crate) fn pick(work: &Work<'_>, vm: &Vm) -> Result<Pick, String> {
+    let told = |fault: Fault| fault.message.to_string();
+    let choice = launch::choice(work).map_err(told)?;
+    if choice.name != VMM {
+        return Err(format!("templates are for {VMM} alone"));
+    }
+    if vm.init {
+        return Err("the image's own init has to be begun".into());
+    }
+    if disk::is_longer(vm).map_err(told)? {
+        return Err("its disk is longer than its image".into());
+    }
+    let key = key(work, &vm.base, (vm.cpus, vm.memory_mib)).map_err(told)?;
+    let all = work.daemon.store.change(|t| templates::all(t)).map_err(told)?;
+    let digest = key.digest();
+    match all.iter().find(|template| template.key == digest) {
+        Some(template) if template.is_dropped() => Err(format!("template {} failed twice", template.id)),
+        Some(template) => {
+            let files = Files::of(work.daemon, &template.id);
+            if files.are_of(template) {
+                return Ok(Pick { id: template.id.clone(), files });
+            }
+            drop_it(work.daemon, &template.id).map_err(told)?;
+            Err(format!("the files of template {} are not what they were", template.id))
+        }
+        None => Err(missing(&key, &all, vm)),
+    }
+}
+
+/// Why none of those is it.
+fn missing(key: &Key, all: &[Template], vm: &Vm) -> String {
+    let near = |template: &&Template| {
+        template.image == vm.base.image && template.memory_mib == vm.memory_mib && template.cpus == vm.cpus
+    };
+    match all.iter().find(near) {
+        Some(template) => format!("template {} has another {}", template.id, key.differs(template).join(", ")),
+        None => {
+            let cpus = if vm.cpus == 1 { "1 CPU".into() } else { format!("{} CPUs", vm.cpus) };
+            format!("no template of {} with {} MiB and {cpus}", vm.base.image, vm.memory_mib)
+        }
+    }
+}
+
+fn key(work: &Work<'_>, base: &Base, size: (u8, u64)) -> Result<Key, Fault> {
+    let choice = launch::choice(work)?;
+    // Without one VMs have no ssh, and all else is the same.
+    let authorized = work.daemon.ssh.owner().unwrap_or_default();
+    Key::of(&work.daemon.images.templates, &choice, base, size, &authorized)
+}
+
+/// Whether it is still there.
+///
+/// # Errors
+/// `no_such_template`.
+pub(crate) fn is_there(daemon: &Daemon, id: &str) -> Result<(), Fault> {
+    daemon.store.change(|t| find(t, id)).map(drop)
+}
+
+/// Writes down what came of a try.
+pub(crate) fn tried(daemon: &Daemon, id: &str, failed: bool) -> Result<(), Fault> {
+    daemon.store.change(|t| templates::tried(t, id, failed))?;
+    if failed { sweep(daemon).map(drop) } else { Ok(()) }
+}
+
+/// Gives one up that can't be right any more.
+fn drop_it(daemon: &Daemon, id: &str) -> Result<(), Fault> {
+    daemon.store.change(|t| templates::drop(t, id))?;
+    sweep(daemon).map(drop)
+}
+
+/// All of them, the oldest first.
+pub(crate) fn list(daemon: &Daemon) -> Result<All, Fault> {
+    daemon.store.change(|t| {
+        let vms = vms::all(t)?;
+        Ok(All { templates: templates::all(t)?.iter().map(|template| shown(template, &vms)).collect() })
+    })
+}
+
+/// One.
+pub(crate) fn one(daemon: &Daemon, reference: &str) -> Result<Shown, Fault> {
+    daemon.store.change(|t| Ok(shown(&find(t, reference)?, &vms::all(t)?)))
+}
+
+fn shown(template: &Template, vms: &[Vm]) -> Shown {
+    Shown {
+        id: template.id.clone(),
+        image: template.image.clone(),
+        digest: template.digest.clone(),
+        kernel: template.kernel.clone(),
+        cpus: template.cpus,
+        memory_bytes: template.memory_mib << 20,
+        size_bytes: template.size_bytes,
+        vms: users(template, vms),
+        created_at: of_unix(template.created_at),
+    }
+}
+
+/// The VMs whose disks are layers over it.
+fn users(template: &Template, vms: &[Vm]) -> Vec<String> {
+    let using = vms.iter().filter(|vm| vm.template.as_deref() == Some(template.id.as_str()));
+    using.map(|vm| vm.name.clone()).collect()
+}
+
+/// The one that is meant: by 4 or more digits of its id, or by its image's name where only one fits.
+fn find(connection: &Connection, reference: &str) -> Result<Template, Fault> {
+    let is_id = (4..=12).contains(&reference.len()) && reference.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = reference.to_ascii_lowercase();
+    let fits = |template: &Template| template.image == reference || (is_id && template.id.starts_with(&id));
+    let mut found: Vec<Template> = templates::all(connection)?.into_iter().filter(fits).collect();
+    let shown = wire::code::shown(reference);
+    match (found.pop(), found.pop()) {
+        (Some(one), None) => Ok(one),
+        (Some(one), Some(two)) => {
+            let message = format!("several templates are {shown}");
+            Err(Fault::new("ambiguous", exit::MISSING, message).fix(format!("{} or {}: give the id", two.id, one.id)))
+        }
+        _ => Err(Fault::new("no_such_template", exit::MISSING, format!("there is no template {shown}"))
+            .fix("banger template list shows what is here")),
+    }
+}
+
+/// Takes one away.
+///
+/// # Errors
+/// `no_such_template`; `in_use` where a VM's disk lies on it.
+pub(crate) fn rm(daemon: &Daemon, reference: &str) -> Result<Removed, Fault> {
+    let template = daemon.store.change(|t| {
+        let template = find(t, reference)?;
+        let users = users(&template, &vms::all(t)?);
+        if users.is_empty() {
+            templates::remove(t, &template.id)?;
+            return Ok(template);
+        }
+        let message = format!("the disks of {} lie on template {}", users.join(", "), template.id);
+        Err(Fault::new("in_use", exit::STATE, message).fix(format!("banger vm rm -f {}", users.join(" "))))
+    })?;
+    remove_tree(&Files::of(daemon, &template.id).0)?;
+    Ok(Removed { id: template.id, freed_bytes: template.size_bytes })
+}
+
+/// Removes what nobody can go on from any more: templates whose image, kernel or initial RAM disk is gone or that failed too
+/// often, but for those that a VM's disk lies on. How many bytes they took.
+pub(crate) fn sweep(daemon: &Daemon) -> Result<u64, Fault> {
+    let gone = |template: &Template| {
+        template.is_dropped() || [&template.root, &template.vmlinux, &template.initrd].iter().any(|path| !path.exists())
+    };
+    let removed = daemon.store.change(|t| {
+        let vms = vms::all(t)?;
+        let mut all = templates::all(t)?;
+        all.retain(|template| gone(template) && users(template, &vms).is_empty());
+        all.iter().try_for_each(|template| templates::remove(t, &template.id)).map(|()| all)
+    })?;
+    for template in &removed {
+        remove_tree(&Files::of(daemon, &template.id).0)?;
+    }
+    Ok(removed.iter().map(|template| template.size_bytes).sum())
+}
+
+/// The same, and folders without a row: what was cut off. For the daemon's start, before anybody asks for a VM.
+pub(crate) fn begin(daemon: &Daemon) -> Result<(), Fault> {
+    sweep(daemon)?;
+    let rows = daemon.store.change(|t| templates::all(t))?;
+    let place = place(daemon);
+    let entries = match fs::read_dir(&place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|error| Fault::file("reading", &place, &error))?,
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if !rows.iter().any(|template| *template.id == *name) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! The daemon's socket: who may call, how many at once, and one call from its line to its end.
+
+use super::error::exit;
+use super::store::vms::Process;
+use super::{Daemon, log, ops};
+use crate::api::conn::Conn;
+use crate::api::{Attached, Call, Event, Fault, Stage, StageState, Word};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_peercred;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use sys::pidfd;
+
+/// Calls at once; each has a thread.
+const MAX_CALLS: usize = 256;
+/// A request is whole within this time.
+const REQUEST: Duration = Duration::from_secs(10);
+/// A caller that does not read for so long is gone.
+const UNREAD: Duration = Duration::from_secs(10);
+/// When accepting fails for want of descriptors or memory, others may give some back.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves calls for ever.
+///
+/// # Errors
+/// The socket's, once it can't be used any more.
+pub fn forever(daemon: &Arc<Daemon>, listener: &UnixListener) -> io::Result<()> {
+    let calls = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput) => return Err(error),
+            Err(error) => {
+                log::fault("accept", "", &Fault::new("accept", exit::FAILED, error.to_string()));
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+        };
+        let place = Place::take(&calls);
+        let daemon = Arc::clone(daemon);
+        let started = std::thread::Builder::new().name("call".into()).spawn(move || call(&daemon, stream, place));
+        if let Err(error) = started {
+            log::fault("accept", "", &Fault::new("no_thread", exit::ROOM, error.to_string()));
+        }
+    }
+}
+
+/// One of the calls that may be at once.
+struct Place(Arc<AtomicUsize>, bool);
+
+impl Place {
+    fn take(calls: &Arc<AtomicUsize>) -> Place {
+        let before = calls.fetch_add(1, Ordering::Relaxed);
+        Place(Arc::clone(calls), before < MAX_CALLS)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn call(daemon: &Arc<Daemon>, stream: UnixStream, place: Place) {
+    let mut caller = Caller::new(stream);
+    let begun = Instant::now();
+    let (what, done) = match admit(&mut caller, place.1).and_then(|()| read(&mut caller)) {
+        Ok(call) => {
+            caller.op_id = if call.op_id.is_empty() { new_op_id() } else { call.op_id };
+            let what = ops::name(&call.request);
+            (what, ops::run(daemon, &mut caller, call.request))
+        }
+        Err(fault) => ("", Err(fault)),
+    };
+    let event = match done {
+        Ok(value) => {
+            log::done(what, &caller.op_id, begun.elapsed());
+            Event::Done(value)
+        }
+        Err(mut fault) => {
+            fault.op_id = caller.op_id.as_str().into();
+            log::fault(what, &caller.op_id, &fault);
+            Event::Error(fault)
+        }
+    };
+    caller.send(&event, None);
+}
+
+/// The owner, and root.
+fn admit(caller: &mut Caller, has_place: bool) -> Result<(), Fault> {
+    let peer = socket_peercred(caller.conn.stream()).map_err(|errno| Fault::bug(io::Error::from(errno)))?;
+    if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
+        return Err(Fault::new("unauthorized", exit::MACHINE, "this is another user's bangerd"));
+    }
+    if !has_place {
+        return Err(Fault::new("busy", exit::ROOM, format!("bangerd serves {MAX_CALLS} calls at once"))
+            .fix("wait until some of them are over"));
+    }
+    Ok(())
+}
+
+fn read(caller: &mut Caller) -> Result<Call, Fault> {
+    let wrong =
+        |why: String| Fault::new("bad_request", exit::USAGE, "bangerd was sent something that is no request").why(why);
+    let line = caller.conn.line().map_err(|error| wrong(error.to_string()))?;
+    let line = line.ok_or_else(|| wrong("nothing came".into()))?;
+    Call::parse(&line).map_err(|error| {
+        wrong(error.to_string()).fix("banger and bangerd are of different versions? banger version shows both")
+    })
+}
+
+/// An id for a call that brought none.
+pub fn new_op_id() -> String {
+    let mut bytes = [0; 4];
+    // The time is as good where the kernel has no randomness yet: the id only has to be told from others in a log.
+    if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        bytes = now.subsec_nanos().to_be_bytes();
+    }
+    format!("op-{:08x}", u32::from_be_bytes(bytes))
+}
+
+/// Who called, as an operation sees it.
+pub struct Caller {
+    conn: Conn,
+    op_id: String,
+    begun: Instant,
+    /// Nobody reads any more, so nothing is written either.
+    gone: bool,
+}
+
+/// What a wait ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The time is over.
+    Time,
+    /// The caller wants all of it undone.
+    Cancel,
+    /// The caller's command is over.
+    Finished,
+    /// The caller is gone.
+    Gone,
+    /// The descriptor of that number can be read.
+    Ready(usize),
+}
+
+impl Caller {
+    pub(crate) fn new(stream: UnixStream) -> Caller {
+        let limits = stream.set_read_timeout(Some(REQUEST)).and_then(|()| stream.set_write_timeout(Some(UNREAD)));
+        let conn = Conn::new(stream);
+        Caller { conn, op_id: String::new(), begun: Instant::now(), gone: limits.is_err() }
+    }
+
+    /// The operation's id.
+    pub fn op_id(&self) -> &str {
+        &self.op_id
+    }
+
+    /// Who called, as a process; `None` where it has ended already.
+    pub fn process(&self) -> Option<Process> {
+        let pid = socket_peercred(self.conn.stream()).ok()?.pid.as_raw_nonzero().get();
+        pidfd::start_time(pid).ok().map(|start| Process { pid, start })
+    }
+
+    /// Tells of a stage; `about` names the VM or image.
+    pub fn stage(&mut self, name: &str, state: StageState, about: &str, note: impl Into<String>) {
+        let at_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let (name, about, note) = (name.to_owned(), about.to_owned(), note.into());
+        self.send(&Event::Stage(Stage { name, state, at_us, about, note }), None);
+    }
+
+    /// Hands a descriptor over.
+    pub fn hand_over(&mut self, attached: Attached, descriptor: BorrowedFd<'_>) {
+        self.send(&Event::Attached(attached), Some(descriptor));
+    }
+
+    /// What the caller gives to read; it comes right behind the request.
+    ///
+    /// # Errors
+    /// Nothing came, or something else.
+    pub fn input(&mut self) -> Result<OwnedFd, Fault> {
+        let wrong = |why: String| Fault::new("bad_request", exit::USAGE, "nothing came that could be read").why(why);
+        let line = self.conn.line().map_err(|error| wrong(error.to_string()))?.unwrap_or_default();
+        let word: Word = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
+        match (word, self.conn.descriptor()) {
+            (Word::Input {}, Some(input)) => Ok(input),
+            (word, _) => Err(wrong(format!("{word:?}"))),
+        }
+    }
+
+    /// What the caller said meanwhile, without waiting; [`Woken::Time`] for nothing.
+    pub fn heard(&mut self) -> Woken {
+        if self.gone {
+            return Woken::Gone;
+        }
+        match self.conn.line_now() {
+            Ok(None) => Woken::Time,
+            Ok(Some(line)) => match serde_json::from_slice(&line) {
+                Ok(Word::Cancel {}) => Woken::Cancel,
+                Ok(Word::Finished {}) => Woken::Finished,
+                // Who asked for it takes it by `input`.
+                Ok(Word::Input {}) => self.lost(),
+                // Who says anything else is not one whom we understand.
+                Err(_) => self.lost(),
+            },
+            Err(_) => self.lost(),
+        }
+    }
+
+    /// Waits for the caller and for any of `others` to be readable, until the time is over; `None` waits for ever.
+    pub fn wait(&mut self, others: &[BorrowedFd<'_>], until: Option<Instant>) -> Woken {
+        loop {
+            match self.heard() {
+                Woken::Time => {}
+                // A caller that is gone makes no noise any more; who goes on without it says so by not asking again.
+                other => return other,
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let timeout = left.map(timespec);
+            let conn = self.conn.as_fd();
+            let mut fds: Vec<PollFd<'_>> =
+                std::iter::once(&conn).chain(others).map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(0) => return Woken::Time,
+                Ok(_) => {
+                    let ready = fds[1..].iter().position(|fd| !fd.revents().is_empty());
+                    if let Some(ready) = ready {
+                        return Woken::Ready(ready);
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return self.lost(),
+            }
+        }
+    }
+
+    /// Stops with `interrupted` where the caller wants so or is gone.
+    ///
+    /// # Errors
+    /// `interrupted`.
+    pub fn go_on(&mut self) -> Result<(), Fault> {
+        match self.heard() {
+            Woken::Cancel | Woken::Gone => Err(Fault::interrupted(&[])),
+            _ => Ok(()),
+        }
+    }
+
+    fn lost(&mut self) -> Woken {
+        self.gone = true;
+        Woken::Gone
+    }
+
+    fn send(&mut self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
+        if !self.gone && self.conn.send(event, descriptor).is_err() {
+            self.gone = true;
+        }
+    }
+}
+
+pub(crate) fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn words_are_heard_and_an_end_is_one() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (other, _kept) = UnixStream::pair().unwrap();
+        let mut caller = Caller::new(ours);
+        let soon = || Some(Instant::now() + Duration::from_millis(20));
+        assert_eq!(caller.wait(&[other.as_fd()], soon()), Woken::Time);
+        theirs.write_all(b"{\"finished\":{}}\n{\"cancel\":{}}\n").unwrap();
+        assert_eq!(caller.wait(&[], None), Woken::Finished);
+        assert_eq!(caller.go_on().unwrap_err().code, "interrupted");
+        drop(theirs);
+        assert_eq!(caller.wait(&[], None), Woken::Gone);
+        // What it isn't told any more is no failure.
+        caller.stage("plan", StageState::Begun, "web", "");
+        assert_eq!(caller.heard(), Woken::Gone);
+    }
+
+    #[test]
+    fn a_descriptor_that_can_be_read_wakes() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (other, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"x").unwrap();
+        assert_eq!(Caller::new(ours).wait(&[other.as_fd()], None), Woken::Ready(0));
+    }
+}

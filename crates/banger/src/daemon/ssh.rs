@@ -1,0 +1,372 @@
+//! ssh's keys: the owner's, made once; and for each VM one of its own, made ahead, written into its disk before it boots
+//! and pinned before anybody can connect. All of it by ssh-keygen, whose format it is.
+//!
+//! | below `ssh/` | what |
+//! | --- | --- |
+//! | `id_ed25519`, `.pub` | the owner's key, which every VM lets in as root |
+//! | `config` | ssh's settings for `*.vm`, for `banger vm ssh` and for an Include; written anew at each start |
+//! | `known_hosts` | the key of each VM, under `NAME.vm`; written anew from the rows |
+//! | `making-N/` | a key that is being made; the next start removes it |
+
+use crate::api::Fault;
+use crate::daemon::names;
+use crate::daemon::settings::Settings;
+use crate::daemon::store::Store;
+use crate::daemon::store::vms::{self, Vm};
+use crate::daemon::vm::places::Places;
+use crate::image::program;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+use wire::image::NewFile;
+use wire::name::guest_path::GuestPath;
+
+const OWNER: &str = "id_ed25519";
+const KNOWN: &str = "known_hosts";
+const MAKING: &str = "making-";
+
+/// What the guest's own server is told: its key, whom it lets in, and that nobody comes in by a password. Debian's
+/// configuration reads this file first, and the first word on a matter counts (sshd_config(5)).
+const SERVER: &str = "\
+# Of banger: written when this VM was made.
+HostKey /etc/ssh/ssh_host_ed25519_key
+AuthorizedKeysFile .ssh/authorized_keys /etc/banger/authorized_keys
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+";
+
+/// The keys' directory.
+#[derive(Debug)]
+pub struct Ssh {
+    dir: PathBuf,
+    /// The next VM's key, on its way or there.
+    next: Mutex<Option<JoinHandle<Result<Pair, Fault>>>>,
+    /// Held by whoever makes the owner's key or writes `known_hosts`.
+    writes: Mutex<()>,
+}
+
+/// An ed25519 key.
+#[derive(Debug)]
+struct Pair {
+    /// In OpenSSH's own format, for a file.
+    private: Vec<u8>,
+    /// `ssh-ed25519 AAAA…`.
+    public: String,
+}
+
+impl Ssh {
+    /// Takes the directory over; what a daemon that was killed left half made is removed.
+    ///
+    /// # Errors
+    /// The directory can't be made or read.
+    pub fn open(state: &Path) -> Result<Ssh, Fault> {
+        let dir = state.join("ssh");
+        make_dir(&dir)?;
+        let entries = fs::read_dir(&dir).map_err(|error| Fault::file("reading", &dir, &error))?;
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(MAKING) {
+                fs::remove_dir_all(entry.path()).map_err(|error| Fault::file("removing", &entry.path(), &error))?;
+            }
+        }
+        Ok(Ssh { dir, next: Mutex::new(None), writes: Mutex::new(()) })
+    }
+
+    /// Makes what is needed before anybody asks: the settings, the owner's key, and the next VM's. `socket` is the daemon's.
+    ///
+    /// # Errors
+    /// As [`Ssh::owner`], and the settings can't be written.
+    pub(crate) fn begin(&self, socket: &Path) -> Result<(), Fault> {
+        let banger = std::env::current_exe().map_err(Fault::bug)?.with_file_name("banger");
+        self.write("config", &self.settings(&banger, socket))?;
+        self.owner()?;
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = self.ahead();
+        Ok(())
+    }
+
+    /// The file of ssh's settings.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.join("config")
+    }
+
+    /// What a connection to a VM rests on, whatever else ssh is told: the VM's key is known and no other passes, our key is shown,
+    /// and nothing of this machine is lent to the guest. The way is the agent's: it needs no network.
+    fn settings(&self, banger: &Path, socket: &Path) -> String {
+        let path = |path: &Path| path.to_string_lossy().replace('%', "%%");
+        // A word of the shell's that runs the command.
+        let word = |word: &Path| format!("'{}'", path(word).replace('\'', "'\\''"));
+        let (key, known_hosts) = (path(&self.dir.join(OWNER)), path(&self.dir.join(KNOWN)));
+        let (banger, socket) = (word(banger), word(socket));
+        format!(
+            "\
+# banger's VMs. bangerd writes this file at each start: banger ssh-config --install includes it.
+Host *.{zone}
+    User root
+    IdentityFile \"{key}\"
+    IdentitiesOnly yes
+    IdentityAgent none
+    UserKnownHostsFile \"{known_hosts}\"
+    GlobalKnownHostsFile none
+    StrictHostKeyChecking yes
+    HostKeyAlgorithms ssh-ed25519
+    UpdateHostKeys no
+    CheckHostIP no
+    PasswordAuthentication no
+    KbdInteractiveAuthentication no
+    ForwardAgent no
+    ForwardX11 no
+    ControlPath none
+    ProxyCommand {banger} vm dial --socket {socket} %h %p
+",
+            zone = names::ZONE
+        )
+    }
+
+    /// The owner's public key, a line; made where it is missing.
+    ///
+    /// # Errors
+    /// It can't be made or read: there may be no ssh-keygen.
+    pub(crate) fn owner(&self) -> Result<String, Fault> {
+        let _held = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (private, public) = (self.dir.join(OWNER), self.dir.join(OWNER).with_extension("pub"));
+        if !private.exists() {
+            let making = Making::make(&self.dir, "banger")?;
+            // The private one last: where it is, both are whole.
+            for (from, to) in [(making.public(), &public), (making.private(), &private)] {
+                fs::rename(from, to).map_err(|error| Fault::file("making", to, &error))?;
+            }
+        }
+        fs::read_to_string(&public).map_err(|error| Fault::file("reading", &public, &error))
+    }
+
+    /// What a new VM's disk gets so that its owner, and nobody else, comes in by ssh: a key of its own, the owner's, and the
+    /// server's settings.
+    ///
+    /// # Errors
+    /// A key can't be made, or its public half not kept.
+    pub(crate) fn files(&self, places: &Places<'_>) -> Result<Vec<NewFile>, Fault> {
+        let shared = self.shared()?;
+        let mut files = self.own(places)?;
+        files.extend(shared);
+        Ok(files)
+    }
+
+    /// The part of it that all VMs have.
+    ///
+    /// # Errors
+    /// The owner's key can't be made.
+    pub(crate) fn shared(&self) -> Result<Vec<NewFile>, Fault> {
+        Ok(vec![
+            file("/etc/banger/authorized_keys", self.owner()?.into_bytes(), 0o644)?,
+            file("/etc/ssh/sshd_config.d/banger.conf", SERVER.as_bytes().to_vec(), 0o644)?,
+        ])
+    }
+
+    /// A VM's own part of it: a key, whose public half stays beside the disk.
+    ///
+    /// # Errors
+    /// A key can't be made, or its public half not kept.
+    pub(crate) fn own(&self, places: &Places<'_>) -> Result<Vec<NewFile>, Fault> {
+        let kept = places.host_key();
+        match fs::remove_file(&kept) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Fault::file("removing", &kept, &error));
+            }
+            _ => {}
+        }
+        let Pair { private, public } = self.take()?;
+        fs::write(&kept, &public).map_err(|error| Fault::file("writing", &kept, &error))?;
+        Ok(vec![
+            file("/etc/ssh/ssh_host_ed25519_key", private, 0o600)?,
+            file("/etc/ssh/ssh_host_ed25519_key.pub", format!("{public}\n").into_bytes(), 0o644)?,
+        ])
+    }
+
+    /// Writes down the keys of all VMs, in the place of those that were known before.
+    ///
+    /// # Errors
+    /// The rows can't be read, or the file not written.
+    pub(crate) fn pin(&self, settings: &Settings, store: &Store) -> Result<(), Fault> {
+        let line = |vm: &Vm| {
+            let key = fs::read_to_string(Places::of(settings, vm).host_key()).ok()?;
+            Some(format!("{} {}\n", host(vm), key.trim_end()))
+        };
+        // Held from before the rows are read: the last to write is the last to have read.
+        let _held = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let text: String = store.change(|t| vms::all(t))?.iter().filter_map(line).collect();
+        self.write(KNOWN, &text)
+    }
+
+    /// Writes a file as a whole.
+    fn write(&self, name: &str, text: &str) -> Result<(), Fault> {
+        let (to, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &to)).map_err(|error| Fault::file("writing", &to, &error))
+    }
+
+    /// A key that no VM has had. The one after it is made meanwhile, so that the next VM needn't wait.
+    fn take(&self) -> Result<Pair, Fault> {
+        let after = self.ahead();
+        let ready = std::mem::replace(&mut *self.next.lock().unwrap_or_else(PoisonError::into_inner), after);
+        match ready.and_then(|ready| ready.join().ok()) {
+            Some(Ok(pair)) => Ok(pair),
+            _ => Making::make(&self.dir, "")?.read(),
+        }
+    }
+
+    fn ahead(&self) -> Option<JoinHandle<Result<Pair, Fault>>> {
+        let dir = self.dir.clone();
+        let make = move || Making::make(&dir, "")?.read();
+        std::thread::Builder::new().name("host key".into()).spawn(make).ok()
+    }
+}
+
+fn file(path: &str, data: Vec<u8>, mode: u16) -> Result<NewFile, Fault> {
+    GuestPath::new(path).map(|path| NewFile { path, data, mode }).map_err(Fault::bug)
+}
+
+/// The name under which a VM's key is known.
+pub(crate) fn host(vm: &Vm) -> String {
+    format!("{}.{}", vm.name, names::ZONE)
+}
+
+/// A key that is being made, in a directory that goes with it.
+struct Making {
+    dir: PathBuf,
+}
+
+impl Making {
+    fn make(below: &Path, comment: &str) -> Result<Making, Fault> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let dir = below.join(format!("{MAKING}{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        make_dir(&dir)?;
+        let making = Making { dir };
+        let mut keygen = program::bound("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"]).arg(making.private());
+        program::output(&mut keygen)?;
+        Ok(making)
+    }
+
+    fn private(&self) -> PathBuf {
+        self.dir.join("key")
+    }
+
+    fn public(&self) -> PathBuf {
+        self.dir.join("key.pub")
+    }
+
+    fn read(self) -> Result<Pair, Fault> {
+        let read = |path: PathBuf| fs::read(&path).map_err(|error| Fault::file("reading", &path, &error));
+        let public = String::from_utf8(read(self.public())?).map_err(Fault::bug)?;
+        Ok(Pair { private: read(self.private())?, public: public.trim_end().to_owned() })
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        // What stays is removed at the next start.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), Fault> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Fault::file("making", path, &error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::store::vms::tests::planned;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    /// What ssh-keygen says of a key: its size, its fingerprint and its kind.
+    fn fingerprint(path: &Path) -> String {
+        let out = Command::new("ssh-keygen").args(["-l", "-f"]).arg(path).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    #[test]
+    fn each_vm_has_a_key_of_its_own_and_lets_the_owner_in() {
+        let state = tempfile::tempdir().unwrap();
+        let settings = Settings { state: state.path().into(), ..Settings::of_test() };
+        fs::create_dir_all(state.path().join("ssh/making-7")).unwrap();
+        let ssh = Ssh::open(state.path()).unwrap();
+        assert!(!state.path().join("ssh/making-7").exists());
+        let vms = [planned(2), planned(3)];
+        let mut private = Vec::new();
+        for vm in &vms {
+            let places = Places::of(&settings, vm);
+            fs::create_dir_all(places.dir()).unwrap();
+            let files = ssh.files(&places).unwrap();
+            let of = |name: &str| files.iter().find(|file| file.path.to_string().ends_with(name)).unwrap();
+            let (key, authorized) = (of("ssh_host_ed25519_key"), of("authorized_keys"));
+            assert_eq!((key.mode, authorized.mode), (0o600, 0o644));
+            let written = state.path().join("key");
+            fs::write(&written, &key.data).unwrap();
+            fs::set_permissions(&written, fs::Permissions::from_mode(0o600)).unwrap();
+            // The private key's fingerprint against the public one's that was kept.
+            assert_eq!(fingerprint(&written).split(' ').nth(1), fingerprint(&places.host_key()).split(' ').nth(1));
+            assert_eq!(authorized.data, fs::read(state.path().join("ssh/id_ed25519.pub")).unwrap());
+            private.push(key.data.clone());
+        }
+        assert_ne!(private[0], private[1]);
+        assert_eq!(fs::metadata(state.path().join("ssh/id_ed25519")).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(Ssh::open(state.path()).unwrap().owner().unwrap(), ssh.owner().unwrap(), "made once");
+
+        let store = Store::open(Path::new(":memory:")).unwrap();
+        store.change(|t| vms.iter().try_for_each(|vm| vms::save(t, vm))).unwrap();
+        ssh.pin(&settings, &store).unwrap();
+        let known = |name: &str| {
+            let find = Command::new("ssh-keygen")
+                .args(["-F", name, "-f"])
+                .arg(state.path().join("ssh/known_hosts"))
+                .output()
+                .unwrap();
+            find.status.success()
+        };
+        assert!(known("vm-2.vm") && known("vm-3.vm") && !known("vm-4.vm"));
+        store.change(|t| vms::remove(t, &vms[0].id)).unwrap();
+        ssh.pin(&settings, &store).unwrap();
+        assert!(!known("vm-2.vm") && known("vm-3.vm"));
+    }
+
+    #[test]
+    fn ssh_understands_what_is_meant() {
+        let state = tempfile::tempdir().unwrap();
+        let odd = state.path().join("it's 100%");
+        fs::create_dir(&odd).unwrap();
+        let ssh = Ssh::open(&odd).unwrap();
+        let config = ssh.settings(Path::new("/bin/ban'ger"), Path::new("/run/a b"));
+        fs::write(ssh.config(), config).unwrap();
+        let of = |host: &str, more: &[&str]| {
+            let out = Command::new("ssh").arg("-G").arg("-F").arg(ssh.config()).args(more).arg(host).output().unwrap();
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            String::from_utf8(out.stdout).unwrap()
+        };
+        let text = of("web.vm", &[]);
+        for line in [
+            "user root",
+            "stricthostkeychecking true",
+            "identityagent none",
+            "identitiesonly yes",
+            "forwardagent no",
+            "forwardx11 no",
+            "passwordauthentication no",
+            "hostkeyalgorithms ssh-ed25519",
+            r"proxycommand '/bin/ban'\''ger' vm dial --socket '/run/a b' %h %p",
+        ] {
+            assert!(text.lines().any(|there| there == line), "{line}: {text}");
+        }
+        assert!(text.contains("it's 100%"), "{text}");
+        assert!(of("web.vm", &["-l", "me"]).contains("user me\n"));
+        assert!(!of("web.example", &[]).contains("proxycommand"), "other hosts are left alone");
+    }
+}

@@ -1,0 +1,206 @@
+//! A VM's own disk: a snapshot of its image where the kernel has device-mapper, a reflink where the file system has
+//! them, a sparse copy elsewhere.
+
+use super::places::Places;
+use super::work::Work;
+use crate::api::Fault;
+use crate::daemon::store::vms::Vm;
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use wire::disk::NewSnapshot;
+use wire::path::Root;
+
+/// By device-mapper.
+pub(crate) const SNAPSHOT: &str = "dm-snapshot";
+const REFLINK: &str = "reflink";
+/// Over a template's disk.
+pub(crate) const LAYER: &str = "layer";
+/// Of what is no hole.
+pub(crate) const COPY: &str = "copy";
+
+/// What a snapshot's store needs beside the blocks that were changed: its own tables are a 256th of it.
+const STORE_EXTRA: u64 = 64 << 20;
+
+/// Makes the disk; how it was made. What a cut-off try left is made anew.
+pub(crate) fn make(work: &Work<'_>, vm: &Vm) -> Result<&'static str, Fault> {
+    let places = work.places(vm);
+    let is_longer = is_longer(vm)?;
+    // A snapshot is as long as its image.
+    if has_device_mapper() && !is_longer {
+        match snapshot(work, vm, true) {
+            Ok(()) => return Ok(SNAPSHOT),
+            // The kernel has it after all: then this is a failure, and no reason to copy gigabytes.
+            Err(fault) if is_listed() => return Err(fault),
+            Err(_) => remove_file(&places.cow())?,
+        }
+    }
+    let (from, to) = (&vm.base.root, places.disk());
+    remove_file(&to)?;
+    let failed = |error: io::Error| Fault::file(&format!("copying {} to", from.display()), &to, &error);
+    let method = if work.daemon.ahead.take_disk(from, &to) { COPY } else { copy(from, &to).map_err(failed)? };
+    if is_longer {
+        // The agent makes the file system as long, whenever it boots.
+        OpenOptions::new().write(true).open(&to).and_then(|file| file.set_len(vm.base.bytes)).map_err(failed)?;
+    }
+    Ok(method)
+}
+
+/// Whether the disk is to be longer than its image.
+pub(crate) fn is_longer(vm: &Vm) -> Result<bool, Fault> {
+    let image = fs::metadata(&vm.base.root).map_err(|error| Fault::file("reading", &vm.base.root, &error))?;
+    Ok(vm.base.bytes > image.len())
+}
+
+/// Makes a snapshot's device; the store of changes is kept where it is not `new`.
+pub(crate) fn snapshot(work: &Work<'_>, vm: &Vm, new: bool) -> Result<(), Fault> {
+    let places = work.places(vm);
+    let cow = places.cow();
+    if new {
+        let made = remove_file(&cow).and_then(|()| {
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&cow);
+            // Sparse: it takes what is written.
+            file.and_then(|file| file.set_len(vm.base.bytes + vm.base.bytes / 128 + STORE_EXTRA))
+                .map_err(|error| Fault::file("making", &cow, &error))
+        });
+        made?;
+    }
+    let rootfs = places.host(&vm.base.root, Root::State)?;
+    let request = NewSnapshot { rootfs, cow: places.host(&cow, Root::State)?, name: places.snapshot()? };
+    work.helper().create_dm_snapshot(&request).map_err(|error| work.refused("the disk's snapshot", error))?;
+    Ok(())
+}
+
+/// Gives back the room of a disk whose making failed. What can't be removed now is when it is made anew.
+pub(crate) fn discard(places: &Places<'_>) {
+    for path in [places.disk(), places.cow()] {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// What the disk takes, in bytes.
+pub(crate) fn used(places: &Places<'_>) -> Option<u64> {
+    let found = [places.disk(), places.cow(), places.layer()].into_iter().find_map(|path| fs::metadata(path).ok());
+    found.map(|facts| facts.blocks() * 512)
+}
+
+fn has_device_mapper() -> bool {
+    is_listed() || Path::new("/dev/mapper/control").exists()
+}
+
+/// Whether the module is in the kernel; the node in `/dev` may be there for one that isn't.
+fn is_listed() -> bool {
+    let devices = fs::read_to_string("/proc/misc").unwrap_or_default();
+    devices.lines().any(|line| line.split_whitespace().nth(1) == Some("device-mapper"))
+}
+
+fn remove_file(path: &Path) -> Result<(), Fault> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Fault::file("removing", path, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Copies an image, or a VM's disk, to a new file: a reflink, or what of it is no hole; how.
+pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<&'static str> {
+    let source = File::open(from)?;
+    let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+        return Ok(REFLINK);
+    }
+    let length = source.metadata()?.len();
+    target.set_len(length)?;
+    copy_data(&source, &target, length)?;
+    Ok(COPY)
+}
+
+/// Copies what is no hole; what is one stays one.
+fn copy_data(source: &File, target: &File, length: u64) -> io::Result<()> {
+    let mut at = 0;
+    while at < length {
+        let data = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = rustix::fs::seek(source, SeekFrom::Hole(data))?.min(length);
+        // Room is asked for first: a disk that is full says so now, and not in the middle of the guest's work.
+        let _ = rustix::fs::fallocate(target, FallocateFlags::KEEP_SIZE, data, end - data);
+        copy_range(source, target, data, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_range(source: &File, target: &File, mut at: u64, end: u64) -> io::Result<()> {
+    let mut into = at;
+    while at < end {
+        let length = usize::try_from(end - at).unwrap_or(1 << 30).min(1 << 30);
+        match rustix::fs::copy_file_range(source, Some(&mut at), target, Some(&mut into), length) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the image became shorter")),
+            Ok(_) | Err(Errno::INTR) => {}
+            // Two file systems, or one that can't.
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => return copy_bytes(source, target, at, end),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The same, through memory.
+fn copy_bytes(source: &File, target: &File, mut at: u64, end: u64) -> io::Result<()> {
+    let mut bytes = vec![0; 1 << 20];
+    while at < end {
+        let most = usize::try_from(end - at).unwrap_or(bytes.len()).min(bytes.len());
+        source.read_exact_at(&mut bytes[..most], at)?;
+        target.write_all_at(&bytes[..most], at)?;
+        at += most as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_the_same_and_as_sparse() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        let file = File::create(&from).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(&[7; 70_000], 5 << 20).unwrap();
+        file.write_all_at(b"end", (64 << 20) - 3).unwrap();
+        let how = copy(&from, &to).unwrap();
+        assert!([REFLINK, COPY].contains(&how));
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+        let facts = fs::metadata(&to).unwrap();
+        assert!(facts.blocks() * 512 < 1 << 20, "{} blocks", facts.blocks());
+        assert_eq!(facts.mode() & 0o777, 0o600);
+        assert!(copy(&from, &to).is_err(), "what is there is not written over");
+    }
+
+    #[test]
+    fn a_copy_through_memory_is_the_same_and_as_sparse() {
+        // A file system of another kind.
+        let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
+        let here = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), here.path().join("b"));
+        let file = File::create(&from).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(&[7; 3_000_000], 5 << 20).unwrap();
+        file.write_all_at(b"end", (64 << 20) - 3).unwrap();
+        copy(&from, &to).unwrap();
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 4 << 20);
+        fs::remove_file(&to).unwrap();
+        let target = File::create(&to).unwrap();
+        target.set_len(64 << 20).unwrap();
+        copy_bytes(&File::open(&from).unwrap(), &target, 5 << 20, 9 << 20).unwrap();
+        assert!(fs::read(&from).unwrap()[..9 << 20] == fs::read(&to).unwrap()[..9 << 20]);
+        assert!(copy_bytes(&File::open(&from).unwrap(), &target, 63 << 20, 65 << 20).is_err(), "it became shorter");
+    }
+}

@@ -1,0 +1,194 @@
+//! `vm.create`, `vm.start`, `vm.stop`, `vm.kill`, `vm.rm`, `vm.logs`.
+
+use super::phases::{End, Launched, Ready};
+use super::run::{self, ms};
+use super::start::Way;
+use super::work::Work;
+use super::{find, plan, show, start, workspace};
+use crate::api::vm::{Changed, Machine, Vm as Shown};
+use crate::api::{Attached, Fault, Handed};
+use crate::daemon::Daemon;
+use crate::daemon::error::exit;
+use crate::daemon::serve::Caller;
+use crate::daemon::store::vms::{self, State, Vm};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wire::name::signal::Signal;
+
+/// How long a guest has to end by itself.
+const STOP: Duration = Duration::from_secs(10);
+/// What else is under way is waited for so long: the end of a VM whose VMM was killed, say.
+const OTHERS: Duration = Duration::from_secs(5);
+/// What is under way and unwanted is given up within this time.
+const GIVEN_UP: Duration = Duration::from_secs(60);
+
+/// Makes one that doesn't run yet.
+pub(crate) fn create(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine) -> Result<Shown, Fault> {
+    let work = Work::new(daemon, caller.op_id());
+    let vm = plan::plan(&work, machine, true, None)?;
+    // They were free, and are taken again by each start.
+    daemon.published.let_go(&vm.id);
+    Ok(show::shown(daemon, vm))
+}
+
+/// Starts one.
+pub(crate) fn start(
+    daemon: &Arc<Daemon>,
+    caller: &mut Caller,
+    reference: &str,
+    boot_timeout_ms: Option<u64>,
+) -> Result<Changed, Fault> {
+    let begun = Instant::now();
+    let vm = daemon.store.change(|t| find(t, reference))?;
+    let held = daemon.slots.hold(&vm.id, &vm.name, "its start", OTHERS)?;
+    let vm = daemon.store.change(|t| find(t, &vm.name))?;
+    if vm.state == State::Ready {
+        return Ok(changed(daemon, vm, false, begun));
+    }
+    if !vm.kept {
+        return Err(Fault::new("is_going", exit::STATE, format!("{} is being taken away", vm.name))
+            .fix("banger vm create makes another"));
+    }
+    let mut work = Work::new(daemon, caller.op_id());
+    if !vm.state.is_down() {
+        // What an earlier end could not take away has to go first.
+        let planned = Launched::of_row(vm).down(&mut work);
+        if !work.troubles.is_empty() {
+            let vm = planned.rest(&mut work, State::Lost, None)?;
+            return work.all_gone(&vm.name, "can be started then").and(Ok(changed(daemon, vm, false, begun)));
+        }
+        return up(daemon, caller, &held, planned.vm, boot_timeout_ms, begun);
+    }
+    up(daemon, caller, &held, vm, boot_timeout_ms, begun)
+}
+
+fn up(
+    daemon: &Arc<Daemon>,
+    caller: &mut Caller,
+    held: &super::slots::Held,
+    vm: Vm,
+    boot_timeout_ms: Option<u64>,
+    begun: Instant,
+) -> Result<Changed, Fault> {
+    let mut work = Work::new(daemon, caller.op_id());
+    match start::start(daemon, &mut work, caller, held, vm, Way::Cold(None), boot_timeout_ms) {
+        Ok(ready) => Ok(changed(daemon, ready.vm, true, begun)),
+        Err(failed) => {
+            let wanted = failed.fault.code == "interrupted";
+            let state = if wanted { State::Stopped } else { State::Failed };
+            failed.planned.rest(&mut work, state, (!wanted).then(|| failed.fault.clone()))?;
+            Err(failed.fault)
+        }
+    }
+}
+
+/// Ends one in an orderly way.
+pub(crate) fn stop(
+    daemon: &Arc<Daemon>,
+    caller: &mut Caller,
+    reference: &str,
+    timeout_ms: Option<u64>,
+) -> Result<Changed, Fault> {
+    let begun = Instant::now();
+    let vm = daemon.store.change(|t| find(t, reference))?;
+    let _held = daemon.slots.hold(&vm.id, &vm.name, "its stop", OTHERS)?;
+    let mut vm = daemon.store.change(|t| find(t, &vm.name))?;
+    if vm.state.is_down() {
+        return Ok(changed(daemon, vm, false, begun));
+    }
+    let mut work = Work::new(daemon, caller.op_id());
+    let ready = Ready::again(&work, &vm)?;
+    work.reach(&mut vm, State::Stopping)?;
+    let patience = timeout_ms.map_or(STOP, Duration::from_millis);
+    let mut warnings = Vec::new();
+    let planned = match ready {
+        Some(ready) => {
+            let name = vm.name.clone();
+            let downed = ready.down(&mut work, End::Ask(patience));
+            if downed.killed {
+                warnings.push(format!("{name} had to be killed: what its guest had not written to its disk is lost"));
+            }
+            downed.planned
+        }
+        None => Launched::of_row(vm).down(&mut work),
+    };
+    let vm = planned.rest(&mut work, State::Stopped, None)?;
+    work.all_gone(&vm.name, "is stopped then")?;
+    Ok(Changed { warnings, ..changed(daemon, vm, true, begun) })
+}
+
+/// Sends its VMM a signal.
+pub(crate) fn kill(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, signal: &str) -> Result<Changed, Fault> {
+    let begun = Instant::now();
+    let signal = Signal::new(signal).map_err(|invalid| Fault::new("bad_signal", exit::USAGE, invalid.to_string()))?;
+    let vm = daemon.store.change(|t| find(t, reference))?;
+    let Some(pid) = vm.pid.filter(|_| !vm.state.is_down()).and_then(|pid| wire::vm::Pid::new(pid.into())) else {
+        return Err(Fault::new(
+            "not_running",
+            exit::STATE,
+            format!("{} does not run: it is {}", vm.name, vm.state.shown()),
+        ));
+    };
+    let work = Work::new(daemon, caller.op_id());
+    work.helper().signal_process(pid, signal).map_err(|error| work.refused("the signal", error))?;
+    Ok(changed(daemon, vm, true, begun))
+}
+
+/// Takes one away, its disk too.
+pub(crate) fn rm(
+    daemon: &Arc<Daemon>,
+    caller: &mut Caller,
+    reference: &str,
+    force: bool,
+    discard_changes: bool,
+) -> Result<Changed, Fault> {
+    let begun = Instant::now();
+    let vm = daemon.store.change(|t| find(t, reference))?;
+    if !discard_changes {
+        workspace::is_pulled(daemon, &vm)?;
+    }
+    let mut work = Work::new(daemon, caller.op_id());
+    let limit = if force { GIVEN_UP } else { OTHERS };
+    if force {
+        daemon.slots.unwant(&vm.id);
+        // A start waits for its agent, which answers no more: so it fails now.
+        if let Some(pid) = vm.pid.and_then(|pid| wire::vm::Pid::new(pid.into())) {
+            let _ = work.helper().kill_process(pid);
+        }
+    }
+    let _held = daemon.slots.hold(&vm.id, &vm.name, "its removal", limit)?;
+    // What was under way may have taken it away itself.
+    let Some(vm) = daemon.store.change(|t| vms::by_id(t, &vm.id))? else {
+        return Ok(Changed { vm: None, changed: true, ms: ms(begun), warnings: Vec::new() });
+    };
+    if !force && !vm.state.is_down() && vm.state != State::Lost {
+        let message = format!("{} is {}", vm.name, vm.state.shown());
+        return Err(Fault::new("is_running", exit::STATE, message)
+            .fix(format!("banger vm stop {0}, or banger vm rm -f {0}", vm.name)));
+    }
+    run::remove_held(&mut work, vm)?;
+    Ok(Changed { vm: None, changed: true, ms: ms(begun), warnings: Vec::new() })
+}
+
+/// Hands its console over, open for reading.
+pub(crate) fn logs(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str) -> Result<Shown, Fault> {
+    let vm = daemon.store.change(|t| find(t, reference))?;
+    let work = Work::new(daemon, caller.op_id());
+    let console = work.places(&vm).console();
+    let file = File::open(&console).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Fault::new("no_logs", exit::STATE, format!("{} has not been started yet, so its console is empty", vm.name))
+                .fix(format!("banger vm start {}", vm.name))
+        }
+        _ => Fault::file("reading", &console, &error),
+    })?;
+    let accel = vm.accel.clone().unwrap_or_default();
+    caller.hand_over(Attached { vm: vm.name.clone(), what: Handed::Console, accel, workspace: None }, file.as_fd());
+    Ok(show::shown(daemon, vm))
+}
+
+fn changed(daemon: &Daemon, vm: Vm, changed: bool, begun: Instant) -> Changed {
+    Changed { vm: Some(show::shown(daemon, vm)), changed, ms: ms(begun), warnings: Vec::new() }
+}

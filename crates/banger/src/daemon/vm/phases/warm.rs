@@ -1,0 +1,216 @@
+//! The phases where a VM goes on from a template: a layer in the place of a disk, a load in the place of a boot, and the
+//! agent is told what else would stand in the disk. A try that comes to nothing leaves a wired VM, which is booted then.
+//!
+//! And those of the VM that becomes a template: a disk with nobody's name, and an agent that is not the end of it.
+
+use super::{Disked, Failed, Launched, Planned, Ready, Step, Wait, Wired, has_begun, make_dirs};
+use crate::api::Fault;
+use crate::daemon::error::exit;
+use crate::daemon::guest::{self, Doorbell};
+use crate::daemon::image::template::Files;
+use crate::daemon::serve::Caller;
+use crate::daemon::store::vms::{State, Vm};
+use crate::daemon::vm::work::Work;
+use crate::daemon::vm::{disk, identity, launch, told};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use wire::image::{Image, Write};
+use wire::path::Root;
+
+/// A guest that was loaded answers within this time, on a busy machine too; else it is none.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// Why a VM did not go on from its template.
+pub(crate) enum Back {
+    /// It is wired as before, and can be booted.
+    Cold(Box<Wired>, Box<Fault>),
+    /// And not: the start has failed.
+    Failed(Box<Failed>),
+}
+
+impl From<Box<Failed>> for Back {
+    fn from(failed: Box<Failed>) -> Back {
+        Back::Failed(failed)
+    }
+}
+
+/// How long the parts of a guest's becoming another took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Became {
+    /// Until its HELLO.
+    pub(crate) answered: Duration,
+    /// Its name, address, clock and randomness.
+    pub(crate) identity: Duration,
+    /// The files that are its own.
+    pub(crate) files: Duration,
+}
+
+impl Wired {
+    /// An empty layer over the template's disk.
+    pub(crate) fn layer(mut self, work: &mut Work<'_>, id: &str) -> Result<Disked, Back> {
+        (self.vm.disk_method, self.vm.template) = (Some(disk::LAYER.to_owned()), Some(id.to_owned()));
+        if let Err(fault) = work.reach(&mut self.vm, State::Disked) {
+            return Err(Failed::new(self.down(work), fault.at("disk")).into());
+        }
+        let places = work.places(&self.vm);
+        let path = places.layer();
+        let made = make_dirs(&places).and_then(|()| {
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            file.map(drop).map_err(|error| Fault::file("making", &path, &error))
+        });
+        let disked = Disked { vm: self.vm };
+        match made {
+            Ok(()) => Ok(disked),
+            Err(fault) => Err(disked.back(work, fault.at("disk"))),
+        }
+    }
+
+    /// The disk of a VM that becomes a template: a copy of its image.
+    pub(crate) fn blank(mut self, work: &mut Work<'_>) -> Step<Disked> {
+        if let Err(fault) = work.reach(&mut self.vm, State::Disked) {
+            return Err(Failed::new(self.down(work), fault.at("disk")));
+        }
+        let places = work.places(&self.vm);
+        let (from, to) = (&self.vm.base.root, places.disk());
+        let made = make_dirs(&places).and_then(|()| {
+            let method = disk::copy(from, &to);
+            let method = method.map_err(|error| Fault::file(&format!("copying {} to", from.display()), &to, &error))?;
+            let mut files = identity::nobodys()?;
+            files.push(identity::hosts(&self.vm)?);
+            files.extend(work.shared_ssh_files());
+            let image = Image::File(places.host(&to, Root::State)?);
+            let written = work.helper().write_ext4_files(Write { image, files });
+            written.map(|()| method).map_err(|error| work.refused("writing into the disk", error))
+        });
+        self.vm.disk_method = made.as_ref().ok().map(|method| (*method).to_owned());
+        let disked = Disked { vm: self.vm };
+        match made {
+            Ok(_) => Ok(disked),
+            Err(fault) => Err(Failed::new(disked.down(work), fault.at("disk"))),
+        }
+    }
+}
+
+impl Disked {
+    /// The VMM loads the template: it runs when this returns.
+    pub(crate) fn restore(mut self, work: &mut Work<'_>, template: &Files) -> Result<Launched, Back> {
+        if let Err(fault) = work.reach(&mut self.vm, State::Launched) {
+            return Err(Failed::new(self.down(work), fault.at("launch")).into());
+        }
+        let begun = launch::restore(work, &mut self.vm, template).and_then(|pid| has_begun(work, &mut self.vm, pid));
+        match begun {
+            Ok(process) => Ok(Launched { vm: self.vm, process: Some(process) }),
+            Err(fault) => Err(Launched::of_row(self.vm).back(work, fault.at("launch"))),
+        }
+    }
+
+    /// Gives the layer up.
+    pub(crate) fn back(mut self, work: &mut Work<'_>, fault: Fault) -> Back {
+        let layer = work.places(&self.vm).layer();
+        let gone = match fs::remove_file(&layer) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Fault::file("removing", &layer, &error)),
+            _ => Ok(()),
+        };
+        work.undo("disk", gone);
+        if !work.troubles.is_empty() {
+            return Failed::new(self.down(work), fault).into();
+        }
+        (self.vm.disk_method, self.vm.template) = (None, None);
+        (self.vm.pid, self.vm.boot_id, self.vm.started_at) = (None, None, None);
+        let mut wired = Wired { vm: self.vm };
+        match work.reach(&mut wired.vm, State::Wired) {
+            Ok(()) => {
+                // The start goes on: of it nothing is undone yet.
+                work.undone.clear();
+                Back::Cold(Box::new(wired), Box::new(fault))
+            }
+            Err(fault) => Failed::new(wired.down(work), fault).into(),
+        }
+    }
+}
+
+impl Launched {
+    /// Ends a VMM whose guest came to nothing, and gives the layer up.
+    pub(crate) fn back(self, work: &mut Work<'_>, fault: Fault) -> Back {
+        self.ended(work).back(work, fault)
+    }
+
+    /// Has the guest become this VM. Until it has, its agent does nothing else.
+    pub(crate) fn become_itself(mut self, work: &mut Work<'_>, begun: Instant) -> Result<(Ready, Became), Back> {
+        let Some(process) = self.process.take() else {
+            return Err(self.back(work, Fault::bug("no process").at("boot")));
+        };
+        let became = match identify(work, &mut self.vm) {
+            Ok(became) => became,
+            Err(fault) => {
+                self.process = Some(process);
+                return Err(self.back(work, fault.at("boot")));
+            }
+        };
+        self.vm.mac = Some(identity::mac(self.vm.address));
+        self.vm.vmm_version = told::ask(&work.places(&self.vm).api()).version;
+        self.vm.ready_ms = Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.vm.last_error = None;
+        work.pin();
+        Ok((Ready { vm: self.vm, process }.noted(work)?, became))
+    }
+
+    /// Waits for the agent of a VM that becomes a template; the VM stays one that starts, so that nobody else gets to it.
+    pub(crate) fn answered(mut self, work: &mut Work<'_>, caller: &mut Caller, wait: Wait) -> Step<Launched> {
+        let places = work.places(&self.vm);
+        let answered = Doorbell::hang(&places.doorbell()).and_then(|bell| match &self.process {
+            Some(process) => guest::await_agent(&bell, &places.vsock(), process, caller, wait),
+            None => Err(Fault::bug("no process")),
+        });
+        match answered {
+            Ok(agent) => {
+                self.vm.agent = Some(agent);
+                Ok(self)
+            }
+            Err(fault) => Err(Failed::new(self.down(work), fault.at("boot"))),
+        }
+    }
+
+    /// Moves what the VMM saved in its jail to `to`, ends it, and moves its disk there too.
+    pub(crate) fn into_files(self, work: &mut Work<'_>, saved: [&Path; 2], to: &Files) -> Step<Planned> {
+        let disk = work.places(&self.vm).disk();
+        let [state, memory] = saved;
+        let moved = renamed(state, &to.state()).and_then(|()| renamed(memory, &to.memory()));
+        let planned = self.down(work);
+        // Nobody writes it any more, unless the VMM could not be ended.
+        let all = match work.troubles.first() {
+            Some(trouble) => Err(trouble.clone()),
+            None => moved.and_then(|()| renamed(&disk, &to.disk())),
+        };
+        match all {
+            Ok(()) => Ok(planned),
+            Err(fault) => Err(Failed::new(planned, fault.at("save"))),
+        }
+    }
+}
+
+/// HELLO, `start`, and the files that are this VM's own.
+fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
+    let silent = |what: &str, error: &dyn std::fmt::Display| {
+        Fault::new("template_failed", exit::FAILED, format!("the guest of the template {what}")).why(error)
+    };
+    let vsock = work.places(vm).vsock();
+    let begun = Instant::now();
+    let client = guest::call(&vsock, ANSWER).map_err(|error| silent("does not answer", &error))?;
+    let answered = begun.elapsed();
+    vm.agent = Some(client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect());
+    let start = identity::start(&work.daemon.settings, vm)?;
+    client.start(start).map_err(|failure| silent("does not become another", &failure))?;
+    let identity = begun.elapsed().saturating_sub(answered);
+    let mut files = vec![identity::hosts(vm)?];
+    files.extend(work.own_ssh_files(vm));
+    guest::put(&vsock, &files).map_err(|failure| silent("does not take its files", &failure))?;
+    Ok(Became { answered, identity, files: begun.elapsed().saturating_sub(answered + identity) })
+}
+
+fn renamed(from: &Path, to: &Path) -> Result<(), Fault> {
+    fs::rename(from, to).map_err(|error| Fault::file(&format!("moving {} to", from.display()), to, &error))
+}

@@ -1,0 +1,157 @@
+//! `vm.run`: a VM from nothing to a connection with its agent, and away again when its caller is done. And `vm.exec`, which
+//! is the middle of it.
+
+use super::phases::{End, Launched, Ready};
+use super::start::Way;
+use super::work::Work;
+use super::{find, plan, show, start, workspace};
+use crate::api::vm::{Changed, Machine};
+use crate::api::{Attached, Fault, Handed, StageState};
+use crate::daemon::error::exit;
+use crate::daemon::image::template;
+use crate::daemon::serve::{Caller, Woken};
+use crate::daemon::store::vms::{self, State, Vm};
+use crate::daemon::{Daemon, guest};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use sys::pidfd;
+
+/// What else goes on with a VM whose run is over: its own end.
+const OTHERS: Duration = Duration::from_secs(60);
+
+/// Runs it.
+pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, keep: bool) -> Result<Changed, Fault> {
+    let begun = Instant::now();
+    let mut work = Work::new(daemon, caller.op_id());
+    work.stages = machine.stages;
+    caller.stage("plan", StageState::Begun, "", "");
+    let vm = plan::plan(&work, machine, keep, caller.process()).map_err(|fault| fault.at("plan"))?;
+    let (id, name) = (vm.id.clone(), vm.name.clone());
+    caller.stage("plan", StageState::Ended, &name, format!("{}, {}", vm.base.image, vm.address));
+    let started = {
+        let held = daemon.slots.hold(&id, &name, "its start", Duration::ZERO)?;
+        let way = way(&work, &vm, machine.cold);
+        start::start(daemon, &mut work, caller, &held, vm, way, machine.boot_timeout_ms)
+    };
+    let ready = match started {
+        Ok(ready) => ready,
+        Err(failed) => {
+            let fault =
+                if failed.fault.code == "interrupted" { interrupted(&work, failed.fault) } else { failed.fault };
+            // A VM that never ran is nothing to keep, but where something of it is left.
+            return Err(failed.planned.remove(&mut work).err().unwrap_or(fault));
+        }
+    };
+    let used = hand_over(daemon, caller, &ready.vm);
+    drop(ready);
+    if keep {
+        used?;
+        let vm = show::one(daemon, &id)?;
+        return Ok(Changed { vm: Some(vm), changed: true, ms: ms(begun), warnings: Vec::new() });
+    }
+    let ended = Instant::now();
+    caller.stage("down", StageState::Begun, &name, "");
+    let taken = remove(daemon, &mut work, &id, &name);
+    caller.stage("down", StageState::Ended, &name, "");
+    used?;
+    let warnings = taken.err().map(|fault| fault.message.into()).into_iter().collect();
+    Ok(Changed { vm: None, changed: true, ms: ms(ended), warnings })
+}
+
+/// Whether it goes on from a template.
+fn way(work: &Work<'_>, vm: &Vm, cold: bool) -> Way {
+    match vm.kept {
+        _ if cold => Way::Cold(Some("--cold".into())),
+        // Its disk has to be whole without a template.
+        true => Way::Cold(Some("a VM that stays has a disk of its own".into())),
+        false => template::pick(work, vm).map_or_else(|why| Way::Cold(Some(why)), Way::Warm),
+    }
+}
+
+/// Hands a connection to a running VM's agent over.
+pub(crate) fn exec(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str) -> Result<(), Fault> {
+    let vm = daemon.store.change(|t| find(t, reference))?;
+    is_running(&vm)?;
+    // Before and after: what is written down while the command runs is not true of what it does then.
+    workspace::touch(daemon, &vm)?;
+    let done = hand_over(daemon, caller, &vm);
+    workspace::touch(daemon, &vm)?;
+    done
+}
+
+/// Refuses one that isn't.
+pub(super) fn is_running(vm: &Vm) -> Result<(), Fault> {
+    if vm.state == State::Ready {
+        return Ok(());
+    }
+    let (name, state) = (&vm.name, vm.state.shown());
+    Err(Fault::new("not_running", exit::STATE, format!("{name} does not run: it is {state}"))
+        .fix(format!("banger vm start {name}")))
+}
+
+/// Connects, hands over, and stays until the caller is done or the VM has ended.
+fn hand_over(daemon: &Arc<Daemon>, caller: &mut Caller, vm: &Vm) -> Result<(), Fault> {
+    let _counted = daemon.slots.connect(&vm.id, &vm.name)?;
+    let work = Work::new(daemon, caller.op_id());
+    let process = vm.pid.and_then(|pid| pidfd::open(pid).ok()).ok_or_else(|| lost(vm))?;
+    let stream = guest::connect(&work.places(vm).vsock()).map_err(|error| {
+        let fault = if process.is_alive() {
+            let message = format!("{}'s agent doesn't answer", vm.name);
+            Fault::new("agent_silent", exit::FAILED, message)
+                .fix(format!("banger vm logs {} shows its console", vm.name))
+        } else {
+            lost(vm)
+        };
+        fault.why(error)
+    })?;
+    let accel = vm.accel.clone().unwrap_or_default();
+    let workspace = workspace::of(daemon, vm)?;
+    caller.hand_over(Attached { vm: vm.name.clone(), what: Handed::Agent, accel, workspace }, stream.as_fd());
+    drop(stream);
+    match caller.wait(&[process.as_fd()], None) {
+        Woken::Ready(_) => Err(lost(vm)),
+        // Who is gone needs no answer, and who cancels has its connection's end to tell the guest.
+        Woken::Finished | Woken::Cancel | Woken::Gone | Woken::Time => Ok(()),
+    }
+}
+
+fn lost(vm: &Vm) -> Fault {
+    let message = format!("{} went away while the command ran; its status is unknown", vm.name);
+    let fault = Fault::new("lost", exit::FAILED, message)
+        .why("its guest powered itself off, or its VMM was killed (the kernel's log says whether memory ran out)");
+    if vm.kept { fault.fix(format!("its disk is kept: banger vm start {}", vm.name)) } else { fault }
+}
+
+/// What the caller wanted undone is said by its names.
+fn interrupted(work: &Work<'_>, fault: Fault) -> Fault {
+    let mut undone: Vec<String> = work.undone.iter().map(|what| (*what).to_owned()).collect();
+    undone.push("address".into());
+    Fault { why: fault.why, stage: fault.stage, ..Fault::interrupted(&undone) }
+}
+
+/// Ends it at once and takes it away: nobody is to see its disk again.
+pub(crate) fn remove(daemon: &Arc<Daemon>, work: &mut Work<'_>, id: &str, name: &str) -> Result<(), Fault> {
+    let _held = daemon.slots.hold(id, name, "its removal", OTHERS)?;
+    match daemon.store.change(|t| vms::by_id(t, id))? {
+        Some(vm) => remove_held(work, vm),
+        None => Ok(()),
+    }
+}
+
+/// The same, of one that the caller holds. From here on it is kept no more: what can't be taken away now goes later.
+pub(super) fn remove_held(work: &mut Work<'_>, mut vm: Vm) -> Result<(), Fault> {
+    let name = vm.name.clone();
+    (vm.kept, vm.caller) = (false, None);
+    work.reach(&mut vm, State::Stopping)?;
+    let planned = match Ready::again(work, &vm) {
+        Ok(Some(ready)) => ready.down(work, End::Kill).planned,
+        _ => Launched::of_row(vm).down(work),
+    };
+    planned.remove(work)?;
+    work.all_gone(&name, "goes then, with its disk")
+}
+
+pub(super) fn ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

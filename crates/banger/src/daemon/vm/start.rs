@@ -1,0 +1,170 @@
+//! A VM's start: the phases one behind the other, each told to the caller as a stage.
+
+use super::phases::{Back, Failed, Planned, Ready, Step, Wait, Wired};
+use super::slots::Held;
+use super::work::Work;
+use super::{publish, watch};
+use crate::api::{Fault, StageState};
+use crate::daemon::image::template::{self, Pick};
+use crate::daemon::serve::Caller;
+use crate::daemon::store::vms::Vm;
+use crate::daemon::vmm::Accel;
+use crate::daemon::{Daemon, guest, log};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long an agent may take, and after how long without its ring it is called: by the processor, and emulated.
+const BOOT: [(Accel, u64, u64); 2] = [(Accel::Kvm, 60, 5), (Accel::Emulation, 180, 30)];
+
+/// How a VM is to begin.
+pub(crate) enum Way {
+    /// By a boot; where something else was wanted, why.
+    Cold(Option<String>),
+    /// By going on from a template, else by a boot.
+    Warm(Pick),
+}
+
+/// Starts a planned or stopped VM. `held` is the start's own hold of it.
+pub(crate) fn start(
+    daemon: &Arc<Daemon>,
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    held: &Held,
+    vm: Vm,
+    way: Way,
+    boot_timeout_ms: Option<u64>,
+) -> Step<Ready> {
+    let begun = Instant::now();
+    let name = vm.name.clone();
+    let planned = Planned { vm };
+    if let Err(fault) = publish::before_start(daemon, &planned.vm.id) {
+        return Err(Failed::new(planned, fault.at("plan")));
+    }
+    let mut stage = Stages { name: &name, held };
+    stage.begin(caller, "wire");
+    let wired = planned.wire(work)?;
+    let vm = wired.vm();
+    let out = if vm.nat { "nat" } else { "no way out" };
+    stage.end(caller, "wire", format!("{}, {out}", vm.address));
+    if let Err(fault) = stage.go_on(caller) {
+        return Err(Failed::new(wired.down(work), fault.at("wire")));
+    }
+    let (wired, why) = match way {
+        Way::Cold(why) => (wired, why),
+        Way::Warm(pick) => match warm(work, caller, &mut stage, wired, &pick, begun) {
+            Ok(ready) => {
+                note(template::tried(daemon, &pick.id, false));
+                return Ok(came_up(daemon, ready));
+            }
+            Err(Back::Failed(failed)) => return Err(failed),
+            Err(Back::Cold(wired, fault)) => (*wired, Some(gone_wrong(daemon, &pick, &fault))),
+        },
+    };
+    stage.begin(caller, "disk");
+    let disked = wired.disk(work)?;
+    let method = disked.vm().disk_method.clone().unwrap_or_default();
+    stage.end(caller, "disk", why.map_or(method.clone(), |why| format!("{method}; a boot: {why}")));
+    if let Err(fault) = stage.go_on(caller) {
+        return Err(Failed::new(disked.down(work), fault.at("disk")));
+    }
+    stage.begin(caller, "launch");
+    let launched = disked.launch(work)?;
+    stage.end(caller, "launch", run_by(&launched.vm));
+    stage.begin(caller, "boot");
+    let wait = wait_for(&launched.vm, begun, boot_timeout_ms);
+    let ready = match stage.go_on(caller) {
+        Ok(()) => launched.ready(work, caller, wait)?,
+        Err(fault) => return Err(Failed::new(launched.down(work), fault.at("boot"))),
+    };
+    let stages = work.stages.then(|| guest::stages(&work.places(&ready.vm).console())).flatten();
+    stage.end(caller, "boot", stages.unwrap_or_else(|| format!("agent {}", ready.vm.agent.as_deref().unwrap_or("?"))));
+    Ok(came_up(daemon, ready))
+}
+
+fn came_up(daemon: &Arc<Daemon>, ready: Ready) -> Ready {
+    watch::begin(daemon, &ready);
+    daemon.ahead.came_up(&ready.vm);
+    ready
+}
+
+/// Goes on from a template.
+fn warm(
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    stage: &mut Stages<'_>,
+    wired: Wired,
+    pick: &Pick,
+    begun: Instant,
+) -> Result<Ready, Back> {
+    stage.begin(caller, "disk");
+    let disked = wired.layer(work, &pick.id)?;
+    // From here on it can't be removed.
+    if let Err(fault) = template::is_there(work.daemon, &pick.id) {
+        return Err(disked.back(work, fault));
+    }
+    stage.end(caller, "disk", format!("layer on template {}", pick.id));
+    if let Err(fault) = stage.go_on(caller) {
+        return Err(Failed::new(disked.down(work), fault.at("disk")).into());
+    }
+    stage.begin(caller, "launch");
+    let launched = disked.restore(work, &pick.files)?;
+    stage.end(caller, "launch", run_by(&launched.vm));
+    if let Err(fault) = stage.go_on(caller) {
+        return Err(Failed::new(launched.down(work), fault.at("launch")).into());
+    }
+    stage.begin(caller, "boot");
+    let (ready, became) = launched.become_itself(work, begun)?;
+    let [answered, identity, files] = [became.answered, became.identity, became.files].map(|took| took.as_millis());
+    stage.end(caller, "boot", format!("no boot: answer {answered}, identity {identity}, files {files}"));
+    Ok(ready)
+}
+
+/// A template that could not be gone on from: for the log, and for who looks at how long it took.
+fn gone_wrong(daemon: &Daemon, pick: &Pick, fault: &Fault) -> String {
+    log::fault("template", "", fault);
+    note(template::tried(daemon, &pick.id, true));
+    let why = fault.why.as_deref().map_or(String::new(), |why| format!(": {why}"));
+    format!("template {}: {}{why}", pick.id, fault.message)
+}
+
+fn note(done: Result<(), Fault>) {
+    if let Err(fault) = done {
+        // The VM runs; what the store can't say now it says the next time.
+        log::fault("template", "", &fault);
+    }
+}
+
+fn run_by(vm: &Vm) -> String {
+    format!("{}, {}", vm.vmm.as_deref().unwrap_or_default(), vm.accel.as_deref().unwrap_or_default())
+}
+
+/// How long a start waits for the VM's agent.
+pub(crate) fn wait_for(vm: &Vm, begun: Instant, boot_timeout_ms: Option<u64>) -> Wait {
+    let accel = if vm.accel.as_deref() == Some(Accel::Kvm.name()) { Accel::Kvm } else { Accel::Emulation };
+    let (_, limit, ring) = BOOT.into_iter().find(|(known, ..)| *known == accel).unwrap_or(BOOT[1]);
+    let limit = boot_timeout_ms.map_or(Duration::from_secs(limit), Duration::from_millis);
+    Wait { begun, ring: Duration::from_secs(ring), limit }
+}
+
+struct Stages<'a> {
+    name: &'a str,
+    held: &'a Held,
+}
+
+impl Stages<'_> {
+    fn begin(&mut self, caller: &mut Caller, stage: &str) {
+        caller.stage(stage, StageState::Begun, self.name, "");
+    }
+
+    fn end(&mut self, caller: &mut Caller, stage: &str, note: String) {
+        caller.stage(stage, StageState::Ended, self.name, note);
+    }
+
+    /// Stops where the caller or somebody else wants the VM gone.
+    fn go_on(&self, caller: &mut Caller) -> Result<(), Fault> {
+        if self.held.is_unwanted() {
+            return Err(Fault::interrupted(&[]).why("somebody takes the VM away"));
+        }
+        caller.go_on()
+    }
+}

@@ -1,0 +1,81 @@
+//! The end of a VM that nobody asked for: a guest that powers itself off, a VMM that is killed.
+
+use super::phases::{Launched, Ready};
+use super::places::Places;
+use super::work::Work;
+use super::{console, publish};
+use crate::api::Fault;
+use crate::daemon::error::exit;
+use crate::daemon::store::vms::{self, State};
+use crate::daemon::{Daemon, guest, log};
+use std::sync::Arc;
+use std::time::Duration;
+use sys::pidfd;
+use wire::name::addr::ServerAddr;
+use wire::net::ResolverRoute;
+
+/// What goes on with the VM when it ends is its start, its stop or its run, all of which have limits of their own.
+const OTHERS: Duration = Duration::from_secs(600);
+
+/// How often a VM's console is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Watches a VM that was started or taken over, on a thread of its own.
+pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
+    let (id, pid) = (ready.vm.id.clone(), ready.process().pid());
+    // Opened while the caller's own descriptor says that the number is still this process's.
+    let watched = pidfd::open(pid).ok().filter(|_| ready.process().is_alive());
+    publish::begin(daemon, ready);
+    let places = Places::of(&daemon.settings, &ready.vm);
+    let (vsock, console_log) = (places.vsock(), places.console());
+    // One from a template had its clock and its randomness before it was anybody's.
+    let is_settled = ready.vm.template.is_some();
+    let daemon = Arc::clone(daemon);
+    let started = std::thread::Builder::new().name("watch".into()).spawn(move || {
+        register_names(&daemon);
+        if !is_settled {
+            guest::settle(&vsock);
+        }
+        if let Some(process) = watched {
+            while !process.wait_end(LOOK) {
+                // A file system that gives nothing back is no reason to look away.
+                let _ = console::bound(&console_log);
+            }
+        }
+        if let Err(fault) = ended(&daemon, &id, pid) {
+            log::fault("watch", "", &fault);
+        }
+    });
+    if let Err(error) = started {
+        log::fault("watch", "", &Fault::new("no_thread", exit::ROOM, error.to_string()));
+    }
+}
+
+/// Has systemd-resolved send `.vm` here, now that the bridge has a carrier: without one it would keep nothing.
+fn register_names(daemon: &Daemon) {
+    let Some(server) = daemon.names.get().and_then(|address| ServerAddr::new(&address.to_string()).ok()) else {
+        return;
+    };
+    let route = ResolverRoute { bridge: daemon.settings.bridge.name.clone(), server };
+    let op_id = crate::daemon::serve::new_op_id();
+    if let Err(error) = daemon.helper(&op_id).sync_resolver_routing(&route) {
+        log::fault("names", &op_id, &Fault::helper("sending .vm to bangerd", &daemon.settings.helper, error));
+    }
+}
+
+/// The process has ended. Where somebody ended it, its row says so already.
+fn ended(daemon: &Arc<Daemon>, id: &str, pid: i32) -> Result<(), Fault> {
+    let Some(vm) = daemon.store.change(|t| vms::by_id(t, id))? else { return Ok(()) };
+    let _held = daemon.slots.hold(id, &vm.name, "its end", OTHERS)?;
+    let Some(vm) = daemon.store.change(|t| vms::by_id(t, id))? else { return Ok(()) };
+    if vm.pid != Some(pid) || vm.state != State::Ready {
+        return Ok(());
+    }
+    let op_id = crate::daemon::serve::new_op_id();
+    log::say("WARN", "the VM ended without being asked to", &vm.name);
+    let mut work = Work::new(daemon, &op_id);
+    let message = format!("{} ended without being asked to", vm.name);
+    let why = "its guest powered itself off, or its VMM was killed: banger vm logs shows its last words";
+    let planned = Launched::of_row(vm).down(&mut work);
+    planned.rest(&mut work, State::Stopped, Some(Fault::new("ended", exit::FAILED, message).why(why))).map(drop)
+}

@@ -1,0 +1,198 @@
+//! The daemon as systemd runs it, beside the helper, as an installation has them: in the lab, `lab/test the_daemon_is_a_service`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// What the shell says; it has to succeed.
+fn shell(script: &str) -> String {
+    let out = Command::new("bash").args(["-ec", script]).output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    if !out.status.success() {
+        let journal = Command::new("journalctl").args(["-n", "60", "--no-pager"]).output().unwrap();
+        let journal = String::from_utf8_lossy(&journal.stdout).into_owned();
+        panic!("{script}\n{}: {said}{errors}\n{journal}", out.status);
+    }
+    said.into_owned()
+}
+
+/// What `banger` says to the owner.
+fn banger(arguments: &str) -> String {
+    shell(&format!("runuser -u named -- banger {arguments}"))
+}
+
+fn show(field: &str) -> Value {
+    let vm: Value = serde_json::from_str(&banger("vm show web --json")).unwrap();
+    vm.pointer(field).unwrap().clone()
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Devices, links, VMMs, and the VMs' own directories.
+fn left() -> String {
+    shell(
+        "dmsetup ls | grep -v '^No devices' || :; losetup -nO BACK-FILE; ip -o link | grep -o 'tap-[^:@]*' || :
+         pgrep -a qemu || :; pgrep -fa '[-]-api-sock' || :; ls /var/lib/banger/vms /run/banger/vms",
+    )
+}
+
+/// Takes the installation away, however the test ends.
+struct Installed;
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        let away = "systemctl stop bangerd bangerd-root.socket bangerd-root
+                    rm -rf /run/systemd/system/bangerd* /usr/local/bin/{banger*,firecracker} /usr/libexec/banger /etc/banger
+                    rm -rf /run/banger /run/banger-root /var/lib/banger /var/lib/banger-root
+                    ip link delete br-fc; systemctl daemon-reload; systemctl reset-failed; userdel -r named";
+        let _ = Command::new("bash").args(["-c", away]).output();
+    }
+}
+
+const UNITS: [(&str, &str); 3] = [
+    ("bangerd.service", include_str!("../../../dist/systemd/bangerd.service")),
+    ("bangerd-root.service", include_str!("../../../dist/systemd/bangerd-root.service")),
+    ("bangerd-root.socket", include_str!("../../../dist/systemd/bangerd-root.socket")),
+];
+
+/// As the README and `docs/helper.md` say it, with an image by its files.
+fn install() -> Installed {
+    let installed = Installed;
+    let programs = PathBuf::from(env!("CARGO_BIN_EXE_banger")).parent().unwrap().display().to_string();
+    for (name, text) in UNITS {
+        std::fs::write(format!("/run/systemd/system/{name}"), text).unwrap();
+    }
+    let file = |name: &str| std::env::var(format!("BANGER_TEST_{name}")).expect(name);
+    let (kernel, initrd, root) = (file("KERNEL"), file("INITRD"), file("ROOT"));
+    shell(&format!(
+        "useradd -m -u 4200 -G kvm named
+         cd {programs}; install banger bangerd bangerd-root /usr/local/bin/
+         install -d /usr/libexec/banger; install banger-qemu banger-jailer banger-image /usr/libexec/banger/
+         banger helper init --owner named
+         cp --sparse=always {root} /var/lib/banger/root.ext4
+         cp {kernel} /var/lib/banger/vmlinux; cp {initrd} /var/lib/banger/initrd; chown named: /var/lib/banger/*
+         cd /run/systemd/system
+         mkdir bangerd-root.socket.d bangerd.service.d
+         printf '[Socket]\\nSocketUser=named\\n' >bangerd-root.socket.d/owner.conf
+         printf '[Service]\\nUser=named\\nExecStart=\\nExecStart=/usr/local/bin/bangerd --taps-ahead 0 --image-files' \
+             >bangerd.service.d/owner.conf
+         printf ' /var/lib/banger/%s' root.ext4 vmlinux initrd >>bangerd.service.d/owner.conf
+         systemctl daemon-reload; systemctl start bangerd-root.socket"
+    ));
+    installed
+}
+
+mod lab {
+    mod nested {
+        mod guests {
+            use crate::*;
+
+            #[test]
+            fn the_daemon_is_a_service_whose_vms_go_on_without_it() {
+                let _installed = install();
+                shell("systemctl start bangerd");
+                assert_eq!(shell("systemctl is-active bangerd bangerd-root"), "active\nactive\n");
+                let begun = Instant::now();
+                banger("vm create web --memory 256M --start");
+                println!("figure: up after {:?}, {}", begun.elapsed(), show("/vmm"));
+                assert_eq!((show("/state"), show("/disk/method")), ("running".into(), "dm-snapshot".into()));
+                assert_eq!(banger("vm exec web hostname"), "web\n");
+                assert!(shell("dmsetup ls").starts_with("fc-rootfs-"));
+
+                // Neither of them takes a VM along.
+                for unit in ["bangerd", "bangerd-root"] {
+                    let pid = show("/vmm/pid");
+                    shell(&format!("systemctl restart {unit}"));
+                    until("it answers again", || {
+                        Command::new("runuser")
+                            .args(["-u", "named", "banger", "vm", "list"])
+                            .output()
+                            .unwrap()
+                            .status
+                            .success()
+                    });
+                    assert_eq!((show("/state"), show("/vmm/pid")), ("running".into(), pid), "{unit}");
+                    assert_eq!(banger("vm exec web hostname"), "web\n");
+                }
+                banger("vm stop web");
+                banger("vm start web");
+                assert_eq!(banger("vm exec web hostname"), "web\n");
+                banger("vm rm -f web");
+                assert_eq!(banger("vm run --memory 256M -- echo from the guest"), "from the guest\n");
+                assert_eq!(left(), "/run/banger/vms:\n\n/var/lib/banger/vms:\n");
+                shell("systemctl stop bangerd");
+                assert_eq!(shell("systemctl show -P Result bangerd"), "success\n");
+            }
+
+            #[test]
+            fn a_vm_over_a_snapshot_becomes_an_image() {
+                let _installed = install();
+                shell("systemctl start bangerd");
+                banger("vm create web --memory 256M --start");
+                assert_eq!(show("/disk/method"), "dm-snapshot");
+                // More chunks than one of the store's areas tells of.
+                let script = "head -c 5000000 /dev/urandom >/root/made; sync; sha256sum </root/made";
+                let sum = banger(&format!("vm exec web -- sh -c '{script}'"));
+                banger("vm stop web");
+                let digest = banger("image promote web as mine");
+                let image = format!("/var/lib/banger/images/{}/root.ext4", digest.trim().trim_start_matches("sha256:"));
+                shell(&format!("e2fsck -fn {image}"));
+                assert_eq!(shell(&format!("debugfs -R 'cat /root/made' {image} | sha256sum")), sum);
+                let run = banger("vm run --image mine --memory 256M -- sh -c 'sha256sum </root/made'");
+                assert_eq!(run, sum);
+                banger("vm rm -f web");
+                banger("image rm mine");
+                assert_eq!(left(), "/run/banger/vms:\n\n/var/lib/banger/vms:\n");
+            }
+        }
+
+        mod firecracker {
+            use crate::*;
+
+            /// What `banger` says, and its status.
+            fn ended(arguments: &str) -> String {
+                shell(&format!("s=0; runuser -u named -- banger {arguments} || s=$?; echo $s"))
+            }
+
+            #[test]
+            fn vms_run_on_firecracker_where_it_is_installed() {
+                let _installed = install();
+                shell("install \"$BANGER_TEST_FIRECRACKER\" /usr/local/bin/firecracker; systemctl start bangerd");
+                let begun = Instant::now();
+                let said = ended("vm run --memory 256M -- sh -c 'echo from the guest; exit 7'");
+                assert_eq!(said, "from the guest\n7\n");
+                println!("figure: a run took {:?}", begun.elapsed());
+                assert_eq!(left(), "/run/banger/vms:\n\n/var/lib/banger/vms:\n");
+
+                banger("vm create web --memory 256M --start");
+                println!("figure: {}", show("/vmm"));
+                let vmm = (show("/vmm/program"), show("/vmm/accel"), show("/disk/method"));
+                assert_eq!(vmm, ("firecracker".into(), "kvm".into(), "dm-snapshot".into()));
+                // Not by the daemon's own word.
+                let running = shell("pgrep -f '[-]-api-sock'");
+                assert_eq!(running.trim(), show("/vmm/pid").to_string());
+                shell(&format!("cmp /proc/{}/exe \"$BANGER_TEST_FIRECRACKER\"", running.trim()));
+                assert_eq!(ended("vm exec web -- sh -c 'echo kept >/root/kept; exit 9'"), "9\n");
+                banger("vm stop web");
+                banger("vm start web");
+                assert_eq!(banger("vm exec web -- cat /root/kept"), "kept\n");
+                // One that is killed is seen to be gone, and starts again.
+                shell(&format!("kill -KILL {}", show("/vmm/pid")));
+                until("it has ended", || show("/state") == "stopped");
+                banger("vm start web");
+                assert_eq!(banger("vm exec web hostname"), "web\n");
+                banger("vm rm -f web");
+                assert_eq!(left(), "/run/banger/vms:\n\n/var/lib/banger/vms:\n");
+            }
+        }
+    }
+}
