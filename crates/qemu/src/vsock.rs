@@ -112,6 +112,8 @@ impl Relay {
     fn run(&mut self) -> io::Result<()> {
         loop {
             self.write_port()?;
+            // Before anybody is read from: what came behind a `CONNECT` line has the room first, or never any.
+            self.settle_all();
             for (source, flags) in self.poll()? {
                 match source {
                     Source::Port => {
@@ -126,7 +128,6 @@ impl Relay {
                 }
             }
             self.read_requests();
-            self.settle_all();
             self.expire();
         }
     }
