@@ -100,11 +100,15 @@ pub(crate) fn command_line(
         add(&partuuid.map_or("root=/dev/vda".to_owned(), |uuid| format!("root=PARTUUID={uuid}")));
         add(if read_only { "ro" } else { "rw" });
     }
-    let told_already = kernel.split(' ').any(|word| word.starts_with("tsc_early_khz="));
-    if let Accelerator::Tcg { tsc_khz: Some(khz) } = accelerator
-        && !told_already
-    {
-        add(&format!("tsc_early_khz={khz}"));
+    let is_told = |what| kernel.split(' ').any(|word| word.starts_with(what));
+    if let Accelerator::Tcg { tsc_khz: Some(khz) } = accelerator {
+        if !is_told("tsc_early_khz=") {
+            add(&format!("tsc_early_khz={khz}"));
+        }
+        // The kernel would check the counter against its ticks, which a busy machine loses, and keep the ticks.
+        if !is_told("tsc=") {
+            add("tsc=reliable");
+        }
     }
     if let Some(init) = init {
         add("--");

@@ -86,12 +86,16 @@ fn the_command_line_gets_what_the_machine_needs() {
     let tcg = Accelerator::Tcg { tsc_khz: Some(2_596_146) };
     let args = |text: &str| BootArgs::new(text).expect("good arguments");
     let line = |text: &str, root, accelerator| command_line(Some(&args(text)), root, accelerator).expect("a line");
-    assert_eq!(line(" quiet ", None, tcg), "quiet tsc_early_khz=2596146");
+    assert_eq!(line(" quiet ", None, tcg), "quiet tsc_early_khz=2596146 tsc=reliable");
     assert_eq!(line("quiet", None, Accelerator::Kvm), "quiet");
     assert_eq!(line("", Some((None, true)), Accelerator::Kvm), "root=/dev/vda ro");
     assert_eq!(line("a", Some((Some("6ea1-02"), false)), Accelerator::Kvm), "a root=PARTUUID=6ea1-02 rw");
-    assert_eq!(line("tsc_early_khz=5", None, tcg), "tsc_early_khz=5");
-    assert_eq!(line("a -- b c", Some((None, false)), tcg), "a root=/dev/vda rw tsc_early_khz=2596146 -- b c");
+    assert_eq!(line("tsc_early_khz=5", None, tcg), "tsc_early_khz=5 tsc=reliable");
+    assert_eq!(line("tsc=unstable", None, tcg), "tsc=unstable tsc_early_khz=2596146");
+    assert_eq!(
+        line("a -- b c", Some((None, false)), tcg),
+        "a root=/dev/vda rw tsc_early_khz=2596146 tsc=reliable -- b c"
+    );
     let quoted = r#"run="x -- y" -- b"#;
     assert_eq!(line(quoted, Some((None, false)), Accelerator::Kvm), r#"run="x -- y" root=/dev/vda rw -- b"#);
     assert!(command_line(None, None, tcg).expect("a line").starts_with("reboot=k panic=1 nomodule"));

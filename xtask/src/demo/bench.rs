@@ -170,7 +170,10 @@ fn bare_qemu(tsc_khz: u64) -> Result<Duration> {
         .args(["-smp", "1", "-cpu", "max", "-m", &vm::MEMORY.0.to_string(), "-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(["-kernel", &format!("{STATE}/images/vmlinux"), "-initrd", &format!("{STATE}/images/initrd")])
-        .args(["-append", &format!("{} root=/dev/vda rw tsc_early_khz={tsc_khz}", vm::kernel_args(WORD, ""))])
+        .args([
+            "-append",
+            &format!("{} root=/dev/vda rw tsc_early_khz={tsc_khz} tsc=reliable", vm::kernel_args(WORD, "")),
+        ])
         .args(["-drive", &format!("id=d0,file={STATE}/images/root.ext4,format=raw,if=none")])
         .args(["-device", "virtio-blk-device,drive=d0"])
         .args(["-netdev", &format!("tap,id=n0,ifname={TAP},script=no,downscript=no")])
