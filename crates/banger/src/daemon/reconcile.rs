@@ -4,8 +4,9 @@
 use super::store::vms::{self, Process, State, Vm};
 use super::vm::phases::{Launched, Planned, Ready};
 use super::vm::places::Places;
+use super::vm::slots::Held;
 use super::vm::work::Work;
-use super::vm::{run, watch};
+use super::vm::{disk, run, watch};
 use super::{Daemon, log, serve};
 use crate::api::Fault;
 use crate::daemon::error::exit;
@@ -76,7 +77,7 @@ impl Left {
 
 /// One VM's row against what is there.
 fn one(daemon: &Arc<Daemon>, op_id: &str, id: &str) -> Result<(), Fault> {
-    let _held = daemon.slots.hold(id, id, "being looked after", OTHERS)?;
+    let held = daemon.slots.hold(id, id, "being looked after", OTHERS)?;
     let Some(vm) = daemon.store.change(|t| vms::by_id(t, id))? else { return Ok(()) };
     let mut work = Work::new(daemon, op_id);
     if vm.state.is_down() {
@@ -90,6 +91,9 @@ fn one(daemon: &Arc<Daemon>, op_id: &str, id: &str) -> Result<(), Fault> {
         return if vm.kept { Ok(()) } else { goes_with(daemon, vm) };
     }
     log::say("WARN", "what the VM left is taken away", &vm.name);
+    if vm.kept && vm.disk_method.as_deref() == Some(disk::LAYER) {
+        return make_whole(daemon, held, vm);
+    }
     let (kept, error) = (vm.kept, cut_off(&vm));
     let planned = Launched::of_row(vm).down(&mut work);
     match kept {
@@ -97,6 +101,24 @@ fn one(daemon: &Arc<Daemon>, op_id: &str, id: &str) -> Result<(), Fault> {
         false => planned.remove(&mut work)?,
     }
     told(work)
+}
+
+/// Takes away what a VM left whose disk is a layer. To make it a disk of its own takes a while, and nobody else waits for it:
+/// the VM is held meanwhile.
+fn make_whole(daemon: &Arc<Daemon>, held: Held, vm: Vm) -> Result<(), Fault> {
+    let daemon = Arc::clone(daemon);
+    let work = move || {
+        let _held = held;
+        let op_id = serve::new_op_id();
+        let mut work = Work::new(&daemon, &op_id);
+        let error = cut_off(&vm);
+        let planned = Launched::of_row(vm).down(&mut work);
+        // What can't be taken away comes again as one that is lost.
+        if let Err(fault) = planned.rest(&mut work, State::Stopped, error).and_then(|_| told(work)) {
+            log::fault("reconcile", &op_id, &fault);
+        }
+    };
+    std::thread::Builder::new().name("disk".into()).spawn(work).map(drop).map_err(Fault::bug)
 }
 
 /// What the row's VM suffered.

@@ -107,8 +107,14 @@ impl World {
 
     /// Kills the daemon and starts it again.
     pub(crate) fn kill_daemon(&mut self) {
+        self.without_daemon(|| {});
+    }
+
+    /// Kills the daemon, and starts it again when `act` is over.
+    pub(crate) fn without_daemon(&mut self, act: impl FnOnce()) {
         self.daemon.kill().expect("killed");
         self.daemon.wait().expect("gone");
+        act();
         self.daemon = daemon(&self.arguments);
     }
 }

@@ -9,7 +9,6 @@ use wire::firecracker::{
     BootArgs, BootSource, Drive, HostDevName, HostPath, Invalid, LogLevel, Logger, MacAddr, MachineConfig, Metrics,
     NetworkInterface, ResourceId, VmConfig, Vsock,
 };
-use wire::name::vm_id::VmId;
 use wire::vm::{Boot, Launch};
 
 /// The one network interface's id, which the contract gives.
@@ -64,7 +63,7 @@ fn describe(asked: &Launch, boot: &Boot) -> Result<VmConfig, Invalid> {
     let interface = NetworkInterface {
         iface_id: ResourceId::new(INTERFACE)?,
         host_dev_name: HostDevName::new(asked.tap.as_str())?,
-        guest_mac: Some(MacAddr::new(mac(&asked.vm_id))?),
+        guest_mac: Some(MacAddr::new(asked.vm_id.mac())?),
         mtu: None,
         rx_rate_limiter: None,
         tx_rate_limiter: None,
@@ -111,17 +110,6 @@ pub(super) fn load(asked: &Launch, state: &str, memory: &str) -> String {
     .to_string()
 }
 
-/// The guest's MAC address: the same for the same VM, locally administered, of no group.
-pub(crate) fn mac(vm_id: &VmId) -> String {
-    // FNV-1a, 64 bits: what is wanted is a spread over the 40 bits that are left, not secrecy.
-    let hash = vm_id
-        .as_str()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    let [a, b, c, d, e, f, g, h] = hash.to_be_bytes();
-    format!("02:{:02x}:{:02x}:{:02x}:{:02x}:{:02x}", a ^ f, b ^ g, c ^ h, d, e)
-}
-
 /// The configuration in memory, sealed: whoever holds it or opens it again can only read it.
 pub(crate) fn sealed(config: &VmConfig) -> Result<OwnedFd, Fail> {
     let failed = |error: &dyn std::fmt::Display| Fail::new("the VM's configuration can't be written").because(error);
@@ -138,17 +126,6 @@ pub(crate) fn sealed(config: &VmConfig) -> Result<OwnedFd, Fail> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_stable_local_and_differ() {
-        let address = |id: &str| mac(&VmId::new(id).unwrap());
-        assert_eq!(address("vm1"), address("vm1"));
-        let all: std::collections::HashSet<String> = (0..2000).map(|n| address(&format!("vm{n}"))).collect();
-        assert_eq!(all.len(), 2000);
-        for address in &all {
-            assert!(address.starts_with("02:") && MacAddr::new(address.as_str()).is_ok(), "{address}");
-        }
-    }
 
     #[test]
     fn what_is_sealed_can_only_be_read() {

@@ -12,7 +12,7 @@ use crate::daemon::serve::Caller;
 use crate::daemon::store::assets::Kind;
 use crate::daemon::store::vms::Vm;
 use crate::daemon::vm::work::Work;
-use crate::daemon::vm::{disk, find};
+use crate::daemon::vm::{disk, find, whole};
 use crate::image::progress::{Stage, Watch};
 use std::fs::{self, File};
 use std::io;
@@ -43,10 +43,13 @@ pub(crate) fn promote(
     is_free(daemon, Kind::Image, &incoming)?;
     // It can't be started, or taken away, until its disk is copied.
     let held = daemon.slots.hold(&vm.id, &vm.name, "its disk becomes an image", OTHERS)?;
-    let vm = daemon.store.change(|t| find(t, &vm.id))?;
-    let method = method(&vm)?;
+    let mut vm = daemon.store.change(|t| find(t, &vm.id))?;
     let (helper, op_id) = (Arc::clone(daemon), caller.op_id().to_owned());
     let work = Work::new(&helper, &op_id);
+    if vm.state.is_down() {
+        whole::make(&work, &mut vm)?;
+    }
+    let method = method(&vm)?;
     let told = Told::new(caller, &incoming.name);
     let turn = told.turn(daemon)?;
     let places = work.places(&vm);

@@ -97,7 +97,8 @@ fn is_listed() -> bool {
     devices.lines().any(|line| line.split_whitespace().nth(1) == Some("device-mapper"))
 }
 
-fn remove_file(path: &Path) -> Result<(), Fault> {
+/// Removes a file; one that is not there is gone.
+pub(crate) fn remove_file(path: &Path) -> Result<(), Fault> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Fault::file("removing", path, &error)),
         _ => Ok(()),

@@ -10,24 +10,36 @@ use std::fs;
 use std::net::Ipv4Addr;
 use wire::image::NewFile;
 use wire::name::guest_path::GuestPath;
+use wire::name::vm_id::VmId;
 
 /// Resolvers that a guest is told, at most.
 const RESOLVERS: usize = 3;
 
 /// The files, for one call of the helper's.
 pub(crate) fn files(settings: &Settings, vm: &Vm) -> Result<Vec<NewFile>, Fault> {
-    let name = vm.name.as_str();
+    let mut files = read_at_boot(settings, vm, &machine_id()?)?;
+    files.push(hosts(vm)?);
+    Ok(files)
+}
+
+/// Those of them by which a boot makes the guest this VM. One that goes on from a template is told instead, and its disk has
+/// a template's.
+pub(crate) fn read_at_boot(settings: &Settings, vm: &Vm, machine_id: &str) -> Result<Vec<NewFile>, Fault> {
+    Ok(vec![
+        file("/etc/hostname", format!("{}\n", vm.name), 0o644)?,
+        file("/etc/machine-id", format!("{machine_id}\n"), 0o444)?,
+        guest(settings, vm)?,
+    ])
+}
+
+/// What the agent reads when it boots.
+pub(crate) fn guest(settings: &Settings, vm: &Vm) -> Result<NewFile, Fault> {
     let address = &settings.bridge.addr;
     let guest = json!({
-        "hostname": name, "address": format!("{}/{}", vm.address, address.prefix()), "gateway": address.ip(),
+        "hostname": vm.name, "address": format!("{}/{}", vm.address, address.prefix()), "gateway": address.ip(),
         "resolver": told_resolvers(settings, vm),
     });
-    Ok(vec![
-        file("/etc/hostname", format!("{name}\n"), 0o644)?,
-        hosts(vm)?,
-        file("/etc/machine-id", format!("{}\n", machine_id()?), 0o444)?,
-        file("/etc/banger/guest.json", guest.to_string(), 0o644)?,
-    ])
+    file("/etc/banger/guest.json", guest.to_string(), 0o644)
 }
 
 /// What a template's disk gets: nobody's name, and no address, so that its interface stays down.
@@ -47,7 +59,7 @@ pub(crate) fn start(settings: &Settings, vm: &Vm) -> Result<Start, Fault> {
         machine_id: Some(machine_id()?),
         network: Some(Interface {
             device: "eth0".into(),
-            mac: Some(mac(vm.address)),
+            mac: Some(mac(vm)?),
             address: format!("{}/{}", vm.address, bridge.prefix()),
             gateway: Some(bridge.ip()),
         }),
@@ -62,11 +74,15 @@ pub(crate) fn hosts(vm: &Vm) -> Result<NewFile, Fault> {
     file("/etc/hosts", text, 0o644)
 }
 
-/// The address of a VM's interface that goes on from a template: no other VM on the bridge has its four last bytes. The
-/// first says that it was given here and is one machine's.
-pub(crate) fn mac(address: Ipv4Addr) -> String {
-    let [a, b, c, d] = address.octets();
-    format!("06:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+/// The address of a VM's interface that goes on from a template. Of one that stays it is what the root helper gives it when
+/// it boots, so that it is the same then, and who knows it need not learn another. Of one that doesn't, no other VM on the
+/// bridge has its four last bytes; the first says that it was given here and is one machine's.
+pub(crate) fn mac(vm: &Vm) -> Result<String, Fault> {
+    if vm.kept {
+        return VmId::new(&vm.id).map(|id| id.mac()).map_err(Fault::bug);
+    }
+    let [a, b, c, d] = vm.address.octets();
+    Ok(format!("06:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}"))
 }
 
 fn machine_id() -> Result<String, Fault> {

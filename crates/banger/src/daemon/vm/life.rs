@@ -4,13 +4,13 @@ use super::phases::{End, Launched, Ready};
 use super::run::{self, ms};
 use super::start::Way;
 use super::work::Work;
-use super::{find, plan, show, start, workspace};
+use super::{find, plan, show, start, whole, workspace};
 use crate::api::vm::{Changed, Machine, Vm as Shown};
 use crate::api::{Attached, Fault, Handed};
-use crate::daemon::Daemon;
 use crate::daemon::error::exit;
 use crate::daemon::serve::Caller;
 use crate::daemon::store::vms::{self, State, Vm};
+use crate::daemon::{Daemon, log};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -19,8 +19,9 @@ use wire::name::signal::Signal;
 
 /// How long a guest has to end by itself.
 const STOP: Duration = Duration::from_secs(10);
-/// What else is under way is waited for so long: the end of a VM whose VMM was killed, say.
-const OTHERS: Duration = Duration::from_secs(5);
+/// What else is under way is waited for so long: the end of a VM whose VMM was killed, say, whose disk may have to be
+/// copied.
+const OTHERS: Duration = Duration::from_secs(30);
 /// What is under way and unwanted is given up within this time.
 const GIVEN_UP: Duration = Duration::from_secs(60);
 
@@ -68,12 +69,16 @@ fn up(
     daemon: &Arc<Daemon>,
     caller: &mut Caller,
     held: &super::slots::Held,
-    vm: Vm,
+    mut vm: Vm,
     boot_timeout_ms: Option<u64>,
     begun: Instant,
 ) -> Result<Changed, Fault> {
     let mut work = Work::new(daemon, caller.op_id());
-    match start::start(daemon, &mut work, caller, held, vm, Way::Cold(None), boot_timeout_ms) {
+    // What could not be done when it ended.
+    whole::make(&work, &mut vm).map_err(|fault| fault.at("disk"))?;
+    whole::name(&work, &vm).unwrap_or_else(|fault| log::fault("disk", caller.op_id(), &fault));
+    let way = if vm.disk_method.is_none() { Way::of_first(&work, &vm, false) } else { Way::Cold(None) };
+    match start::start(daemon, &mut work, caller, held, vm, way, boot_timeout_ms) {
         Ok(ready) => Ok(changed(daemon, ready.vm, true, begun)),
         Err(failed) => {
             let wanted = failed.fault.code == "interrupted";
@@ -116,6 +121,8 @@ pub(crate) fn stop(
     };
     let vm = planned.rest(&mut work, State::Stopped, None)?;
     work.all_gone(&vm.name, "is stopped then")?;
+    // Of its disk: it is stopped in any case.
+    warnings.extend(vm.last_error.iter().map(|fault| fault.message.to_string()));
     Ok(Changed { warnings, ..changed(daemon, vm, true, begun) })
 }
 

@@ -19,6 +19,7 @@ mod ssh;
 pub(crate) mod start;
 pub(crate) mod told;
 pub(crate) mod watch;
+pub(crate) mod whole;
 pub(crate) mod work;
 pub(crate) mod workspace;
 

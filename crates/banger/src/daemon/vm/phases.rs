@@ -15,7 +15,7 @@ pub(crate) use warm::{Back, Became};
 
 use super::places::Places;
 use super::work::Work;
-use super::{disk, identity, launch, memory, told};
+use super::{disk, identity, launch, memory, told, whole};
 use crate::api::Fault;
 use crate::daemon::error::exit;
 use crate::daemon::guest::{self, Doorbell};
@@ -99,12 +99,17 @@ impl Planned {
         }
     }
 
-    /// Leaves it as it is: its disk stays.
+    /// Leaves it as it is: its disk stays, and is its own from here on. Where it can't be yet, the VM says so.
     pub(crate) fn rest(mut self, work: &mut Work<'_>, state: State, error: Option<Fault>) -> Result<Vm, Fault> {
         work.daemon.published.let_go(&self.vm.id);
         self.vm.pid = None;
         self.vm.boot_id = None;
-        self.vm.last_error = error.or_else(|| work.troubles.first().cloned());
+        // Where something of it is left, a VMM may still write its disk.
+        let whole = match work.troubles.first() {
+            None => whole::make(work, &mut self.vm).and_then(|()| whole::name(work, &self.vm)),
+            Some(_) => Ok(()),
+        };
+        self.vm.last_error = whole.err().or(error).or_else(|| work.troubles.first().cloned());
         let state = if work.troubles.is_empty() { state } else { State::Lost };
         work.reach(&mut self.vm, state)?;
         if state == State::Lost {

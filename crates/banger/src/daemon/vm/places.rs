@@ -48,6 +48,11 @@ impl<'a> Places<'a> {
         self.dir().join("root.qcow2")
     }
 
+    /// Its machine-id, where its disk does not have it yet.
+    pub(crate) fn machine_id(&self) -> PathBuf {
+        self.dir().join("machine-id")
+    }
+
     /// The public half of its ssh key.
     pub(crate) fn host_key(&self) -> PathBuf {
         self.dir().join("ssh_host_ed25519_key.pub")

@@ -8,7 +8,6 @@ use super::{find, plan, show, start, workspace};
 use crate::api::vm::{Changed, Machine};
 use crate::api::{Attached, Fault, Handed, StageState};
 use crate::daemon::error::exit;
-use crate::daemon::image::template;
 use crate::daemon::serve::{Caller, Woken};
 use crate::daemon::store::vms::{self, State, Vm};
 use crate::daemon::{Daemon, guest};
@@ -31,7 +30,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     caller.stage("plan", StageState::Ended, &name, format!("{}, {}", vm.base.image, vm.address));
     let started = {
         let held = daemon.slots.hold(&id, &name, "its start", Duration::ZERO)?;
-        let way = way(&work, &vm, machine.cold);
+        let way = Way::of_first(&work, &vm, machine.cold);
         start::start(daemon, &mut work, caller, &held, vm, way, machine.boot_timeout_ms)
     };
     let ready = match started {
@@ -57,16 +56,6 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     used?;
     let warnings = taken.err().map(|fault| fault.message.into()).into_iter().collect();
     Ok(Changed { vm: None, changed: true, ms: ms(ended), warnings })
-}
-
-/// Whether it goes on from a template.
-fn way(work: &Work<'_>, vm: &Vm, cold: bool) -> Way {
-    match vm.kept {
-        _ if cold => Way::Cold(Some("--cold".into())),
-        // Its disk has to be whole without a template.
-        true => Way::Cold(Some("a VM that stays has a disk of its own".into())),
-        false => template::pick(work, vm).map_or_else(|why| Way::Cold(Some(why)), Way::Warm),
-    }
 }
 
 /// Hands a connection to a running VM's agent over.

@@ -24,6 +24,16 @@ pub(crate) enum Way {
     Warm(Pick),
 }
 
+impl Way {
+    /// The way of a VM that has no disk yet.
+    pub(crate) fn of_first(work: &Work<'_>, vm: &Vm, cold: bool) -> Way {
+        if cold {
+            return Way::Cold(Some("--cold".into()));
+        }
+        template::pick(work, vm).map_or_else(|why| Way::Cold(Some(why)), Way::Warm)
+    }
+}
+
 /// Starts a planned or stopped VM. `held` is the start's own hold of it.
 pub(crate) fn start(
     daemon: &Arc<Daemon>,

@@ -46,7 +46,8 @@ pub(crate) struct Templates {
 pub(crate) struct Files(PathBuf);
 
 impl Files {
-    fn of(daemon: &Daemon, id: &str) -> Files {
+    /// Of the template of that id.
+    pub(crate) fn of(daemon: &Daemon, id: &str) -> Files {
         Files(place(daemon).join(id))
     }
 
@@ -231,7 +232,10 @@ pub(crate) fn rm(daemon: &Daemon, reference: &str) -> Result<Removed, Fault> {
             return Ok(template);
         }
         let message = format!("the disks of {} lie on template {}", users.join(", "), template.id);
-        Err(Fault::new("in_use", exit::STATE, message).fix(format!("banger vm rm -f {}", users.join(" "))))
+        let names = users.join(" ");
+        Err(Fault::new("in_use", exit::STATE, message).fix(format!(
+            "banger vm stop {names} gives those that stay disks of their own, else banger vm rm -f {names}"
+        )))
     })?;
     remove_tree(&Files::of(daemon, &template.id).0)?;
     Ok(Removed { id: template.id, freed_bytes: template.size_bytes })

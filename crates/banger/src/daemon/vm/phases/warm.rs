@@ -11,9 +11,8 @@ use crate::daemon::image::template::Files;
 use crate::daemon::serve::Caller;
 use crate::daemon::store::vms::{State, Vm};
 use crate::daemon::vm::work::Work;
-use crate::daemon::vm::{disk, identity, launch, told};
+use crate::daemon::vm::{disk, identity, launch, told, whole};
 use std::fs::{self, OpenOptions};
-use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -109,11 +108,8 @@ impl Disked {
 
     /// Gives the layer up.
     pub(crate) fn back(mut self, work: &mut Work<'_>, fault: Fault) -> Back {
-        let layer = work.places(&self.vm).layer();
-        let gone = match fs::remove_file(&layer) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Fault::file("removing", &layer, &error)),
-            _ => Ok(()),
-        };
+        let places = work.places(&self.vm);
+        let gone = disk::remove_file(&places.layer()).and_then(|()| disk::remove_file(&places.machine_id()));
         work.undo("disk", gone);
         if !work.troubles.is_empty() {
             return Failed::new(self.down(work), fault).into();
@@ -150,7 +146,6 @@ impl Launched {
                 return Err(self.back(work, fault.at("boot")));
             }
         };
-        self.vm.mac = Some(identity::mac(self.vm.address));
         self.vm.vmm_version = told::ask(&work.places(&self.vm).api()).version;
         self.vm.ready_ms = Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.vm.last_error = None;
@@ -203,10 +198,17 @@ fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
     let answered = begun.elapsed();
     vm.agent = Some(client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect());
     let start = identity::start(&work.daemon.settings, vm)?;
+    if let (true, Some(id)) = (vm.kept, &start.machine_id) {
+        whole::remember(work, vm, id)?;
+    }
+    vm.mac = start.network.as_ref().and_then(|network| network.mac.clone());
     client.start(start).map_err(|failure| silent("does not become another", &failure))?;
     let identity = begun.elapsed().saturating_sub(answered);
     let mut files = vec![identity::hosts(vm)?];
     files.extend(work.own_ssh_files(vm));
+    if vm.kept {
+        files.push(identity::guest(&work.daemon.settings, vm)?);
+    }
     guest::put(&vsock, &files).map_err(|failure| silent("does not take its files", &failure))?;
     Ok(Became { answered, identity, files: begun.elapsed().saturating_sub(answered + identity) })
 }
