@@ -76,12 +76,12 @@ impl Asked {
     /// Makes the group of `id` and moves this process into it. Without values, and with a parent of the second version
     /// that exists, it moves into that one, as Firecracker's jailer does; without either it stays where it is.
     pub(crate) fn enter(&self, id: &str) -> Result<(), String> {
-        let mounts = Mounts::read().map_err(|error| format!("mountinfo: {error}"))?;
+        let mounts = || Mounts::read().map_err(|error| format!("mountinfo: {error}"));
         match (self.version, self.settings.is_empty()) {
-            (Version::Two, true) if self.has_parent => self.enter_parent(&mounts),
+            (Version::Two, true) if self.has_parent => self.enter_parent(&mounts()?),
             (_, true) => Ok(()),
-            (Version::Two, false) => self.enter_two(&mounts, id),
-            (Version::One, false) => self.enter_one(&mounts, id),
+            (Version::Two, false) => self.enter_two(&mounts()?, id),
+            (Version::One, false) => self.enter_one(&mounts()?, id),
         }
     }
 

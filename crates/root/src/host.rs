@@ -1,6 +1,7 @@
 //! What every operation is given: the settings, whose helper this is, the places, the kernel's objects.
 
 use crate::disk::Disk;
+use crate::fail::Fail;
 use crate::locks::Locks;
 use crate::log::Log;
 use crate::net::Net;
@@ -38,4 +39,13 @@ pub(crate) struct Host {
     pub(crate) log: Log,
     /// A fault that a test asked for.
     pub(crate) faults: Faults,
+}
+
+impl Host {
+    /// Runs `act` with the owner's rights, so that all it looks at costs one change of them. Nothing of root's is opened
+    /// in it, and no thread or process is started.
+    pub(crate) fn as_owner<T>(&self, act: impl FnOnce() -> Result<T, Fail>) -> Result<T, Fail> {
+        let done = self.owner.run_as(act);
+        done.map_err(|error| Fail::new("the owner's rights can't be taken on").because(error))?
+    }
 }

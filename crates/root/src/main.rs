@@ -84,6 +84,8 @@ fn run(flags: Flags) -> Result<(), String> {
     // It lives as long as the process: threads and what they hold refer to it.
     let host: &'static Host = Box::leak(Box::new(places(settings, install.owner, &run_dir)?));
     rights::give_up()?;
+    // Its descriptor is one of the helper's own from the beginning. Where it can't be read now each asker is told.
+    let _ = sys::mounts::table();
     // With the rights that a request has, and before anybody can be in the way or see what an earlier helper left.
     host.images.recover(host);
     host.vms.watch();

@@ -1,25 +1,27 @@
 //! Control groups: where their hierarchies are mounted, and the small files in them, by descriptor.
 
 use crate::dir::{CallError, Dir};
+use crate::mounts;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 
 /// The longest file of a group that is read, in bytes: a number for each of many processes.
 const LONGEST: u64 = 1 << 20;
 
 /// Where the kernel's hierarchies are, as this process sees them.
 #[derive(Debug)]
-pub struct Mounts(String);
+pub struct Mounts(Arc<str>);
 
 impl Mounts {
-    /// Reads the kernel's table; proc_pid_mountinfo(5).
+    /// Looks into the kernel's table; proc_pid_mountinfo(5).
     ///
     /// # Errors
     /// Where it can't be read.
     pub fn read() -> std::io::Result<Mounts> {
-        std::fs::read_to_string("/proc/self/mountinfo").map(Mounts)
+        mounts::table().map(Mounts)
     }
 
     /// The mount point of the one hierarchy of the second version.

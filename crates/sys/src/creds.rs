@@ -45,15 +45,19 @@ impl Identity {
     /// panics.
     ///
     /// Opening, making, renaming and removing files is then judged by the kernel as if he did it: root's way past
-    /// permissions is gone with the uid.
+    /// permissions is gone with the uid. Inside another such closure of this user's nothing is changed: who has several
+    /// files to look at pays for one change.
     ///
     /// # Errors
     /// Where the credentials can't be taken on; `act` has not run then. Where they can't be given back the process
     /// ends: no thread of it may go on with a mixture.
     pub fn run_as<T>(&self, act: impl FnOnce() -> T) -> io::Result<T> {
         let before = Credentials::of_this_thread()?;
-        let guard = GiveBack(&before);
         let wanted = Credentials { uid: self.uid, gid: self.gid, groups: self.groups.clone() };
+        if before == wanted {
+            return Ok(act());
+        }
+        let guard = GiveBack(&before);
         wanted.take_on()?;
         let done = act();
         drop(guard);
@@ -213,6 +217,23 @@ mod tests {
         assert_eq!((facts.uid(), facts.gid()), (1000, 1000));
         assert_eq!(Credentials::of_this_thread().unwrap(), before);
         File::open(&secret).unwrap();
+    }
+
+    #[test]
+    fn a_closure_inside_a_closure_ends_none_of_it() {
+        assert!(rustix::process::geteuid().is_root(), "this test needs root");
+        let (before, now) = (Credentials::of_this_thread().unwrap(), || Credentials::of_this_thread().unwrap());
+        let other = Identity { uid: 1001, gid: 1001, groups: vec![1001], ..ann() };
+        let seen = ann().run_as(|| {
+            let inner = ann().run_as(now).unwrap();
+            let others = other.run_as(now).unwrap();
+            (inner, others, now())
+        });
+        let (inner, others, behind) = seen.unwrap();
+        assert_eq!((inner.uid, inner.gid, inner.groups.as_slice()), (1000, 1000, &[104, 1000][..]));
+        assert_eq!((others.uid, others.groups), (1001, vec![1001]));
+        assert_eq!(behind, inner);
+        assert_eq!(now(), before);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod kvm;
 pub mod landlock;
 pub mod loopdev;
 pub mod mount;
+pub mod mounts;
 pub mod netlink;
 pub mod netlink_events;
 pub mod notify;

@@ -448,9 +448,13 @@ pub(crate) fn prctl(option: i32, value: usize) -> Step {
 /// Every capability that this kernel knows: the first that it doesn't is EINVAL.
 pub(crate) fn drop_bounding_set() -> Step {
     for capability in 0..64 {
-        match prctl(libc::PR_CAPBSET_DROP, capability) {
-            Err(libc::EINVAL) => return Ok(()),
-            other => other?,
+        // Asked first: for each drop the kernel makes new credentials, also where there is nothing to drop.
+        // SAFETY: asks for a number.
+        match unsafe { libc::syscall(libc::SYS_prctl, libc::PR_CAPBSET_READ, capability, 0, 0, 0) } {
+            0 => {}
+            1 => prctl(libc::PR_CAPBSET_DROP, capability)?,
+            // No capability has that number, or a higher one.
+            _ => return Ok(()),
         }
     }
     Ok(())

@@ -4,7 +4,6 @@
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use sys::dir::CallError;
 
@@ -34,7 +33,10 @@ impl Mounts {
         if self.trusted.contains(&id) {
             return Ok(Forgeable::No);
         }
-        let mounts = read("/proc/self/mountinfo")?;
+        let mounts = sys::mounts::table().map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+            CallError::new("read of the table of mounts", errno)
+        })?;
         // Gone meanwhile, or not in our namespace: then nobody can say.
         if options_of(&mounts, id).is_none_or(|options| options.split(',').any(|option| option == "nosuid")) {
             return Ok(Forgeable::Yes);
@@ -46,9 +48,14 @@ impl Mounts {
 
 fn mount_of(fd: &OwnedFd) -> Result<u64, CallError> {
     let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-    let text = read(&path)?;
-    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.ok_or_else(|| CallError::new(format!("mnt_id in {path}"), Errno::IO))
+    let failed = |errno| CallError::new(format!("read({path:?})"), errno);
+    let info = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    // Four short lines, given in one piece: the third is the mount's.
+    let mut text = [0u8; 512];
+    let length = rustix::io::read(&info, &mut text[..]).map_err(failed)?;
+    let mut lines = text[..length].split(|&byte| byte == b'\n');
+    let id = lines.find_map(|line| std::str::from_utf8(line.strip_prefix(b"mnt_id:")?).ok()?.trim().parse().ok());
+    id.ok_or_else(|| failed(Errno::IO))
 }
 
 /// The options of the mount `id` in a text as proc_pid_mountinfo(5) says: its id first, its options sixth.
@@ -57,17 +64,6 @@ fn options_of(mounts: &str, id: u64) -> Option<&str> {
         let mut fields = line.split(' ');
         (fields.next()?.parse() == Ok(id)).then(|| fields.nth(4)).flatten()
     })
-}
-
-fn read(path: &str) -> Result<String, CallError> {
-    let failed = |errno| CallError::new(format!("read({path:?})"), errno);
-    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-    let mut text = Vec::new();
-    std::fs::File::from(file)
-        .read_to_end(&mut text)
-        .map_err(|error| failed(error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)))?;
-    // Mount points are bytes of anybody's choice.
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]

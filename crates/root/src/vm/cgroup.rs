@@ -157,21 +157,29 @@ impl Group {
 
     /// Forks the child of `plan` into it.
     pub(super) fn hold(&self, plan: &Plan<'_>) -> Result<Held, String> {
-        let fork = |group| spawn::hold(&Plan { group, ..*plan }).map_err(|error| format!("clone3: {error}"));
         match self {
-            Group::Unified(group) => fork(Some(group.as_fd())),
-            // A fork begins where its thread is. This one is here for nothing else.
-            Group::Each(each) => std::thread::scope(|scope| {
+            Group::Unified(_) => self.hold_here(plan),
+            Group::Each(_) => std::thread::scope(|scope| {
                 let thread = std::thread::Builder::new().name("group".into()).stack_size(128 << 10);
-                let forked = thread.spawn_scoped(scope, || {
-                    let joined = each.iter().try_for_each(|(_, group)| write(group, "tasks", "0"));
-                    joined.map_err(|error| error.to_string())?;
-                    fork(None)
-                });
+                let forked = thread.spawn_scoped(scope, || self.hold_here(plan));
                 let forked = forked.map_err(|error| format!("a thread: {error}"))?;
                 forked.join().unwrap_or_else(|_| Err("the thread panicked".to_owned()))
             }),
         }
+    }
+
+    /// The same from a thread that is there for nothing else and ends behind it: a fork begins where its thread is, so
+    /// the thread enters the group.
+    pub(super) fn hold_here(&self, plan: &Plan<'_>) -> Result<Held, String> {
+        let group = match self {
+            Group::Unified(group) => Some(group.as_fd()),
+            Group::Each(each) => {
+                let joined = each.iter().try_for_each(|(_, group)| write(group, "tasks", "0"));
+                joined.map_err(|error| error.to_string())?;
+                None
+            }
+        };
+        spawn::hold(&Plan { group, ..*plan }).map_err(|error| format!("clone3: {error}"))
     }
 }
 

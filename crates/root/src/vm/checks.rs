@@ -71,21 +71,14 @@ pub(super) enum Opened {
 
 /// Checks a launch in the existing helper's order; what that one doesn't check comes last.
 pub(super) fn all(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Result<Checked, Fail> {
-    let socket_dir = sockets::directory(host, &asked.socket, "socket_path")?;
-    let vsock_dir = sockets::directory(host, &asked.vsock, "vsock_path")?;
-    output(host, &asked.log, "log_path")?;
-    output(host, &asked.metrics, "metrics_path")?;
-    let (mut start, saved) = match &asked.start {
-        Start::Boot(boot) => {
-            let kernel = kernel(host, &boot.kernel)?;
-            let initrd = boot.initrd.as_ref().map(|path| initrd(host, path)).transpose()?;
-            (OpenStart::Boot { kernel, initrd }, Vec::new())
-        }
-        Start::Restore(saved) => {
-            let (opened, records) = self::saved(host, saved, asked.memory)?;
-            (OpenStart::Restore(opened), records)
-        }
-    };
+    let (socket_dir, vsock_dir, mut start, saved) = host.as_owner(|| {
+        let socket_dir = sockets::directory(host, &asked.socket, "socket_path")?;
+        let vsock_dir = sockets::directory(host, &asked.vsock, "vsock_path")?;
+        output(host, &asked.log, "log_path")?;
+        output(host, &asked.metrics, "metrics_path")?;
+        let (start, saved) = open_start(host, asked)?;
+        Ok((socket_dir, vsock_dir, start, saved))
+    })?;
     let program = Program::open(asked.program.as_str(), &host.settings.vmm_names)?;
     let is_layered = matches!(&asked.start, Start::Restore(Saved { layer: Some(_), .. }));
     let drives = asked.drives.iter().map(|each| drive(host, each, is_layered && each.is_root, others));
@@ -105,6 +98,21 @@ pub(super) fn all(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Resul
     let jailer = asked.jailer.as_ref().map(|jailer| jailer_program(host, jailer)).transpose()?;
     memory(asked.memory)?;
     Ok(Checked { program, jailer, start, drives, opened, socket_dir, vsock_dir })
+}
+
+/// What the guest begins with, and of a saved VM's what no other VM may write.
+fn open_start(host: &Host, asked: &Launch) -> Result<(OpenStart, Vec<record::Drive>), Fail> {
+    match &asked.start {
+        Start::Boot(boot) => {
+            let kernel = kernel(host, &boot.kernel)?;
+            let initrd = boot.initrd.as_ref().map(|path| initrd(host, path)).transpose()?;
+            Ok((OpenStart::Boot { kernel, initrd }, Vec::new()))
+        }
+        Start::Restore(saved) => {
+            let (opened, records) = self::saved(host, saved, asked.memory)?;
+            Ok((OpenStart::Restore(opened), records))
+        }
+    }
 }
 
 /// A saved VM's state and memory: the owner's, and nobody else's to write. Beside them what a record says of the two: as

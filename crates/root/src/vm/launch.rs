@@ -87,11 +87,13 @@ struct New<'a> {
 impl<'a> New<'a> {
     fn run(mut self, steps: &mut Steps<'a>, config: Option<VmConfig>) -> Result<(Record, Arc<PidFd>), Fail> {
         let (host, asked) = (self.host, self.asked);
-        let log = self.output(steps, "log", "log_path", &asked.log)?;
+        let log = host.as_owner(|| {
+            if asked.jailer.is_none() {
+                self.output(steps, "metrics", "metrics_path", &asked.metrics)?;
+            }
+            self.output(steps, "log", "log_path", &asked.log)
+        })?;
         let said_before = Facts::of(&log).map_or(0, |facts| facts.size);
-        if asked.jailer.is_none() {
-            self.output(steps, "metrics", "metrics_path", &asked.metrics)?;
-        }
         let (socket_dir, vsock_dir) = (&self.checked.socket_dir, &self.checked.vsock_dir);
         steps.act("socket_room", || sockets::make_room(socket_dir, &asked.socket, &host.owner, "socket_path"))?;
         steps.act("vsock_room", || sockets::make_room(vsock_dir, &asked.vsock, &host.owner, "vsock_path"))?;
@@ -146,7 +148,8 @@ impl<'a> New<'a> {
         }
         steps.act("answer", || awaited.run(&vmm).map_err(why))?;
         let (socket, vsock) = steps.act("access", || {
-            Ok((sockets::close_to_others(api.0, api.1, host)?, sockets::close_to_others(vsock.0, vsock.1, host)?))
+            let close = |(dir, name)| sockets::close_to_others(dir, name, host);
+            host.as_owner(|| Ok((close(api)?, close(vsock)?)))
         })?;
         self.record.socket.made = Some(socket);
         self.record.vsock.made = Some(vsock);
@@ -235,9 +238,10 @@ impl<'a> New<'a> {
             steps.undo("link", move || sockets::remove_link(host.runtime.dir(), &host.owner, path.as_str(), &target));
         }
         steps.act("links", || {
-            links.into_iter().try_for_each(|(dir, path, name, field)| {
+            let link = |(dir, path, name, field): (_, &HostPath, _, _)| {
                 sockets::link(dir, path.file_name(), &mark.socket(name), &host.owner, field)
-            })
+            };
+            host.as_owner(|| links.into_iter().try_for_each(link))
         })?;
         Ok(jail)
     }
@@ -308,7 +312,8 @@ impl<'a> New<'a> {
             group: None,
         };
         let (host, vm_id) = (self.host, &self.asked.vm_id);
-        stage.hold(|| hold(host, vm_id, group, &plan))
+        // From the thread that has the stage.
+        stage.hold(|| hold(host, vm_id, group.map(|group| group.hold_here(&plan)), &plan))
     }
 
     /// The root drive's layer, as `banger-qemu` is told of it.
@@ -362,7 +367,7 @@ impl<'a> New<'a> {
             new_pid_namespace: self.host.settings.vm_pid_namespace,
             group: None,
         };
-        hold(self.host, &self.asked.vm_id, group, &plan).map_err(failed)
+        hold(self.host, &self.asked.vm_id, group.map(|group| group.hold(&plan)), &plan).map_err(failed)
     }
 
     /// Lets the VMM go. From here on it has to be ended, and what it made removed, where the launch fails.
@@ -431,13 +436,13 @@ impl<'a> New<'a> {
     }
 }
 
-/// Forks the child of `plan` into the VM's group, or without where the kernel doesn't let it in.
-fn hold(host: &Host, vm_id: &VmId, group: Option<&Group>, plan: &Plan<'_>) -> Result<Held, String> {
-    if let Some(group) = group {
-        match group.hold(plan) {
-            Ok(held) => return Ok(held),
-            Err(error) => tell_of_group(host, vm_id, &Fail::new("the VM is not in its group").because(error)),
-        }
+/// The child of `plan` that was forked into the VM's group, or one without where there is no group or the kernel didn't let
+/// it in.
+fn hold(host: &Host, vm_id: &VmId, in_group: Option<Result<Held, String>>, plan: &Plan<'_>) -> Result<Held, String> {
+    match in_group {
+        Some(Ok(held)) => return Ok(held),
+        Some(Err(error)) => tell_of_group(host, vm_id, &Fail::new("the VM is not in its group").because(error)),
+        None => {}
     }
     spawn::hold(plan).map_err(|error| format!("clone3: {error}"))
 }

@@ -156,6 +156,8 @@ fn leads_into_a_chroot(dir: &Dir, name: &str) -> bool {
 /// Connects to the socket `name` with the owner's rights, without waiting and without following a link: what is
 /// connected to is the socket that was opened.
 pub(super) fn connect(dir: &Dir, name: &str, owner: &Identity) -> Result<OwnedFd, Errno> {
+    // Asked over and over while a VMM starts: as long as nothing has the name, no rights are changed for it.
+    dir.entry(name).map_err(|error| error.errno())?;
     let connected = owner.run_as(|| {
         let socket = dir.open_at(name, OFlags::PATH, 0).map_err(|error| error.errno())?;
         let facts = Facts::of(&socket).map_err(|error| error.errno())?;
