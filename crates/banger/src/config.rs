@@ -57,6 +57,12 @@ pub struct Config {
     pub tap_pool_size: Option<u8>,
     /// Copies of an image that are kept ready.
     pub disk_pool_size: Option<u8>,
+    /// Whether templates are made unasked: `auto` or `off`.
+    pub templates: Option<String>,
+    /// The most templates.
+    pub template_count: Option<u16>,
+    /// What they may take on the disk together, in MiB.
+    pub template_mib: Option<u64>,
     /// The resolver that guests are told.
     pub default_dns: Option<Ipv4Addr>,
     /// What is logged: `debug`, `info`, `warn` or `error`, and what is worse.
@@ -153,6 +159,12 @@ keys! {
         |config, value| config.tap_pool_size = Some(number(value, 0, 64)?);
     "disk_pool_size" = "2", None, "how many copies of the last image are kept ready, where disks are copies", "0 to 16":
         |config, value| config.disk_pool_size = Some(number(value, 0, 16)?);
+    "templates" = "auto", None, "whether the first vm run of an image leaves a template behind, from which the next ones go on", "auto or off":
+        |config, value| config.templates = Some(one_of(value, &["auto", "off"])?);
+    "template_count" = "8", None, "the most templates; the one that was not used for longest goes", "1 to 1000":
+        |config, value| config.template_count = Some(number(value, 1, 1000)?);
+    "template_size" = "4G", None, "what templates may take on the disk together", "4G, 512M":
+        |config, value| config.template_mib = Some(size::mebibytes(value.as_str()?).ok()?);
     "default_dns" = "", None, "the resolver that guests are told; built in: this machine's", "an IPv4 address":
         |config, value| config.default_dns = Some(value.as_str()?.parse().ok()?);
     "log_level" = "info", Some("BANGER_LOG_LEVEL"), "what bangerd logs, and what is worse", "debug, info, warn or error":

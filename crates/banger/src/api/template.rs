@@ -32,6 +32,19 @@ pub struct Template {
 pub struct Templates {
     /// The oldest first.
     pub templates: Vec<Template>,
+    /// The most that there may be.
+    pub most: u64,
+    /// What they may take on the host's disk together.
+    pub most_bytes: u64,
+    /// Whether they are made unasked.
+    pub unasked: bool,
+}
+
+impl Templates {
+    /// How many there are and what they take, against what they may.
+    pub fn total(&self) -> (usize, u64) {
+        (self.templates.len(), self.templates.iter().map(|one| one.size_bytes).sum())
+    }
 }
 
 /// The result of `template.rm`.

@@ -122,16 +122,31 @@ impl Build {
 
 impl List {
     fn run(&self) -> Result<(), Problem> {
-        let Templates { templates } = self.reach.ask(Request::TemplateList {})?;
+        let all: Templates = self.reach.ask(Request::TemplateList {})?;
         if self.json {
-            return output::json(&templates);
+            return output::json(&all.templates);
         }
-        if templates.is_empty() && output::on_terminal() {
+        let rows: Vec<Vec<String>> = all.templates.iter().map(|one| row(one, output::on_terminal())).collect();
+        table::print(&HEADER, &rows)?;
+        if all.templates.is_empty() && output::on_terminal() {
             output::hint("no templates: banger template build\n");
+        } else {
+            output::hint(&format!("{}\n", total(&all)));
         }
-        let rows: Vec<Vec<String>> = templates.iter().map(|one| row(one, output::on_terminal())).collect();
-        table::print(&HEADER, &rows)
+        Ok(())
     }
+}
+
+/// How many there are, and what they take, of what they may.
+pub(super) fn total(all: &Templates) -> String {
+    let (count, bytes) = all.total();
+    let plural = if all.most == 1 { "" } else { "s" };
+    format!(
+        "{count} of at most {} template{plural}, {} of {}",
+        all.most,
+        size::shown(bytes),
+        size::shown(all.most_bytes)
+    )
 }
 
 fn row(template: &Shown, short: bool) -> Vec<String> {

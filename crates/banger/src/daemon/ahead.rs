@@ -280,12 +280,16 @@ fn discard(disks: &mut Vec<PathBuf>) {
     }
 }
 
+/// Gives this thread the lowest priority; else it goes on as everybody else.
+pub(crate) fn step_back() {
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOWEST);
+}
+
 /// Makes what is missing whenever a VM comes up, on a thread of its own.
 pub(crate) fn begin(daemon: &Arc<Daemon>, woken: Receiver<()>) -> Result<(), Fault> {
     let daemon = Arc::clone(daemon);
     let work = move || {
-        // Else it goes on as everybody else.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), LOWEST);
+        step_back();
         loop {
             let ahead = &daemon.ahead;
             let came = match ahead.is_empty() {

@@ -95,6 +95,12 @@ impl Fault {
             Error::Reply(what) => {
                 Fault::new("bad_reply", exit::FAILED, format!("what answers on {at} is no root helper")).why(what)
             }
+            // The helper names the limit that was reached.
+            Error::Refused(refused) if refused.message.contains("limits.") => {
+                Fault::new("helper_limit", exit::ROOM, format!("{doing}: the root helper has no room for it"))
+                    .why(format!("the root helper: {}", refused.message))
+                    .fix("wait until others are done; /etc/banger/root.toml has the limits")
+            }
             Error::Refused(refused) => Fault::new("helper_refused", exit::FAILED, format!("{doing} failed"))
                 .why(format!("the root helper: {}", refused.message)),
         }

@@ -1,13 +1,17 @@
 //! The way to a VM's agent: its ring, a connection, its HELLO, and how it is asked to end. All that it says is a guest's
 //! word.
 
+mod bounded;
+
+pub(crate) use bounded::{Bounds, call_within, put_within};
+
 use super::error::exit;
 use super::serve::{Caller, Woken};
 use super::vm::Wait;
 use crate::api::Fault;
 use agent::client::Client;
-use agent::host::{CopyFailure, Failure, Limits, put_archive};
-use agent::protocol::{Down, Keep, PORT, Put, VERSION};
+use agent::host::Failure;
+use agent::protocol::{Down, PORT};
 use agent::tar;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -130,7 +134,7 @@ fn ask(vsock: &Path) -> io::Result<UnixStream> {
 }
 
 /// Reads its answer, and no byte behind it: what follows the line is the agent's.
-fn answered(stream: &mut UnixStream) -> io::Result<()> {
+fn answered(stream: &mut impl Read) -> io::Result<()> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     while !line.ends_with(b"\n") && line.len() < 32 {
         stream.read_exact(&mut byte)?;
@@ -200,20 +204,6 @@ pub(crate) fn call(vsock: &Path, limit: Duration) -> io::Result<Client<UnixStrea
     let stream = connect_within(vsock, limit)?;
     stream.set_read_timeout(Some(limit))?;
     Client::new(stream).map_err(io::Error::other)
-}
-
-/// Writes files into a running guest, each whole and in the place of what is there; their directories are there already. The
-/// guest's own digest of what arrived is that of what was sent.
-///
-/// # Errors
-/// The agent's.
-pub(crate) fn put(vsock: &Path, files: &[NewFile]) -> Result<(), CopyFailure> {
-    let archive = rustix::fs::memfd_create("files", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut archive = File::from(archive);
-    archive.write_all(&packed(files)).and_then(|()| archive.rewind())?;
-    let asked = Put { v: VERSION, to: "/".into(), into: true, owner: None, clobber: true, keep: Keep::Plain };
-    let stream = connect(vsock)?;
-    put_archive(&stream, asked, archive.as_fd(), Limits::EMULATED, |_| true).map(drop)
 }
 
 fn packed(files: &[NewFile]) -> Vec<u8> {

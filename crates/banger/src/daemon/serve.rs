@@ -155,6 +155,12 @@ impl Caller {
         Caller { conn, op_id: String::new(), begun: Instant::now(), gone: limits.is_err() }
     }
 
+    /// Who asks for what the daemon does unasked, until the stream that comes with him is closed. What he is told nobody reads.
+    pub(crate) fn nobody() -> io::Result<(Caller, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        Ok((Caller { op_id: new_op_id(), ..Caller::new(ours) }, theirs))
+    }
+
     /// The operation's id.
     pub fn op_id(&self) -> &str {
         &self.op_id

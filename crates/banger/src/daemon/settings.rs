@@ -34,10 +34,34 @@ pub struct Settings {
     pub image: Option<String>,
     /// The resolver that guests are told; `None`: the machine's own.
     pub resolver: Option<Ipv4Addr>,
+    /// Templates: whether they are made unasked, and how many there may be.
+    pub templates: TemplateBounds,
     /// The guest's agent, a static program.
     pub agent: PathBuf,
     /// The files of an image that is not in the index.
     pub files: Option<ImageFiles>,
+}
+
+/// What templates may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TemplateBounds {
+    /// Whether a run leaves one behind unasked.
+    pub unasked: bool,
+    /// The most of them.
+    pub count: usize,
+    /// The bytes that they may take on the disk together.
+    pub bytes: u64,
+}
+
+impl TemplateBounds {
+    /// Those that are configured, or 8 of 4 GiB together: an image of Debian with 512 MiB of memory takes some 400 MiB.
+    pub fn of(config: &Config) -> TemplateBounds {
+        TemplateBounds {
+            unasked: config.templates.as_deref() != Some("off"),
+            count: config.template_count.unwrap_or(8).into(),
+            bytes: config.template_mib.unwrap_or(4 << 10) << 20,
+        }
+    }
 }
 
 /// An image given by three files, all below the state directory.
@@ -62,7 +86,8 @@ impl Settings {
     pub(crate) fn of_test() -> Settings {
         let [state, runtime, socket, helper, agent] = ["/s", "/r", "/r/s", "/h", "/x"].map(PathBuf::from);
         let bridge = Settings::bridge(&Config::default()).unwrap_or_else(|fault| panic!("{}", fault.message));
-        Settings { state, runtime, socket, helper, bridge, image: None, resolver: None, agent, files: None }
+        let templates = TemplateBounds::of(&Config::default());
+        Settings { state, runtime, socket, helper, bridge, image: None, resolver: None, templates, agent, files: None }
     }
 
     /// The bridge that is configured, or `br-fc` with 172.16.0.1/24.

@@ -3,7 +3,7 @@
 use super::ahead::{Ahead, Amount};
 use super::error::exit;
 use super::image::{self, Images};
-use super::settings::{self, ImageFiles, Settings};
+use super::settings::{self, ImageFiles, Settings, TemplateBounds};
 use super::ssh::Ssh;
 use super::store::Store;
 use super::store::vms::{self, State};
@@ -46,6 +46,9 @@ struct Bangerd {
     /// How many copies of the image that was used last are kept ready, where disks are copies [default: 2].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=16))]
     disks_ahead: Option<u8>,
+    /// Whether the first run of an image leaves a template behind: auto or off [default: auto].
+    #[arg(long, value_name = "WHEN", value_parser = ["auto", "off"])]
+    templates: Option<String>,
     /// What is logged, and what is worse [default: info].
     #[arg(long, value_name = "LEVEL", value_enum, env = "BANGER_LOG_LEVEL")]
     log_level: Option<log::Level>,
@@ -122,6 +125,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     answer_names(&daemon, given_names)?;
     reconcile::begin(&daemon, losses)?;
     ahead::begin(&daemon, woken)?;
+    image::template::begin_unasked(&daemon)?;
     let listener = listen(&daemon.settings.socket)?;
     if let Ok(systemd) = std::env::var("NOTIFY_SOCKET") {
         // Where nobody hears it, nobody waits for it.
@@ -130,12 +134,13 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     serve::forever(&daemon, &listener).map_err(|error| Fault::file("listening on", &daemon.settings.socket, &error))
 }
 
-fn check(given: Bangerd, config: Config) -> Result<Settings, Fault> {
+fn check(given: Bangerd, mut config: Config) -> Result<Settings, Fault> {
     let absolute = |path: PathBuf| match path.is_absolute() {
         true => Ok(path),
         false => Err(Fault::new("usage", exit::USAGE, format!("{} is no absolute path", path.display()))),
     };
     let runtime = absolute(given.runtime_dir)?;
+    config.templates = given.templates.or(config.templates);
     let files = given.image_files.and_then(|files| <[PathBuf; 3]>::try_from(files).ok());
     Ok(Settings {
         state: absolute(given.state_dir)?,
@@ -144,6 +149,7 @@ fn check(given: Bangerd, config: Config) -> Result<Settings, Fault> {
         helper: given.helper_socket,
         agent: given.agent.unwrap_or_else(beside),
         bridge: Settings::bridge(&config)?,
+        templates: TemplateBounds::of(&config),
         image: config.default_image_name,
         resolver: config.default_dns,
         files: files.map(|[root, kernel, initrd]| ImageFiles { root, kernel, initrd }),

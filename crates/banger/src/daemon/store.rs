@@ -25,6 +25,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/6-ports.sql"),
     include_str!("store/7-init.sql"),
     include_str!("store/8-templates.sql"),
+    include_str!("store/9-templates.sql"),
 ];
 
 /// The open store.

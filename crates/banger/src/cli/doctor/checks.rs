@@ -2,9 +2,10 @@
 
 use super::{Found, State};
 use crate::api::client::{Next, begin};
+use crate::api::template::Templates;
 use crate::api::vm::Machine;
 use crate::api::{Call, Request, Word};
-use crate::cli::config;
+use crate::cli::{config, template};
 use crate::daemon::names;
 use crate::daemon::settings::Settings;
 use std::fs::{self, File, OpenOptions};
@@ -159,6 +160,18 @@ impl Places<'_> {
         match room < ROOM {
             true => Found::new(State::Warn, format!("{how}; only {free}")).fix("banger vm prune | banger image rm OLD"),
             false => Found::new(State::Ok, format!("{how}; {free}")),
+        }
+    }
+
+    /// What there is that VMs go on from, of what there may be.
+    pub(super) fn templates(&self) -> Found {
+        let call = Call { op_id: String::new(), request: Request::TemplateList {} };
+        match crate::api::client::ask::<Templates>(self.daemon, &call, |_| {}) {
+            Ok(all) => {
+                let how = if all.unasked { "the first run of an image leaves one" } else { "none is made unasked" };
+                Found::new(State::Ok, format!("{}; {how}", template::total(&all)))
+            }
+            Err(fault) => Found::of(fault),
         }
     }
 

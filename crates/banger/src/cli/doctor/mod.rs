@@ -64,6 +64,8 @@ pub(crate) enum Id {
     Vmm,
     /// How disks are made, and whether there is room.
     Disk,
+    /// How many templates there are, of how many.
+    Templates,
     /// A guest's packet leaves the machine.
     WayOut,
     /// Names of VMs are answered for.
@@ -73,7 +75,8 @@ pub(crate) enum Id {
 }
 
 /// In the order in which one needs the other.
-const ALL: [Id; 8] = [Id::Helper, Id::Daemon, Id::Kvm, Id::Vmm, Id::Disk, Id::WayOut, Id::Names, Id::Guest];
+const ALL: [Id; 9] =
+    [Id::Helper, Id::Daemon, Id::Kvm, Id::Vmm, Id::Disk, Id::Templates, Id::WayOut, Id::Names, Id::Guest];
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -174,6 +177,7 @@ fn look(wanted: &Doctor) -> Vec<Check> {
             Id::Kvm => checks::kvm(),
             Id::Vmm if !failed(Id::Helper) => places.vmm(),
             Id::Disk if !failed(Id::Helper) => places.disk(),
+            Id::Templates if !failed(Id::Daemon) => places.templates(),
             Id::WayOut if !failed(Id::Helper) => places.way_out(),
             Id::Names if !failed(Id::Daemon) => checks::names(),
             Id::Guest if ![Id::Helper, Id::Daemon, Id::Vmm].into_iter().any(failed) => places.guest(),
@@ -201,9 +205,9 @@ fn shown(checks: &[Check], took: Duration) -> String {
             State::Skip => (Paint::Dim, "skip"),
         };
         let state = manner::data(paint, state);
-        out += &format!("{state}  {:8}  {}\n", name(check.id), text::line(&check.found));
-        let why = check.why.iter().map(|why| format!("{:16}why: {}\n", "", text::line(why)));
-        let fix = check.fix.iter().map(|fix| format!("{:16}fix: {}\n", "", text::line(fix)));
+        out += &format!("{state}  {:9}  {}\n", name(check.id), text::line(&check.found));
+        let why = check.why.iter().map(|why| format!("{:17}why: {}\n", "", text::line(why)));
+        let fix = check.fix.iter().map(|fix| format!("{:17}fix: {}\n", "", text::line(fix)));
         why.chain(fix).for_each(|line| out += &line);
     }
     let count = |state| checks.iter().filter(|check| check.state == state).count();
@@ -249,8 +253,8 @@ mod tests {
         let text = shown(&checks, Duration::from_millis(2300));
         assert_eq!(
             text,
-            "ok    helper    found \\u{1b}[31m\nFAIL  way out   found \\u{1b}[31m\n                fix: do it\n\
-             skip  names     found \\u{1b}[31m\n1 ok, 0 warnings, 1 failure, 1 skipped in 2.3 s: exit 6\n"
+            "ok    helper     found \\u{1b}[31m\nFAIL  way out    found \\u{1b}[31m\n                 fix: do it\n\
+             skip  names      found \\u{1b}[31m\n1 ok, 0 warnings, 1 failure, 1 skipped in 2.3 s: exit 6\n"
         );
         assert_eq!(rows(&checks).lines().nth(1), Some("fail\tway out\tfound \\u{1b}[31m\tdo it"));
         let json = serde_json::to_value(Report { ok: false, checks: &checks }).unwrap();

@@ -170,9 +170,10 @@ fn with_daemons(wanted: &Inside) -> Result<u8, Problem> {
     let mut helper = Daemon::start("bangerd-root", helper, HELPER)?;
     let _way_out = way_out(wanted, network.as_ref());
     let mut daemon = Command::new(bin.join("bangerd"));
-    // The port of names is an installed daemon's. There is no VM after this one, but a trial: its disk is ready by then.
+    // The port of names is an installed daemon's. There is no VM after this one, but a trial: its disk is ready
+    // by then. A template would be made while the trial is over already.
     daemon.uid(wanted.uid).gid(wanted.gid).env("HOME", STATE);
-    daemon.args(["--names", "127.0.0.1:0", "--taps-ahead", "0", "--disks-ahead", "1"]);
+    daemon.args(["--names", "127.0.0.1:0", "--taps-ahead", "0", "--disks-ahead", "1", "--templates", "off"]);
     let mut daemon = Daemon::start("bangerd", daemon, DAEMON)?;
     let mut run = Command::new(bin.join("banger"));
     run.uid(wanted.uid).gid(wanted.gid).args(["vm", "run"]).args(&wanted.run);

@@ -141,6 +141,8 @@ fn default_kernel(connection: &Connection) -> Result<Asset, Fault> {
 /// # Errors
 /// `no_such_…`; `in_use` where a VM was made of it, unless it is forced: then the files stay as long as the VM.
 pub(crate) fn rm(daemon: &Daemon, kind: Kind, reference: &str, force: bool) -> Result<Removed, Fault> {
+    // A template that nobody asked for is no use of it.
+    template::give_way(daemon);
     let asset = daemon.store.change(|t| {
         let asset = find(t, kind, reference)?;
         let users = users(&asset, &vms::all(t)?);

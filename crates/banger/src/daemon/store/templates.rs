@@ -2,11 +2,13 @@
 
 use super::signed;
 use crate::api::Fault;
-use rusqlite::{Connection, Row, named_params};
+use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use std::path::PathBuf;
 
-/// So often one after the other it may fail.
+/// So often one after the other it may fail, and so often its making.
 const FAILURES: u32 = 2;
+/// So many keys that failed are remembered.
+const REMEMBERED: u32 = 64;
 
 /// A row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub struct Template {
     pub size_bytes: u64,
     /// How often one after the other it could not be gone on from.
     pub failures: u32,
+    /// Higher than that of all which were gone on from before it.
+    pub used: u64,
     /// Seconds since 1970.
     pub created_at: u64,
 }
@@ -60,16 +64,16 @@ pub fn all(connection: &Connection) -> Result<Vec<Template>, Fault> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Writes a new row.
+/// Writes a new row; none was gone on from later.
 ///
 /// # Errors
 /// The store's; there is one of that id or key.
 pub fn add(connection: &Connection, template: &Template) -> Result<(), Fault> {
     let path = |path: &PathBuf| path.to_string_lossy().into_owned();
     let columns = "id, key, parts, image, image_digest, root_path, kernel, kernel_path, initrd_path, cpus, memory_mib, \
-                   files, size_bytes, failures, created_at";
+                   files, size_bytes, failures, used, created_at";
     let values = ":id, :key, :parts, :image, :image_digest, :root_path, :kernel, :kernel_path, :initrd_path, :cpus, \
-                  :memory_mib, :files, :size_bytes, :failures, :created_at";
+                  :memory_mib, :files, :size_bytes, :failures, (SELECT ifnull(max(used), 0) + 1 FROM templates), :created_at";
     connection.prepare(&format!("INSERT INTO templates ({columns}) VALUES ({values})"))?.execute(named_params! {
         ":id": template.id, ":key": template.key, ":parts": template.parts, ":image": template.image,
         ":image_digest": template.digest, ":root_path": path(&template.root), ":kernel": template.kernel,
@@ -80,18 +84,59 @@ pub fn add(connection: &Connection, template: &Template) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Writes down that it failed, or that it did not.
+/// Writes down that it failed. What failed too often is not made again unasked.
 ///
 /// # Errors
 /// The store's.
-pub fn tried(connection: &Connection, id: &str, failed: bool) -> Result<(), Fault> {
-    let change = match failed {
-        true => "UPDATE templates SET failures = failures + 1 WHERE id = ?",
-        // Nothing is written where nothing changes, which is each time but seldom.
-        false => "UPDATE templates SET failures = 0 WHERE id = ? AND failures <> 0",
-    };
+pub fn failed(connection: &Connection, id: &str) -> Result<(), Fault> {
+    connection.prepare("UPDATE templates SET failures = failures + 1 WHERE id = ?")?.execute([id])?;
+    let given_up = connection
+        .prepare("SELECT key FROM templates WHERE id = ? AND failures >= ?")?
+        .query_row((id, FAILURES), |row| row.get::<_, String>(0))
+        .optional()?;
+    given_up.map_or(Ok(()), |key| key_failed(connection, &key, FAILURES))
+}
+
+/// Writes down that a VM went on from it. Nothing is written where nothing changes: for the one that was the last before, too.
+///
+/// # Errors
+/// The store's.
+pub fn used(connection: &Connection, id: &str) -> Result<(), Fault> {
+    let change = "UPDATE templates SET failures = 0, used = (SELECT max(used) + 1 FROM templates)
+                  WHERE id = ? AND (failures <> 0 OR used < (SELECT max(used) FROM templates))";
     connection.prepare(change)?.execute([id])?;
     Ok(())
+}
+
+/// Writes down that templates of that key failed `times` more.
+///
+/// # Errors
+/// The store's.
+pub fn key_failed(connection: &Connection, key: &str, times: u32) -> Result<(), Fault> {
+    let change = "INSERT INTO template_failures (key, failures) VALUES (:key, :times)
+                  ON CONFLICT (key) DO UPDATE SET failures = failures + :times";
+    connection.prepare(change)?.execute(named_params! { ":key": key, ":times": times })?;
+    let forget = "DELETE FROM template_failures WHERE number <= (SELECT max(number) FROM template_failures) - ?";
+    connection.prepare(forget)?.execute([REMEMBERED])?;
+    Ok(())
+}
+
+/// Forgets that.
+///
+/// # Errors
+/// The store's.
+pub fn key_is_good(connection: &Connection, key: &str) -> Result<(), Fault> {
+    connection.prepare("DELETE FROM template_failures WHERE key = ?")?.execute([key])?;
+    Ok(())
+}
+
+/// Whether templates of that key failed too often to be made unasked.
+///
+/// # Errors
+/// The store's.
+pub fn is_given_up(connection: &Connection, key: &str) -> Result<bool, Fault> {
+    let mut statement = connection.prepare("SELECT 1 FROM template_failures WHERE key = ? AND failures >= ?")?;
+    Ok(statement.exists((key, FAILURES))?)
 }
 
 /// Writes down that it is not to be tried again.
@@ -130,6 +175,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Template> {
         files: row.get("files")?,
         size_bytes: number("size_bytes")?,
         failures: row.get("failures")?,
+        used: number("used")?,
         created_at: number("created_at")?,
     })
 }
@@ -157,6 +203,7 @@ pub(crate) mod tests {
             files: String::new(),
             size_bytes: 1 << 28,
             failures: 0,
+            used: 1,
             created_at: 1_764_031_982,
         }
     }
@@ -169,12 +216,53 @@ pub(crate) mod tests {
         let same = Template { id: "b".into(), ..one.clone() };
         assert_eq!(store.change(|t| add(t, &same)).unwrap_err().code, "store");
         assert_eq!(store.change(|t| all(t)).unwrap(), std::slice::from_ref(&one));
-        let dropped = |failed| {
-            store.change(|t| tried(t, &one.id, failed)).unwrap();
+        let dropped = |has_failed| {
+            store.change(|t| if has_failed { failed(t, &one.id) } else { used(t, &one.id) }).unwrap();
             store.change(|t| all(t)).unwrap()[0].is_dropped()
         };
-        assert_eq!([true, false, true, true].map(dropped), [false, false, false, true]);
+        assert_eq!([true, false, true].map(dropped), [false, false, false]);
+        assert!(!store.change(|t| is_given_up(t, &one.key)).unwrap());
+        assert!(dropped(true) && store.change(|t| is_given_up(t, &one.key)).unwrap());
         store.change(|t| remove(t, &one.id)).unwrap();
         assert!(store.change(|t| all(t)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_last_one_has_the_highest_number_whatever_the_clock_says() {
+        let store = Store::open(Path::new(":memory:")).unwrap();
+        // Each is older than the one before: the clock was set back.
+        for (digit, created_at) in [('a', 300), ('b', 200), ('c', 100)] {
+            store.change(|t| add(t, &Template { created_at, ..template(digit) })).unwrap();
+        }
+        let order = || {
+            let mut all = store.change(|t| all(t)).unwrap();
+            all.sort_by_key(|template| template.used);
+            all.iter().map(|template| template.id.chars().last().unwrap()).collect::<String>()
+        };
+        assert_eq!(order(), "abc");
+        store.change(|t| used(t, &template('a').id)).unwrap();
+        assert_eq!(order(), "bca");
+        let changes = || store.change(|t| Ok(t.total_changes())).unwrap();
+        let before = changes();
+        store.change(|t| used(t, &template('a').id)).unwrap();
+        assert_eq!((order().as_str(), changes()), ("bca", before), "nothing is written where nothing changes");
+    }
+
+    #[test]
+    fn a_key_that_failed_twice_is_given_up_until_it_is_good_or_forgotten() {
+        let store = Store::open(Path::new(":memory:")).unwrap();
+        let fail = |key: &str| store.change(|t| key_failed(t, key, 1)).unwrap();
+        let given_up = |key: &str| store.change(|t| is_given_up(t, key)).unwrap();
+        fail("a");
+        assert!(!given_up("a"));
+        fail("a");
+        assert!(given_up("a") && !given_up("b"));
+        store.change(|t| key_is_good(t, "a")).unwrap();
+        assert!(!given_up("a"));
+        [fail("a"), fail("a")];
+        (0..REMEMBERED).for_each(|n| fail(&n.to_string()));
+        assert!(!given_up("a"), "others came");
+        fail("0");
+        assert!(given_up("0"));
     }
 }

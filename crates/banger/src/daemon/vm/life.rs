@@ -2,12 +2,14 @@
 
 use super::phases::{End, Launched, Ready};
 use super::run::{self, ms};
+use super::slots::START;
 use super::start::Way;
 use super::work::Work;
 use super::{find, plan, show, start, whole, workspace};
 use crate::api::vm::{Changed, Machine, Vm as Shown};
 use crate::api::{Attached, Fault, Handed};
 use crate::daemon::error::exit;
+use crate::daemon::image::template;
 use crate::daemon::serve::Caller;
 use crate::daemon::store::vms::{self, State, Vm};
 use crate::daemon::{Daemon, log};
@@ -43,7 +45,7 @@ pub(crate) fn start(
 ) -> Result<Changed, Fault> {
     let begun = Instant::now();
     let vm = daemon.store.change(|t| find(t, reference))?;
-    let held = daemon.slots.hold(&vm.id, &vm.name, "its start", OTHERS)?;
+    let held = daemon.slots.hold(&vm.id, &vm.name, START, OTHERS)?;
     let vm = daemon.store.change(|t| find(t, &vm.name))?;
     if vm.state == State::Ready {
         return Ok(changed(daemon, vm, false, begun));
@@ -77,9 +79,15 @@ fn up(
     // What could not be done when it ended.
     whole::make(&work, &mut vm).map_err(|fault| fault.at("disk"))?;
     whole::name(&work, &vm).unwrap_or_else(|fault| log::fault("disk", caller.op_id(), &fault));
-    let way = if vm.disk_method.is_none() { Way::of_first(&work, &vm, false) } else { Way::Cold(None) };
+    let is_first = vm.disk_method.is_none();
+    let way = if is_first { Way::of_first(&work, &vm, false) } else { Way::Cold(None) };
     match start::start(daemon, &mut work, caller, held, vm, way, boot_timeout_ms) {
-        Ok(ready) => Ok(changed(daemon, ready.vm, true, begun)),
+        Ok(ready) => {
+            if is_first {
+                template::wanted(daemon, &ready.vm);
+            }
+            Ok(changed(daemon, ready.vm, true, begun))
+        }
         Err(failed) => {
             let wanted = failed.fault.code == "interrupted";
             let state = if wanted { State::Stopped } else { State::Failed };

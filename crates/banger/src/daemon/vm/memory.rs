@@ -3,9 +3,12 @@
 //! A guest's memory is taken when it is touched, so what is available now is promised in part to VMs that run already. What
 //! they have not touched yet counts, from the moment that a start is admitted.
 
+use super::effort;
+use super::is_of_template;
 use super::work::Work;
 use crate::api::Fault;
 use crate::daemon::error::exit;
+use crate::daemon::image::template;
 use crate::daemon::store::vms::{self, State, Vm};
 use std::fs;
 
@@ -31,12 +34,22 @@ pub(super) fn of_new(asked: Option<u64>) -> Result<u64, Fault> {
     }
 }
 
-/// Lets a start begin where there is the memory that it may take: writes `wired` down, in one step with the look at who
-/// else was let, so that of many that are asked for at once as many begin as there is memory for.
+/// Lets a start begin where there is the memory that it may take; a template that nobody asked for gives up for it.
 ///
 /// # Errors
 /// `no_memory`; the VM is as it was.
 pub(super) fn admit(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
+    match admit_now(work, vm) {
+        Err(fault) if fault.code == "no_memory" && !is_of_template(&vm.name) && template::give_way(work.daemon) => {
+            admit_now(work, vm)
+        }
+        done => done,
+    }
+}
+
+/// The same: writes `wired` down, in one step with the look at who
+/// else was let, so that of many that are asked for at once as many begin as there is memory for.
+fn admit_now(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
     work.daemon.store.change(|t| {
         let others: Vec<Vm> = vms::all(t)?.into_iter().filter(|other| other.id != vm.id && may_run(other)).collect();
         fits(vm.memory_mib, &others, meminfo("MemAvailable")?, held)?;
@@ -79,9 +92,7 @@ fn fits(asked: u64, others: &[Vm], available: u64, held: impl Fn(&Vm) -> u64) ->
 /// What a VM's processes hold, in MiB: the VMM's, and its children's.
 fn held(vm: &Vm) -> u64 {
     let Some(pid) = vm.pid else { return 0 };
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
-    children.chain([pid]).filter_map(|pid| mib(&format!("/proc/{pid}/status"), "VmRSS")).sum()
+    effort::processes(pid).filter_map(|pid| mib(&format!("/proc/{pid}/status"), "VmRSS")).sum()
 }
 
 fn meminfo(key: &str) -> Result<u64, Fault> {

@@ -2,6 +2,7 @@
 
 mod console;
 pub(crate) mod disk;
+mod effort;
 mod identity;
 pub(crate) mod launch;
 pub mod layer;
@@ -23,7 +24,7 @@ pub(crate) mod whole;
 pub(crate) mod work;
 pub(crate) mod workspace;
 
-pub(crate) use name::is_made_up;
+pub(crate) use name::{is_made_up, is_of_template};
 pub(crate) use phases::Wait;
 pub(crate) use ssh::ssh;
 

@@ -33,6 +33,9 @@ pub(super) fn check(name: &str) -> Result<(), Fault> {
     if !is_label {
         return Err(bad(rule));
     }
+    if is_of_template(name) {
+        return Err(bad("a template is made under such a name"));
+    }
     if name == "localhost" {
         return Err(bad("it is every machine's own"));
     }
@@ -40,6 +43,20 @@ pub(super) fn check(name: &str) -> Result<(), Fault> {
         return Err(bad("it looks like an id"));
     }
     Ok(())
+}
+
+/// What the name of a VM in the making of a template begins with; its template's id follows.
+const TEMPLATE: &str = "template-";
+
+/// The name of a VM in the making of that template.
+pub(super) fn of_template(id: &str) -> String {
+    format!("{TEMPLATE}{id}")
+}
+
+/// Whether a VM of that name is one in the making of a template.
+pub(crate) fn is_of_template(name: &str) -> bool {
+    let id = name.strip_prefix(TEMPLATE).unwrap_or_default();
+    id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// A made-up name that `is_taken` doesn't know; the 576 may all be.

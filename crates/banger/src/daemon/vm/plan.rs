@@ -21,6 +21,16 @@ pub(crate) fn plan(work: &Work<'_>, machine: &Machine, kept: bool, caller: Optio
     if let Some(name) = &machine.name {
         name::check(name)?;
     }
+    planned(work, machine, kept, caller)
+}
+
+/// The same of a VM in the making of a template; its name is one that no other VM may have.
+pub(crate) fn of_template(work: &Work<'_>, machine: &Machine, id: &str) -> Result<Vm, Fault> {
+    let machine = Machine { name: Some(name::of_template(id)), ..machine.clone() };
+    planned(work, &machine, false, None)
+}
+
+fn planned(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Process>) -> Result<Vm, Fault> {
     let choice = super::launch::choice(work)?;
     let cpus = cpus(machine.cpus, choice.accel)?;
     let memory_mib = memory::of_new(machine.memory_mib)?;

@@ -2,12 +2,14 @@
 //! is the middle of it.
 
 use super::phases::{End, Launched, Ready};
+use super::slots::START;
 use super::start::Way;
 use super::work::Work;
 use super::{find, plan, show, start, workspace};
 use crate::api::vm::{Changed, Machine};
 use crate::api::{Attached, Fault, Handed, StageState};
 use crate::daemon::error::exit;
+use crate::daemon::image::template;
 use crate::daemon::serve::{Caller, Woken};
 use crate::daemon::store::vms::{self, State, Vm};
 use crate::daemon::{Daemon, guest};
@@ -29,7 +31,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     let (id, name) = (vm.id.clone(), vm.name.clone());
     caller.stage("plan", StageState::Ended, &name, format!("{}, {}", vm.base.image, vm.address));
     let started = {
-        let held = daemon.slots.hold(&id, &name, "its start", Duration::ZERO)?;
+        let held = daemon.slots.hold(&id, &name, START, Duration::ZERO)?;
         let way = Way::of_first(&work, &vm, machine.cold);
         start::start(daemon, &mut work, caller, &held, vm, way, machine.boot_timeout_ms)
     };
@@ -43,8 +45,12 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
         }
     };
     let used = hand_over(daemon, caller, &ready.vm);
+    let vm = ready.vm.clone();
     drop(ready);
     if keep {
+        if !machine.cold {
+            template::wanted(daemon, &vm);
+        }
         used?;
         let vm = show::one(daemon, &id)?;
         return Ok(Changed { vm: Some(vm), changed: true, ms: ms(begun), warnings: Vec::new() });
@@ -53,6 +59,9 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     caller.stage("down", StageState::Begun, &name, "");
     let taken = remove(daemon, &mut work, &id, &name);
     caller.stage("down", StageState::Ended, &name, "");
+    if !machine.cold {
+        template::wanted(daemon, &vm);
+    }
     used?;
     let warnings = taken.err().map(|fault| fault.message.into()).into_iter().collect();
     Ok(Changed { vm: None, changed: true, ms: ms(ended), warnings })

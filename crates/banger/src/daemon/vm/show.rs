@@ -1,5 +1,6 @@
 //! VMs as they are shown.
 
+use super::is_of_template;
 use super::places::Places;
 use super::{disk, find, workspace};
 use crate::api::Fault;
@@ -10,10 +11,10 @@ use crate::daemon::{Daemon, names};
 use crate::time::of_unix;
 use sys::pidfd;
 
-/// All of them, by name.
+/// All that are somebody's, by name: those in the making of a template are not.
 pub(crate) fn list(daemon: &Daemon) -> Result<Vms, Fault> {
     let all = daemon.store.change(|t| vms::all(t))?;
-    Ok(Vms { vms: all.into_iter().map(|vm| shown(daemon, vm)).collect() })
+    Ok(Vms { vms: all.into_iter().filter(|vm| !is_of_template(&vm.name)).map(|vm| shown(daemon, vm)).collect() })
 }
 
 /// One.

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 /// Connections that are handed over at once for each VM: what every transport carries (AGENT.md of the guest protocol).
 const MAX_CONNECTIONS: usize = 32;
 
+/// What a VM is held for while it comes up.
+pub(crate) const START: &str = "its start";
+
 /// What is going on, by VM's id.
 #[derive(Debug, Default)]
 pub struct Slots {
@@ -72,6 +75,7 @@ impl Slots {
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.held.insert(id.to_owned(), Doing { what, unwanted: false });
+        self.changed.notify_all();
         Ok(Held { slots: Arc::clone(self), id: id.to_owned() })
     }
 
@@ -80,6 +84,33 @@ impl Slots {
         if let Some(doing) = self.lock().held.get_mut(id) {
             doing.unwanted = true;
         }
+    }
+
+    /// Waits for `is_so`, which hears whether a VM is being started or a command runs in one; no longer than `until`.
+    pub(crate) fn wait(&self, until: Option<Instant>, is_so: impl Fn(bool) -> bool) {
+        let mut state = self.lock();
+        while !is_so(state.is_busy()) {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return;
+            }
+            state = match left {
+                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Has all that wait look again.
+    pub(crate) fn wake(&self) {
+        // Not between somebody's look and his wait.
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Whether another VM than that is being started.
+    pub(crate) fn starting(&self, id: &str) -> bool {
+        self.lock().held.iter().any(|(other, doing)| other != id && doing.what == START)
     }
 
     /// One more connection to the guest.
@@ -94,7 +125,14 @@ impl Slots {
             return Err(Fault::new("too_many_calls", exit::ROOM, message).fix("wait until one of them is over"));
         }
         *count += 1;
+        self.changed.notify_all();
         Ok(Connection { slots: Arc::clone(self), id: id.to_owned() })
+    }
+}
+
+impl State {
+    fn is_busy(&self) -> bool {
+        !self.connections.is_empty() || self.held.values().any(|doing| doing.what == START)
     }
 }
 
@@ -119,6 +157,7 @@ impl Drop for Connection {
             *count -= 1;
             if *count == 0 {
                 state.connections.remove(&self.id);
+                self.slots.changed.notify_all();
             }
         }
     }
@@ -141,6 +180,29 @@ mod tests {
         let next = std::thread::spawn(move || waiting.hold("1", "web", "a stop", Duration::from_secs(20)).map(drop));
         drop(held);
         next.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn who_gives_way_hears_of_starts_and_commands() {
+        let slots = Arc::new(Slots::default());
+        let soon = || Some(Instant::now() + Duration::from_millis(10));
+        let _other = slots.hold("1", "db", "a stop", Duration::ZERO).unwrap();
+        slots.wait(None, |is_busy| !is_busy);
+        let waiting = Arc::clone(&slots);
+        let heard = std::thread::spawn(move || waiting.wait(None, |is_busy| is_busy));
+        let start = slots.hold("2", "web", START, Duration::ZERO).unwrap();
+        heard.join().unwrap();
+        assert!(slots.starting("1") && !slots.starting("2"));
+        let begun = Instant::now();
+        slots.wait(soon(), |is_busy| !is_busy);
+        assert!(begun.elapsed() >= Duration::from_millis(10), "it is not over");
+        let command = slots.connect("2", "web").unwrap();
+        drop(start);
+        assert!(slots.lock().is_busy());
+        let waiting = Arc::clone(&slots);
+        let quiet = std::thread::spawn(move || waiting.wait(None, |is_busy| !is_busy));
+        drop(command);
+        quiet.join().unwrap();
     }
 
     #[test]

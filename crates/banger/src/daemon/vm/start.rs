@@ -63,7 +63,7 @@ pub(crate) fn start(
         Way::Cold(why) => (wired, why),
         Way::Warm(pick) => match warm(work, caller, &mut stage, wired, &pick, begun) {
             Ok(ready) => {
-                note(template::tried(daemon, &pick.id, false));
+                note(template::used(daemon, &pick.id));
                 return Ok(came_up(daemon, ready));
             }
             Err(Back::Failed(failed)) => return Err(failed),
@@ -132,7 +132,7 @@ fn warm(
 /// A template that could not be gone on from: for the log, and for who looks at how long it took.
 fn gone_wrong(daemon: &Daemon, pick: &Pick, fault: &Fault) -> String {
     log::fault("template", "", fault);
-    note(template::tried(daemon, &pick.id, true));
+    note(template::failed(daemon, &pick.id, fault));
     let why = fault.why.as_deref().map_or(String::new(), |why| format!(": {why}"));
     format!("template {}: {}{why}", pick.id, fault.message)
 }

@@ -1,17 +1,18 @@
 //! A template's making: a VM of its own is booted, armed and saved; another one goes on from it, as a try; then it gets its
 //! name. Both VMs are nobody's: no command ever runs in them, and they go as any VM does whose run is over.
 
-use super::{DRAFT, Files, Key, Template, VMM, drop_it, key, place, remove_tree, shown};
+use super::{DRAFT, Files, Key, OWN_FAULTS, Template, VMM, drop_it, key, place, remove_tree, room, shown, unasked};
 use crate::api::template::Template as Shown;
 use crate::api::vm::Machine;
 use crate::api::{Fault, StageState};
 use crate::daemon::Daemon;
 use crate::daemon::error::exit;
 use crate::daemon::guest;
-use crate::daemon::serve::Caller;
+use crate::daemon::serve::{Caller, Woken};
 use crate::daemon::store::templates;
 use crate::daemon::store::vms::Vm;
 use crate::daemon::vm::phases::{Back, Became, End, Failed, Launched, Planned, Ready, Wired};
+use crate::daemon::vm::slots::Held;
 use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{launch, plan, start, told};
 use crate::daemon::{addresses, log};
@@ -20,7 +21,7 @@ use agent::client::Program;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::{MutexGuard, TryLockError};
+use std::sync::{Arc, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 /// A VMM saves within this time.
@@ -36,6 +37,22 @@ const DROP_CACHES: [&str; 3] = ["/bin/sh", "-c", "sync; echo 1 >/proc/sys/vm/dro
 
 /// Makes one for VMs as `machine`; one that is there stays as it is.
 pub(crate) fn build(daemon: &Daemon, caller: &mut Caller, machine: &Machine) -> Result<Shown, Fault> {
+    make(daemon, caller, machine, Manner::Asked)
+}
+
+/// The same, that gives way to what somebody asks for.
+pub(super) fn unasked(daemon: &Daemon, caller: &mut Caller, machine: &Machine) -> Result<Shown, Fault> {
+    make(daemon, caller, machine, Manner::Unasked)
+}
+
+/// For whom one is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Asked,
+    Unasked,
+}
+
+fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner) -> Result<Shown, Fault> {
     let _turn = turn(daemon, caller)?;
     let op_id = caller.op_id().to_owned();
     let mut work = Work::new(daemon, &op_id);
@@ -46,7 +63,7 @@ pub(crate) fn build(daemon: &Daemon, caller: &mut Caller, machine: &Machine) -> 
     }
     let id = addresses::id()?;
     let draft = Draft::begin(daemon, &id)?;
-    let vm = of_template(&work, machine, &id)?;
+    let vm = plan::of_template(&work, &of_making(machine), &id)?;
     let key = match key(&work, &vm.base, (vm.cpus, vm.memory_mib)).and_then(|key| Ok((there(daemon, &key)?, key))) {
         Ok((None, key)) => key,
         found => {
@@ -54,20 +71,43 @@ pub(crate) fn build(daemon: &Daemon, caller: &mut Caller, machine: &Machine) -> 
             return found.and_then(|(there, _)| there.ok_or_else(|| Fault::bug("a template that is none")));
         }
     };
-    let base = vm.base.clone();
-    let (cpus, memory_mib) = (vm.cpus, vm.memory_mib);
-    let made = draft.need_room(&vm).map_err(|fault| Failed::new(Planned { vm: vm.clone() }, fault));
-    let made = made.and_then(|()| save(&mut work, caller, vm, &draft.files));
-    finish(&mut work, made)?;
+    let made = make_of(&mut work, caller, vm, &key, draft, manner);
+    made.inspect_err(|fault| {
+        if OWN_FAULTS.contains(&fault.code.as_str())
+            && let Err(fault) = daemon.store.change(|t| templates::key_failed(t, &key.digest(), 1))
+        {
+            // It is tried once more, that is all.
+            log::fault("template", &op_id, &fault);
+        }
+    })
+}
+
+fn make_of(
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    vm: Vm,
+    key: &Key,
+    draft: Draft,
+    manner: Manner,
+) -> Result<Shown, Fault> {
+    let (daemon, base) = (work.daemon, vm.base.clone());
+    let (id, cpus, memory_mib) = (draft.id.clone(), vm.cpus, vm.memory_mib);
+    let machine = Machine {
+        image: Some(base.image.clone()),
+        kernel: Some(base.kernel.clone()),
+        cpus: Some(cpus),
+        memory_mib: Some(memory_mib),
+        ..Machine::default()
+    };
+    let made = room::need(daemon, &draft.files.0, &base.root, memory_mib)
+        .map_err(|fault| Failed::new(Planned { vm: vm.clone() }, fault));
+    let made = made.and_then(|()| save(work, caller, vm, &draft.files, manner));
+    finish(work, made)?;
     draft.freeze()?;
-    try_it(&mut work, caller, machine, &id, &draft.files)?;
-    if self::key(&work, &base, (cpus, memory_mib))? != key {
-        return Err(Fault::new(
-            "template_failed",
-            exit::FAILED,
-            "a template can't be made of what is changed meanwhile",
-        )
-        .fix("banger template build, once more"));
+    try_it(work, caller, &machine, &id, &draft.files)?;
+    if self::key(work, &base, (cpus, memory_mib))? != *key {
+        return Err(Fault::new("changed", exit::FAILED, "a template can't be made of what is changed meanwhile")
+            .fix("banger template build, once more"));
     }
     let template = Template {
         id,
@@ -84,6 +124,7 @@ pub(crate) fn build(daemon: &Daemon, caller: &mut Caller, machine: &Machine) -> 
         files: draft.files.facts()?,
         size_bytes: draft.bytes()?,
         failures: 0,
+        used: 0,
         created_at: unix_now(),
     };
     draft.publish(daemon, &template)?;
@@ -122,16 +163,14 @@ fn there(daemon: &Daemon, key: &Key) -> Result<Option<Shown>, Fault> {
     }
 }
 
-/// A VM of the making of a template: it has no way out, and no caller's command.
-fn of_template(work: &Work<'_>, machine: &Machine, id: &str) -> Result<Vm, Fault> {
-    let name = Some(format!("template-{id}"));
-    let machine = Machine { name, no_nat: true, disk_mib: None, init: false, ..machine.clone() };
-    plan::plan(work, &machine, false, None)
+/// A VM of the making has no way out, and no caller's command.
+fn of_making(machine: &Machine) -> Machine {
+    Machine { name: None, no_nat: true, disk_mib: None, init: false, ports: Vec::new(), ..machine.clone() }
 }
 
 /// Boots a VM, arms its agent, saves it and ends it.
-fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files) -> Result<Planned, Box<Failed>> {
-    let _held = match work.daemon.slots.hold(&vm.id, &vm.name, "a template's making", Duration::ZERO) {
+fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files, manner: Manner) -> Result<Planned, Box<Failed>> {
+    let held = match work.daemon.slots.hold(&vm.id, &vm.name, "a template's making", Duration::ZERO) {
         Ok(held) => held,
         Err(fault) => return Err(Failed::new(Planned { vm }, fault)),
     };
@@ -142,8 +181,20 @@ fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files) -> Result<
         return Err(Failed::new(disked.down(work), fault));
     }
     let launched = disked.launch(work)?;
+    if held.is_unwanted() {
+        return Err(unwanted(&held, Failed::new(launched.down(work), Fault::interrupted(&[]))));
+    }
     let wait = start::wait_for(&launched.vm, begun, None);
-    let launched = launched.answered(work, caller, wait)?;
+    let api = work.places(&launched.vm).api();
+    let slots = Arc::clone(&work.daemon.slots);
+    let answered = match manner {
+        Manner::Asked => launched.answered(work, caller, wait),
+        Manner::Unasked => unasked::beside(&slots, &api, || launched.answered(work, caller, wait)),
+    };
+    let launched = answered.map_err(|failed| unwanted(&held, failed))?;
+    if held.is_unwanted() {
+        return Err(unwanted(&held, Failed::new(launched.down(work), Fault::interrupted(&[]))));
+    }
     caller.stage("boot", StageState::Ended, &name, "");
     caller.stage("save", StageState::Begun, &name, "");
     let places = work.places(&launched.vm);
@@ -173,14 +224,14 @@ fn arm_and_save(vsock: &Path, api: &Path) -> Result<(), Fault> {
 
 /// A VM goes on from it as any other will: it answers, what its processor computes is right, and its clock keeps time.
 fn try_it(work: &mut Work<'_>, caller: &mut Caller, machine: &Machine, id: &str, files: &Files) -> Result<(), Fault> {
-    let vm = of_template(work, machine, id)?;
+    let vm = plan::of_template(work, &of_making(machine), id)?;
     let name = vm.name.clone();
-    let _held = work.daemon.slots.hold(&vm.id, &name, "a template's try", Duration::ZERO)?;
+    let held = work.daemon.slots.hold(&vm.id, &name, "a template's try", Duration::ZERO)?;
     caller.stage("try", StageState::Begun, &name, "");
     let tried = Planned { vm }.wire(work).map_err(Back::from).and_then(|wired| go_on(work, wired, id, files));
     let done = match tried {
         Ok((ready, _)) => {
-            let right = keeps_time(&work.places(&ready.vm).vsock());
+            let right = keeps_time(caller, &work.places(&ready.vm).vsock());
             let planned = ready.down(work, End::Kill).planned;
             match right {
                 Ok(()) => Ok(planned),
@@ -190,9 +241,17 @@ fn try_it(work: &mut Work<'_>, caller: &mut Caller, machine: &Machine, id: &str,
         Err(Back::Cold(wired, fault)) => Err(Failed::new(wired.down(work), *fault)),
         Err(Back::Failed(failed)) => Err(failed),
     };
-    finish(work, done)?;
+    finish(work, done.map_err(|failed| unwanted(&held, failed)))?;
     caller.stage("try", StageState::Ended, &name, "");
     Ok(())
+}
+
+/// Who takes one of these VMs away wants no template, and has found nothing wrong with it.
+fn unwanted(held: &Held, failed: Box<Failed>) -> Box<Failed> {
+    match held.is_unwanted() {
+        true => Box::new(Failed { fault: Fault::interrupted(&[]).why("somebody took its VM away"), ..*failed }),
+        false => failed,
+    }
 }
 
 fn go_on(work: &mut Work<'_>, wired: Wired, id: &str, files: &Files) -> Result<(Ready, Became), Back> {
@@ -203,7 +262,7 @@ fn go_on(work: &mut Work<'_>, wired: Wired, id: &str, files: &Files) -> Result<(
 
 /// Whether as much time passes in the guest as here, as far as two looks can tell: on a busy machine an answer may take longer
 /// than any clock is wrong, and that is not the clock's fault.
-fn keeps_time(vsock: &Path) -> Result<(), Fault> {
+fn keeps_time(caller: &mut Caller, vsock: &Path) -> Result<(), Fault> {
     let wrong = |why: &dyn std::fmt::Display| {
         Fault::new("template_failed", exit::FAILED, "a template can't be made: its guest's clock is wrong").why(why)
     };
@@ -216,7 +275,10 @@ fn keeps_time(vsock: &Path) -> Result<(), Fault> {
     let (first, took) = look()?;
     // One that was set has the time of the question.
     let first = ahead(if first.stepped { 0 } else { first.behind_ms }, took);
-    std::thread::sleep(WATCHED);
+    match caller.wait(&[], Some(Instant::now() + WATCHED)) {
+        Woken::Time => {}
+        _ => return Err(Fault::interrupted(&[])),
+    }
     let (second, took) = look()?;
     let off = apart(first, ahead(second.behind_ms, took));
     if u128::from(off) <= (WATCHED / WRONG).as_millis() {
@@ -249,6 +311,7 @@ fn finish(work: &mut Work<'_>, done: Result<Planned, Box<Failed>>) -> Result<(),
 
 /// A template's folder that goes when it is not published.
 struct Draft {
+    id: String,
     files: Files,
     is_published: bool,
 }
@@ -259,21 +322,7 @@ impl Draft {
         let path = place.join(format!("{id}{DRAFT}"));
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(|error| Fault::file("making", &path, &error))?;
-        Ok(Draft { files: Files(path), is_published: false })
-    }
-
-    /// Its disk and its memory take as much as they may.
-    fn need_room(&self, vm: &Vm) -> Result<(), Fault> {
-        let failed = |path: &Path, error: std::io::Error| Fault::file("looking at", path, &error);
-        let place = &self.files.0;
-        let room = rustix::fs::statvfs(place).map_err(|errno| failed(place, errno.into()))?;
-        let image = fs::metadata(&vm.base.root).map_err(|error| failed(&vm.base.root, error))?.blocks() * 512;
-        let (wanted, room) = (image + (vm.memory_mib << 20), room.f_bavail * room.f_frsize);
-        if wanted <= room {
-            return Ok(());
-        }
-        let message = format!("a template may take {} MiB, and the disk has {} MiB left", wanted >> 20, room >> 20);
-        Err(Fault::new("no_space", exit::ROOM, message).fix("banger template rm ID of one that isn't needed"))
+        Ok(Draft { id: id.to_owned(), files: Files(path), is_published: false })
     }
 
     /// Nobody writes its files any more, and they are on the disk.
@@ -299,7 +348,7 @@ impl Draft {
         fs::rename(&self.files.0, &to.0).map_err(|error| Fault::file("keeping", &to.0, &error))?;
         self.files = to;
         synced(&place(daemon))?;
-        daemon.store.change(|t| templates::add(t, template))?;
+        room::add(daemon, template)?;
         self.is_published = true;
         Ok(())
     }

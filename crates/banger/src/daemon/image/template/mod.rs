@@ -6,8 +6,11 @@
 
 mod key;
 mod make;
+mod room;
+mod unasked;
 
 pub(crate) use make::build;
+pub(crate) use unasked::{begin as begin_unasked, give_way, wanted};
 
 use crate::api::Fault;
 use crate::api::template::{Removed, Template as Shown, Templates as All};
@@ -29,6 +32,8 @@ use std::sync::Mutex;
 
 /// The folder of a template that is not whole yet has this behind its id.
 const DRAFT: &str = ".draft";
+/// Codes of failures that are the template's own.
+const OWN_FAULTS: [&str; 4] = ["template_failed", "helper_refused", "boot_failed", "agent_silent"];
 /// The one VMM whose VMs share a disk by layers.
 const VMM: &str = "banger-qemu";
 
@@ -37,6 +42,8 @@ const VMM: &str = "banger-qemu";
 pub(crate) struct Templates {
     /// One is made at a time.
     turn: Mutex<()>,
+    /// Those that nobody asked for.
+    unasked: unasked::Unasked,
     /// Of programs, as they were.
     digests: Mutex<HashMap<String, String>>,
 }
@@ -156,10 +163,19 @@ pub(crate) fn is_there(daemon: &Daemon, id: &str) -> Result<(), Fault> {
     daemon.store.change(|t| find(t, id)).map(drop)
 }
 
-/// Writes down what came of a try.
-pub(crate) fn tried(daemon: &Daemon, id: &str, failed: bool) -> Result<(), Fault> {
-    daemon.store.change(|t| templates::tried(t, id, failed))?;
-    if failed { sweep(daemon).map(drop) } else { Ok(()) }
+/// Writes down that a VM went on from it.
+pub(crate) fn used(daemon: &Daemon, id: &str) -> Result<(), Fault> {
+    daemon.store.change(|t| templates::used(t, id))
+}
+
+/// Writes down that a VM could not go on from it, where that says something of the template: a helper that is not there or has
+/// no room, or a full disk, says nothing.
+pub(crate) fn failed(daemon: &Daemon, id: &str, fault: &Fault) -> Result<(), Fault> {
+    if !OWN_FAULTS.contains(&fault.code.as_str()) {
+        return Ok(());
+    }
+    daemon.store.change(|t| templates::failed(t, id))?;
+    sweep(daemon).map(drop)
 }
 
 /// Gives one up that can't be right any more.
@@ -172,7 +188,13 @@ fn drop_it(daemon: &Daemon, id: &str) -> Result<(), Fault> {
 pub(crate) fn list(daemon: &Daemon) -> Result<All, Fault> {
     daemon.store.change(|t| {
         let vms = vms::all(t)?;
-        Ok(All { templates: templates::all(t)?.iter().map(|template| shown(template, &vms)).collect() })
+        let bounds = daemon.settings.templates;
+        Ok(All {
+            templates: templates::all(t)?.iter().map(|template| shown(template, &vms)).collect(),
+            most: bounds.count as u64,
+            most_bytes: bounds.bytes,
+            unasked: bounds.unasked,
+        })
     })
 }
 

@@ -6,12 +6,13 @@
 use super::{Disked, Failed, Launched, Planned, Ready, Step, Wait, Wired, has_begun, make_dirs};
 use crate::api::Fault;
 use crate::daemon::error::exit;
-use crate::daemon::guest::{self, Doorbell};
+use crate::daemon::guest::{self, Bounds, Doorbell};
 use crate::daemon::image::template::Files;
 use crate::daemon::serve::Caller;
 use crate::daemon::store::vms::{State, Vm};
 use crate::daemon::vm::work::Work;
-use crate::daemon::vm::{disk, identity, launch, told, whole};
+use crate::daemon::vm::{disk, effort, identity, launch, told, whole};
+use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -19,8 +20,14 @@ use std::time::{Duration, Instant};
 use wire::image::{Image, Write};
 use wire::path::Root;
 
-/// A guest that was loaded answers within this time, on a busy machine too; else it is none.
+/// What its VMM may work before a guest that was loaded says HELLO, for each CPU, and then before it has become another; it
+/// takes a tenth of that.
+const EFFORT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+/// And how long each of the two may take where its VMM works little: one that waits for nothing. On a machine where other VMs
+/// start, it may have to wait for its turn.
 const ANSWER: Duration = Duration::from_secs(15);
+/// Whoever else starts, that is all.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Why a VM did not go on from its template.
 pub(crate) enum Back {
@@ -194,9 +201,19 @@ fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
     };
     let vsock = work.places(vm).vsock();
     let begun = Instant::now();
-    let client = guest::call(&vsock, ANSWER).map_err(|error| silent("does not answer", &error))?;
+    let worked = || vm.pid.map(effort::of).unwrap_or_default();
+    // When the part began that is waited for, what the VMM had worked by then, and what it may.
+    let part = Cell::new((begun, worked(), EFFORT[0]));
+    let others_start = || work.daemon.slots.starting(&vm.id);
+    let is_enough = || {
+        let (begun, before, most) = part.get();
+        worked().saturating_sub(before) >= most * vm.cpus.into() || (begun.elapsed() >= ANSWER && !others_start())
+    };
+    let bounds = Bounds { end: begun + LONGEST, is_enough: &is_enough };
+    let client = guest::call_within(&vsock, bounds).map_err(|error| silent("does not answer", &error))?;
+    part.set((Instant::now(), worked(), EFFORT[1]));
     let answered = begun.elapsed();
-    vm.agent = Some(client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect());
+    let agent = client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect();
     let start = identity::start(&work.daemon.settings, vm)?;
     if let (true, Some(id)) = (vm.kept, &start.machine_id) {
         whole::remember(work, vm, id)?;
@@ -209,7 +226,8 @@ fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
     if vm.kept {
         files.push(identity::guest(&work.daemon.settings, vm)?);
     }
-    guest::put(&vsock, &files).map_err(|failure| silent("does not take its files", &failure))?;
+    guest::put_within(&vsock, &files, bounds).map_err(|failure| silent("does not take its files", &failure))?;
+    vm.agent = Some(agent);
     Ok(Became { answered, identity, files: begun.elapsed().saturating_sub(answered + identity) })
 }
 
