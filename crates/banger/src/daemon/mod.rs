@@ -4,6 +4,7 @@
 
 pub mod addresses;
 pub mod ahead;
+pub mod aside;
 pub mod error;
 pub(crate) mod guest;
 pub mod image;
@@ -52,6 +53,8 @@ pub struct Daemon {
     pub vmm: OnceLock<Choice>,
     /// What the next VM needs.
     pub ahead: ahead::Ahead,
+    /// Files of VMs that are gone.
+    pub aside: aside::Aside,
     /// Ports of guests that are listened for here.
     pub published: vm::publish::Published,
     /// Where the names of VMs are answered for, where they are.

@@ -1,6 +1,7 @@
 //! The daemon's start: its command line, its places, its lock, its socket.
 
 use super::ahead::{Ahead, Amount};
+use super::aside::Aside;
 use super::error::exit;
 use super::image::{self, Images};
 use super::settings::{self, ImageFiles, Settings, TemplateBounds};
@@ -105,6 +106,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     let (lost, losses) = mpsc::channel();
     let (wake, woken) = mpsc::channel();
     let ahead = Ahead::new(amount, settings.state.join("ahead"), wake)?;
+    let aside = Aside::open(settings.state.join("gone"))?;
     let daemon = Arc::new(Daemon {
         settings,
         store,
@@ -114,6 +116,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
         lost,
         vmm,
         ahead,
+        aside,
         published: super::vm::publish::Published::default(),
         names,
     });

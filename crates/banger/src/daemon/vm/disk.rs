@@ -41,7 +41,13 @@ pub(crate) fn make(work: &Work<'_>, vm: &Vm) -> Result<&'static str, Fault> {
     let (from, to) = (&vm.base.root, places.disk());
     remove_file(&to)?;
     let failed = |error: io::Error| Fault::file(&format!("copying {} to", from.display()), &to, &error);
-    let method = if work.daemon.ahead.take_disk(from, &to) { COPY } else { copy(from, &to).map_err(failed)? };
+    let method = match work.daemon.ahead.take_disk(from, &to) {
+        true => COPY,
+        false => {
+            let made = work.daemon.aside.with_room(|| copy(from, &to).inspect_err(|_| drop(fs::remove_file(&to))));
+            made.map_err(failed)?
+        }
+    };
     if is_longer {
         // The agent makes the file system as long, whenever it boots.
         OpenOptions::new().write(true).open(&to).and_then(|file| file.set_len(vm.base.bytes)).map_err(failed)?;

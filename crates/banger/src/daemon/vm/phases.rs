@@ -125,7 +125,7 @@ impl Planned {
         work.daemon.published.let_go(&self.vm.id);
         if work.troubles.is_empty() {
             let places = work.places(&self.vm);
-            let gone = remove_tree(&places.dir()).and(remove_tree(&places.sockets()));
+            let gone = work.daemon.aside.remove(&places.dir()).and(remove_tree(&places.sockets()));
             work.undo("files", gone);
         }
         if !work.troubles.is_empty() {
