@@ -332,8 +332,12 @@ fn send(says: &impl Serialize, stream: &mut impl Write) -> io::Result<()> {
 /// The reply's line, without its newline; or what came before the end.
 fn read_line(stream: &mut impl Read) -> Result<Vec<u8>, Error> {
     let mut line = Vec::new();
-    let mut chunk = vec![0; 64 << 10];
+    // Most replies are short: room for a long one is made when there is one.
+    let mut chunk = vec![0; 512];
     loop {
+        if !line.is_empty() {
+            chunk.resize(64 << 10, 0);
+        }
         let n = match stream.read(&mut chunk) {
             Ok(0) => return Ok(line),
             Ok(n) => n,

@@ -100,7 +100,7 @@ impl<W: Wire> Conn<W> {
     /// A dump that was interrupted by a change is asked again, whole. Answers to requests of before are thrown away.
     pub(crate) fn ask(&mut self, call: &str, requests: &mut Requests) -> Result<Vec<Said>, Refused> {
         // What was only asked can be asked again; whether a change was made is not known where its answer was lost.
-        let is_question = requests.flags().iter().all(|flags| flags & (DUMP | QUESTION) != 0);
+        let is_question = requests.flags().iter().all(|&flags| asks(flags));
         for _ in 0..AGAIN {
             match self.once(requests) {
                 Ok(said) if !said.iter().any(|said| said.interrupted) => return Ok(said),
@@ -159,10 +159,15 @@ impl<W: Wire> Conn<W> {
 /// Whether everything was said: each request that gets an answer has it. A request without a receipt that is no
 /// dump and no question (a batch's) has its answer only where it failed, and then nothing else may come.
 fn done(flags: &[u16], said: &[Said]) -> bool {
-    let silent = |flags: &u16| flags & (ACK | DUMP | QUESTION) == 0;
+    let silent = |&flags: &u16| flags & ACK == 0 && !asks(flags);
     let failed = |(flags, said): (&u16, &Said)| silent(flags) && said.errno != 0;
     let heard = |(flags, said): (&u16, &Said)| silent(flags) || said.ended;
     flags.iter().zip(said).any(failed) || flags.iter().zip(said).all(heard)
+}
+
+/// Whether a request changes nothing. One bit of a dump's flags alone means something else in a change (`NLM_F_EXCL`).
+fn asks(flags: u16) -> bool {
+    flags & DUMP == DUMP || flags & QUESTION != 0
 }
 
 /// A mark of ours on a request that is answered once: `NLM_F_ECHO`, which the kernel does not look at in a question.
@@ -275,6 +280,11 @@ mod tests {
         let mut said: Vec<Said> = flags.iter().map(|_| Said::default()).collect();
         said[0].errno = 85;
         assert!(done(&flags, &said), "the begin was refused, so nothing else will come");
+        let flags = [1, 1 | message::CREATE | message::EXCL, 1 | message::CREATE | message::EXCL | ACK, 1];
+        let mut said: Vec<Said> = flags.iter().map(|_| Said::default()).collect();
+        said[2].ended = true;
+        assert!(done(&flags, &said), "what must be new has no answer of its own");
+        assert!(!asks(flags[1]) && asks(DUMP) && asks(QUESTION));
     }
 
     #[test]

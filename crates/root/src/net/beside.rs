@@ -285,7 +285,7 @@ fn accepts(rule: &Rule, mark: Mark) -> bool {
 impl Firewall {
     /// Looks at others' tables.
     fn scene(&mut self) -> Result<Scene, Refused> {
-        let (generation, mark) = (self.look(&[])?.generation(), self.mark);
+        let (generation, mark) = (self.generation()?, self.mark);
         let mut scene = Scene { generation, ..Scene::default() };
         let chains = foreign::chains(self)?;
         let owned = foreign::owned(self, &chains)?;

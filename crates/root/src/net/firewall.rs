@@ -4,7 +4,7 @@
 //! fails costs 13 ms, and what was really changed is what an undo has to take back.
 
 use super::known::Known;
-use super::message::{CREATE, DUMP, Requests, attr, attrs};
+use super::message::{CREATE, DUMP, EXCL, Requests, attr, attrs};
 use super::netlink::{Conn, Refused};
 use super::ruleset::{self, header, nft, write_key};
 use super::sets::{Element, Key, Set, TABLE, Table};
@@ -76,6 +76,8 @@ pub(crate) struct Seen {
     pub(super) asked: Vec<Element>,
     /// Whether each element is there, in the order of the question.
     pub(crate) there: Vec<bool>,
+    /// What is not there was not asked for: a change by it fails with EEXIST where it is.
+    pub(super) is_guess: bool,
 }
 
 impl Seen {
@@ -84,9 +86,9 @@ impl Seen {
         self.tables() == [true, true]
     }
 
-    /// The generation of the rules then.
-    pub(crate) fn generation(&self) -> u32 {
-        self.generation
+    /// Whether not all of it was asked for.
+    pub(crate) fn is_guess(&self) -> bool {
+        self.is_guess
     }
 
     /// Which of our tables were there.
@@ -103,7 +105,7 @@ impl Seen {
     fn narrow(&self, asked: &[Element]) -> Option<Seen> {
         let at = |element| self.asked.iter().position(|other| other == element).map(|nth| self.there[nth]);
         let there = asked.iter().map(at).collect::<Option<Vec<bool>>>()?;
-        Some(Seen { generation: self.generation, tables: self.tables, asked: asked.to_vec(), there })
+        Some(Seen { asked: asked.to_vec(), there, ..*self })
     }
 }
 
@@ -151,7 +153,7 @@ impl Firewall {
 
     /// The same by what was `seen` a moment ago, where it holds all that the change is about: a question less. The
     /// kernel refuses the change where it is not so any more, and then it is asked again.
-    pub(crate) fn apply_seen(&mut self, change: &Change, mut seen: Option<Seen>) -> Result<Changed, Refused> {
+    pub(crate) fn apply_seen(&mut self, change: &Change, mut seen: Option<&Seen>) -> Result<Changed, Refused> {
         let mut tries = 0;
         loop {
             match self.once(change, seen.take()) {
@@ -162,7 +164,7 @@ impl Firewall {
         }
     }
 
-    fn once(&mut self, change: &Change, seen: Option<Seen>) -> Result<Changed, Refused> {
+    fn once(&mut self, change: &Change, seen: Option<&Seen>) -> Result<Changed, Refused> {
         let asked: Vec<Element> = change.present.iter().chain(&change.absent).copied().collect();
         let seen = match seen.and_then(|seen| seen.narrow(&asked)) {
             Some(seen) => seen,
@@ -189,11 +191,13 @@ impl Firewall {
         let owned = self.owned;
         let orphans = change.tables == Tables::Made && whose::orphans(seen, owned).next().is_some();
         if orphans || !(add.is_empty() && remove.is_empty()) {
+            let create = if seen.is_guess { CREATE | EXCL } else { CREATE };
+            let generation = self.bound_to(seen);
             let known = self.known.take();
-            self.commit(seen.generation, |batch| {
+            self.commit(generation, |batch| {
                 whose::claim_too(batch, seen, owned);
-                remove.iter().for_each(|element| write_element(batch, DELSETELEM, element));
-                add.iter().for_each(|element| write_element(batch, NEWSETELEM, element));
+                remove.iter().for_each(|element| write_element(batch, DELSETELEM, 0, element));
+                add.iter().for_each(|element| write_element(batch, NEWSETELEM, create, element));
             })?;
             let known = known.filter(|known| known.generation == seen.generation);
             self.known = known.map(|known| known.changed(&add, &remove));
@@ -221,10 +225,10 @@ impl Firewall {
         }
         let flags = self.flags()?;
         let mark = self.mark;
-        self.commit(seen.generation, |batch| {
+        self.commit(self.bound_to(seen), |batch| {
             write_drop(batch, seen.tables());
             ruleset::write(batch, flags, mark);
-            elements.for_each(|element| write_element(batch, NEWSETELEM, element));
+            elements.for_each(|element| write_element(batch, NEWSETELEM, CREATE, element));
         })
     }
 
@@ -233,7 +237,7 @@ impl Firewall {
             return Ok(Changed::Nothing);
         }
         let before = self.all()?;
-        self.commit(seen.generation, |batch| write_drop(batch, seen.tables()))?;
+        self.commit(self.bound_to(seen), |batch| write_drop(batch, seen.tables()))?;
         Ok(Changed::Gone(before))
     }
 
@@ -270,7 +274,7 @@ impl Firewall {
         Ok(all)
     }
 
-    /// One transaction, refused by the kernel where the generation is another by now.
+    /// One transaction, refused by the kernel where the generation is another by now; 0 is any.
     pub(crate) fn commit(&mut self, generation: u32, fill: impl FnOnce(&mut Requests)) -> Result<(), Refused> {
         const NFTABLES: u8 = 10;
         // Who changes elements alone knows what is so afterwards.
@@ -286,9 +290,8 @@ impl Firewall {
 }
 
 /// Appends an element's coming or going.
-pub(crate) fn write_element(batch: &mut Requests, kind: u16, element: &Element) {
-    let create = if kind == NEWSETELEM { CREATE } else { 0 };
-    let mut attrs = batch.push(nft(kind), create, &header(element.set.table().family()));
+pub(crate) fn write_element(batch: &mut Requests, kind: u16, flags: u16, element: &Element) {
+    let mut attrs = batch.push(nft(kind), flags, &header(element.set.table().family()));
     attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Whoever changes rules makes a new generation. Only packets change sets without one, and packets take nothing away:
 //! what is there stays there, and what is not is asked for each time. Where the tables are this socket's alone, others'
-//! generations are not about them.
+//! generations are not about them, and none is asked for: the one that is known then counts our own changes.
 
 use super::firewall::{Firewall, GETSETELEM, Seen};
 use super::message::{Requests, attr};
@@ -110,16 +110,51 @@ impl Firewall {
     pub(crate) fn look(&mut self, asked: &[Element]) -> Result<Seen, Refused> {
         if let Some(known) = &self.known {
             let unknown: Vec<_> = asked.iter().filter(|element| !known.tells(element)).copied().collect();
-            let (tables, is_alone) = (known.tables, known.is_alone());
-            let seen = self.ask(&unknown, Some(tables))?;
-            if let Some(known) = self.known.as_mut().filter(|known| is_alone || known.generation == seen.generation) {
-                known.generation = seen.generation;
+            let (generation, tables) = (known.generation, known.tables);
+            let alone = known.is_alone().then_some(generation);
+            let seen = self.ask(&unknown, Some(tables), alone)?;
+            if generation == seen.generation {
                 return Ok(self.learn(seen, asked));
             }
         }
-        let seen = self.ask(asked, None)?;
+        let seen = self.ask(asked, None, None)?;
         self.known = Known::new(&seen);
         Ok(self.learn(seen, asked))
+    }
+
+    /// The generation of all rules now.
+    pub(crate) fn generation(&mut self) -> Result<u32, Refused> {
+        self.ask(&[], Some(Default::default()), None).map(|seen| seen.generation)
+    }
+
+    /// The generation that a change by what was `seen` is bound to; 0, none, where nobody changed our tables since, and
+    /// nobody else can.
+    pub(super) fn bound_to(&self, seen: &Seen) -> u32 {
+        let is_so = |known: &Known| known.is_alone() && known.generation == seen.generation;
+        if self.known.as_ref().is_some_and(is_so) { 0 } else { seen.generation }
+    }
+
+    /// What is so for a tap and a guest that are new: all that stands is known to, nothing that is `new` is, and no packet
+    /// taught a set anything before the tap's MAC, which is asked for. The rest is a guess, which the kernel checks: it
+    /// refuses the change (EEXIST) where something is there. `None` where more has to be asked.
+    pub(crate) fn guess(
+        &mut self,
+        new: &[Element],
+        mac: Element,
+        standing: &[Element],
+    ) -> Result<Option<Seen>, Refused> {
+        let may = |known: &Known| {
+            known.is_alone()
+                && standing.iter().all(|element| known.present.contains(element))
+                && !new.iter().any(|element| known.present.contains(element))
+        };
+        if !self.known.as_ref().is_some_and(may) {
+            return Ok(None);
+        }
+        let Seen { generation, tables, there, .. } = self.look(&[mac])?;
+        let asked = [new, &[mac], standing].concat();
+        let there_too = (0..asked.len()).map(|nth| nth > new.len()).collect();
+        Ok((there == [false]).then_some(Seen { generation, tables, asked, there: there_too, is_guess: true }))
     }
 
     /// Adds what was seen to what is known, and answers from both.
@@ -132,13 +167,16 @@ impl Firewall {
             tables: *tables,
             asked: asked.to_vec(),
             there: asked.iter().map(|element| present.contains(element)).collect(),
+            is_guess: false,
         }
     }
 
-    /// One question: the generation, these elements; the tables where they are not known.
-    fn ask(&mut self, asked: &[Element], known: Option<[Whose; 2]>) -> Result<Seen, Refused> {
+    /// One question: these elements; the tables and the generation where they are not known.
+    fn ask(&mut self, asked: &[Element], known: Option<[Whose; 2]>, generation: Option<u32>) -> Result<Seen, Refused> {
         let mut ask = Requests::default();
-        ask.push(nft(GETGEN), QUESTION, &header(0));
+        if generation.is_none() {
+            ask.push(nft(GETGEN), QUESTION, &header(0));
+        }
         for table in Table::BOTH.into_iter().filter(|_| known.is_none()) {
             ask.push(nft(GETTABLE), QUESTION, &header(table.family())).text(1, TABLE);
         }
@@ -147,9 +185,16 @@ impl Firewall {
             attrs.text(1, TABLE).text(2, element.set.name()).nest(3, |list| write_key(list, &element.key));
         }
         let call = "NFT_MSG_GETGEN, GETTABLE, GETSETELEM";
-        let mut said = self.conn.ask(call, &mut ask)?.into_iter();
-        let generation = said.next().map(|said| said.good(call)).transpose()?.unwrap_or_default();
-        let generation = generation.first().and_then(|body| attr(body.get(4..)?, 1)).and_then(|id| id.try_into().ok());
+        let said = if ask.len() == 0 { Vec::new() } else { self.conn.ask(call, &mut ask)? };
+        let mut said = said.into_iter();
+        let generation = match generation {
+            Some(known) => known,
+            None => {
+                let told = said.next().map(|said| said.good(call)).transpose()?.unwrap_or_default();
+                let id = told.first().and_then(|body| attr(body.get(4..)?, 1)).and_then(|id| id.try_into().ok());
+                id.map_or(0, u32::from_be_bytes)
+            }
+        };
         let mut tables = known.unwrap_or_default();
         if known.is_none() {
             for (whose, answer) in tables.iter_mut().zip(said.by_ref()) {
@@ -161,7 +206,6 @@ impl Firewall {
             let found = answer.found(call)?;
             there.push(found && tables[usize::from(element.set.table() == Table::Bridge)].is_ours());
         }
-        let generation = generation.map_or(0, u32::from_be_bytes);
-        Ok(Seen { generation, tables, asked: asked.to_vec(), there })
+        Ok(Seen { generation, tables, asked: asked.to_vec(), there, is_guess: false })
     }
 }

@@ -60,18 +60,31 @@ fn on<'a>(host: &'a Host, around: &mut Around, steps: &mut Steps<'a>, nat: &Nat)
         false => forward::open_of(net, &recorded, &ways)?,
     };
     open.extend(needed.iter().cloned());
-    let Plan { mut change, goes, seen, is_new } =
-        net.firewall(|fw| plan(host, fw, nat, &on, &addresses, &open)).map_err(refused)??;
     let closed = recorded.iter().filter(|was| open.iter().all(|link| link.name != was.name));
-    change.absent.extend(closed.map(|link| Element::link(Set::Opened, &link.name)));
+    let closed: Vec<_> = closed.map(|link| Element::link(Set::Opened, &link.name)).collect();
+    let planned = |may_guess| {
+        let plan = net.firewall(|fw| plan(host, fw, nat, &on, &addresses, &open, may_guess)).map_err(refused)?;
+        plan.map(|mut plan| {
+            plan.change.absent.extend(&closed);
+            plan
+        })
+    };
+    let mut plan = planned(closed.is_empty())?;
     if open != recorded {
         steps.act("record", || forward::record(host, &open))?;
         steps.undo("the record of forwarding", move || forward::record(host, &recorded));
     }
     let changed = steps.act("rules", || {
-        net.firewall(|fw| fw.apply_seen(&change, Some(seen)))
-            .map_err(|error| Fail::new(format!("the way out of {} could not be opened", nat.guest)).because(error))
+        let apply = |Plan { change, seen, .. }: &Plan| net.firewall(|fw| fw.apply_seen(change, Some(seen)));
+        let mut changed = apply(&plan);
+        // Something of the guest's is there after all.
+        if plan.seen.is_guess() && changed.as_ref().is_err_and(|refused| refused.is(libc::EEXIST)) {
+            plan = planned(false)?;
+            changed = apply(&plan);
+        }
+        changed.map_err(|error| Fail::new(format!("the way out of {} could not be opened", nat.guest)).because(error))
     })?;
+    let Plan { goes, is_new, .. } = plan;
     steps.undo("the guest's rules", move || rules::take_back(net, changed));
     if !needed.is_empty() {
         let back = needed.clone();
@@ -144,7 +157,7 @@ struct Plan {
     is_new: bool,
 }
 
-/// Plans it. Refused where the address is another guest's.
+/// Plans it, by a guess where it may. Refused where the address is another guest's.
 fn plan(
     host: &Host,
     fw: &mut Firewall,
@@ -152,6 +165,7 @@ fn plan(
     on: &bridge::Ours,
     addresses: &[Address],
     open: &[Opened],
+    may_guess: bool,
 ) -> Result<Result<Plan, Fail>, Refused> {
     let (tap, ip, bridge) = (nat.tap.as_str(), nat.guest.ip(), on.link().name.as_str());
     let way = Element::at(Set::Guests, bridge, ip);
@@ -161,7 +175,11 @@ fn plan(
     standing.push(Element::link(Set::Ports, tap));
     let uplinks = open.iter().filter(|link| link.name != bridge && BridgeName::new(&link.name).is_err());
     standing.extend(uplinks.map(|link| Element::link(Set::Opened, &link.name)));
-    let seen = fw.look(&[&wanted[..], &[Element::link(Set::HasMac, tap)], &standing].concat())?;
+    let mac = Element::link(Set::HasMac, tap);
+    let seen = match may_guess.then(|| fw.guess(&wanted, mac, &standing)).transpose()?.flatten() {
+        Some(guess) => guess,
+        None => fw.look(&[&wanted[..], &[mac], &standing].concat())?,
+    };
     let there = &seen.there;
     let (net, most) = (&host.net, host.settings.limits.guests);
     let mut change = Change { tables: Tables::Made, ..Change::default() };
@@ -295,7 +313,7 @@ pub(crate) fn shut<'a>(
     let change = Change { tables: if no_taps { Tables::Gone } else { Tables::AsTheyAre }, absent, ..Change::default() };
     if change.tables == Tables::Gone || !change.absent.is_empty() {
         let changed = steps.act("rules", || {
-            net.firewall(|fw| fw.apply_seen(&change, Some(seen)))
+            net.firewall(|fw| fw.apply_seen(&change, Some(&seen)))
                 .map_err(|error| Fail::new("the rules could not be taken away").because(error))
         })?;
         if changed != Changed::Nothing {

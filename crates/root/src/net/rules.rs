@@ -109,7 +109,7 @@ pub(crate) fn admit<'a>(
         if guests(fw, &pins)?.is_empty() {
             absent.extend(pins);
         }
-        fw.apply_seen(&Change { tables: Tables::Made, present, absent }, Some(seen)).map(Ok)
+        fw.apply_seen(&Change { tables: Tables::Made, present, absent }, Some(&seen)).map(Ok)
     };
     let changed = steps.act("rules", || {
         net.firewall(change)

@@ -122,7 +122,7 @@ impl Firewall {
         }
         let mut tries = 0;
         while self.persists.is_none() {
-            let generation = self.look(&[])?.generation();
+            let generation = self.generation()?;
             let asked = self.commit(generation, |batch| {
                 write_table(batch, Table::Inet, "banger_asks", OWNED);
                 batch.push(nft(DELTABLE), 0, &header(Table::Inet.family())).text(1, "banger_never");
@@ -153,7 +153,7 @@ impl Firewall {
             }
         }
         if free {
-            self.commit(seen.generation(), |batch| claim_too(batch, &seen, true))?;
+            self.commit(self.bound_to(&seen), |batch| claim_too(batch, &seen, true))?;
         }
         Ok(true)
     }

@@ -164,7 +164,7 @@ fn is_ours(fw: &mut Firewall, table: Table) -> Result<Option<bool>, Refused> {
 fn commit(fw: &mut Firewall, fill: impl Fn(&mut Requests)) -> Result<(), Refused> {
     let mut tries = 0;
     loop {
-        let generation = fw.look(&[])?.generation();
+        let generation = fw.generation()?;
         match fw.commit(generation, &fill) {
             Err(refused) if refused.is(libc::ERESTART) && tries < 20 => tries += 1,
             other => return other,
