@@ -171,6 +171,8 @@ isolated! {
             ("log_path", json!("/mnt/s/logs/link"), "symlink"),
             ("log_path", json!("/mnt/s/logs/roots"), "the owner may not"),
             ("metrics_path", json!("/mnt/s/none/m"), "does not exist"),
+            ("log_path", json!("/mnt/s/images/1.ext4"), "a drive of the VM's"),
+            ("metrics_path", json!("/mnt/s/kernels/vmlinux"), "what its guest begins with"),
             ("kernel_image_path", json!("/mnt/s/kernels/text"), "is no kernel"),
             ("kernel_image_path", json!("/mnt/s/images/empty"), "is no kernel"),
             ("kernel_image_path", json!("/mnt/s/kernels/none"), "does not exist"),

@@ -145,11 +145,13 @@ isolated! {
         let (_, message) = helper.err(LAUNCH, &asked);
         assert!(message.contains("no jail today"), "{message}");
         assert_gone(1, "a jailer that fails");
+        make_dir("/mnt/s/roots", 0, 0o755);
         for (field, value, told) in [
             ("uid", json!(0), "registered owner"),
             ("gid", json!(OTHER), "registered owner"),
             ("binary", json!("/bin/sh"), "is not one of jailer, banger-jailer"),
             ("chroot_base_dir", json!("/mnt/o"), "outside"),
+            ("chroot_base_dir", json!("/mnt/s/roots"), "can't be written by the owner"),
         ] {
             let mut asked = jailed(1);
             asked["jailer"][field] = value;

@@ -3,6 +3,7 @@
 //! The file system's ids and the supplementary groups are each thread's own in the kernel, so another thread goes on
 //! with its rights. A thread that is *started* inside the closure inherits the user's: start none there.
 
+use rustix::fd::{AsFd, AsRawFd};
 use rustix::process::{DumpableBehavior, Gid};
 use std::fmt;
 use std::io;
@@ -62,6 +63,22 @@ impl Identity {
         let done = act();
         drop(guard);
         Ok(done)
+    }
+
+    /// Asks the kernel whether the user could make something in that directory.
+    ///
+    /// # Errors
+    /// `PermissionDenied` where not; as [`Identity::run_as`].
+    pub fn may_write(&self, dir: impl AsFd) -> io::Result<()> {
+        // By the credentials that count for files, which access(2) does not ask about.
+        let (fd, may, how) = (dir.as_fd().as_raw_fd(), libc::W_OK | libc::X_OK, libc::AT_EACCESS);
+        self.run_as(|| {
+            // SAFETY: the descriptor is open and the text is whole while the call lasts; nothing is written.
+            match unsafe { libc::syscall(libc::SYS_faccessat2, fd, c".".as_ptr(), may, how) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })?
     }
 }
 
@@ -234,6 +251,20 @@ mod tests {
         assert_eq!((others.uid, others.groups), (1001, vec![1001]));
         assert_eq!(behind, inner);
         assert_eq!(now(), before);
+    }
+
+    #[test]
+    fn a_directory_is_asked_about_with_the_user_s_rights() {
+        assert!(rustix::process::geteuid().is_root(), "this test needs root");
+        let dir = tempfile::tempdir().unwrap();
+        let may = |mode| {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            ann().may_write(File::open(dir.path()).unwrap()).map_err(|error| error.kind())
+        };
+        assert_eq!(may(0o777), Ok(()));
+        for mode in [0o755, 0o776, 0o775] {
+            assert_eq!(may(mode), Err(io::ErrorKind::PermissionDenied), "{mode:o}");
+        }
     }
 
     #[test]

@@ -71,13 +71,13 @@ pub(super) enum Opened {
 
 /// Checks a launch in the existing helper's order; what that one doesn't check comes last.
 pub(super) fn all(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Result<Checked, Fail> {
-    let (socket_dir, vsock_dir, mut start, saved) = host.as_owner(|| {
+    let (socket_dir, vsock_dir, outputs, mut start, saved) = host.as_owner(|| {
         let socket_dir = sockets::directory(host, &asked.socket, "socket_path")?;
         let vsock_dir = sockets::directory(host, &asked.vsock, "vsock_path")?;
-        output(host, &asked.log, "log_path")?;
-        output(host, &asked.metrics, "metrics_path")?;
+        let log = (output(host, &asked.log, "log_path")?, "log_path");
+        let metrics = (output(host, &asked.metrics, "metrics_path")?, "metrics_path");
         let (start, saved) = open_start(host, asked)?;
-        Ok((socket_dir, vsock_dir, start, saved))
+        Ok((socket_dir, vsock_dir, [log, metrics], start, saved))
     })?;
     let program = Program::open(asked.program.as_str(), &host.settings.vmm_names)?;
     let is_layered = matches!(&asked.start, Start::Restore(Saved { layer: Some(_), .. }));
@@ -97,6 +97,9 @@ pub(super) fn all(host: &Host, asked: &Launch, others: &Neighbours<'_>) -> Resul
     }
     let jailer = asked.jailer.as_ref().map(|jailer| jailer_program(host, jailer)).transpose()?;
     memory(asked.memory)?;
+    for (output, field) in outputs {
+        is_nothing_else(output, field, &start, &drives)?;
+    }
     Ok(Checked { program, jailer, start, drives, opened, socket_dir, vsock_dir })
 }
 
@@ -164,14 +167,30 @@ fn layer(host: &Host, asked: &Launch, path: &HostPath, opened: &[Opened]) -> Res
 }
 
 /// A file that the VMM appends to: where it is there, the owner may write it; where not, it is made later.
-fn output(host: &Host, path: &HostPath, field: &str) -> Result<(), Fail> {
+fn output(host: &Host, path: &HostPath, field: &str) -> Result<Option<File>, Fail> {
     match host.state.open_file(path, Purpose::ReadWrite, &host.owner) {
-        Ok(_) => Ok(()),
+        Ok(file) => Ok(Some(file)),
         Err(unopened) if unopened.is_missing() => {
             let parent = host.state.open_parent(path, &host.owner);
-            parent.map(|_| ()).map_err(|unopened| with_field(unopened.into(), field))
+            parent.map(|_| None).map_err(|unopened| with_field(unopened.into(), field))
         }
         Err(unopened) => Err(with_field(unopened.into(), field)),
+    }
+}
+
+/// Refuses what is appended to where the guest begins with it or has it as a drive.
+fn is_nothing_else(output: Option<File>, field: &str, start: &OpenStart, drives: &[record::Drive]) -> Result<(), Fail> {
+    let looked = |error| Fail::new(format!("{field}: can't be looked at")).because(error);
+    let file = |file: &File| Facts::of(file).map(|facts| (facts.dev, facts.ino)).map_err(looked);
+    let Some(output) = output.map(|output| file(&output)).transpose()? else { return Ok(()) };
+    let mut others: Vec<_> = drives.iter().map(|drive| (drive.dev, drive.ino)).collect();
+    if let OpenStart::Boot { kernel, initrd } = start {
+        others.push(file(kernel)?);
+        others.extend(initrd.as_ref().map(file).transpose()?);
+    }
+    match others.contains(&output) {
+        true => Err(Fail::new(format!("{field}: it is a drive of the VM's, or what its guest begins with"))),
+        false => Ok(()),
     }
 }
 

@@ -104,9 +104,16 @@ pub(super) fn check(host: &Host, jailer: &Jailer) -> Result<(), Fail> {
         return Err(Fail::new("jailer: the owner's group is root's, which no VMM gets"));
     }
     match place(host, &jailer.chroot_base).open_dir(&jailer.chroot_base, &host.owner) {
-        Err(unopened) if !unopened.is_missing() => Err(Fail::from(unopened)),
-        _ => Ok(()),
+        Err(unopened) if unopened.is_missing() => Ok(()),
+        Err(unopened) => Err(Fail::from(unopened)),
+        Ok(base) => is_his(&base, &jailer.chroot_base, &host.owner),
     }
+}
+
+/// Whether the owner could make a jail's directory there himself: root makes it, and not where he could not.
+fn is_his(base: &Dir, path: &HostPath, owner: &Identity) -> Result<(), Fail> {
+    let refused = format!("chroot_base_dir {} can't be written by the owner", shown(path.as_str()));
+    owner.may_write(base).map_err(|error| Fail::new(refused).because(error))
 }
 
 fn place<'a>(host: &'a Host, path: &HostPath) -> &'a Place {
@@ -128,6 +135,7 @@ impl Jail {
         let path = path(jailer, vm_id);
         let failed = |error: CallError| Fail::new(format!("jailer: {} can't be made", shown(&path))).because(error);
         let base = base(place(host, &jailer.chroot_base), &jailer.chroot_base, &host.owner)?;
+        is_his(&base, &jailer.chroot_base, &host.owner)?;
         let above = base.enter_or_make(PROGRAM, 0o711).map_err(failed)?;
         let name = vm_id.as_str();
         let made = match above.make_dir(name, 0o711) {
