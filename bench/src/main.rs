@@ -17,6 +17,7 @@ mod stats;
 mod taps;
 mod today;
 mod trip;
+mod warm;
 mod world;
 
 use anyhow::Result;
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
     if part.as_deref() == Some("snapshots") {
         return disk::measure(rounds);
     }
-    let parts: [Part; 10] = [
+    let parts: [Part; 11] = [
         ("trip", trip::measure),
         ("net", net::measure),
         ("nat", nat::measure),
@@ -45,6 +46,7 @@ fn main() -> Result<()> {
         ("scale", scale::measure),
         ("launch", launch::measure),
         ("run", run::measure),
+        ("warm", warm::measure),
         ("today", today::measure),
     ];
     for (_, measure) in parts.into_iter().filter(|(name, _)| part.as_deref().is_none_or(|part| part == *name)) {

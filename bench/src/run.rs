@@ -23,29 +23,48 @@ const AHEAD: &str = "/var/lib/banger/ahead";
 const COPIES: usize = 2;
 /// The guest's files, as they are called here.
 const FILES: [(&str, &str); 3] = [("ROOT", "root.ext4"), ("KERNEL", "vmlinux"), ("INITRD", "initrd")];
+/// The memory of all VMs here.
+pub(crate) const MEMORY: &str = "512M";
+/// A boot, whatever there is.
+pub(crate) const COLD: &[&str] = &["--cold"];
 /// Runs in a round.
-const EACH: usize = 2;
+pub(crate) const EACH: usize = 2;
 /// What is not the guest's, before its first output, in milliseconds.
 const GOAL: u32 = 150;
 
 /// Measures all of it, with the images on the disk that this program was built on.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
+    with_daemon("banger vm run", || {
+        // The first one finds nothing made, and no cache.
+        Taken::one(COLD)?;
+        let mut taken = Vec::new();
+        for _ in 0..rounds * EACH {
+            made_ahead();
+            taken.push(Taken::one(COLD)?);
+        }
+        tell(&taken);
+        Ok(())
+    })
+}
+
+/// Does something with an owner's daemon that has the guest's files, where they are named.
+pub(crate) fn with_daemon(what: &str, act: impl Fn() -> Result<()>) -> Result<()> {
     let named = |(name, file)| Some((PathBuf::from(std::env::var_os(format!("BANGER_TEST_{name}"))?), file));
     let Some(files) = FILES.into_iter().map(named).collect::<Option<Vec<_>>>() else {
-        println!("not measured: banger vm run; BANGER_TEST_KERNEL, _INITRD and _ROOT name no guest (xtask guest)");
+        println!("not measured: {what}; BANGER_TEST_KERNEL, _INITRD and _ROOT name no guest (xtask guest)");
         return Ok(());
     };
     let disk = beside("bangerd-root")?.with_file_name("bench-run");
     fs::create_dir_all(&disk)?;
-    let done = in_place(&disk, || on(&files, rounds));
+    let done = in_place(&disk, || on(&files, &act));
     fs::remove_dir_all(disk)?;
     done
 }
 
-fn on(files: &[(PathBuf, &str)], rounds: usize) -> Result<()> {
+fn on(files: &[(PathBuf, &str)], act: impl Fn() -> Result<()>) -> Result<()> {
     launch::programs()?;
     launch::open_tun()?;
-    for name in ["banger", "bangerd"] {
+    for name in ["banger", "bangerd", "banger-image"] {
         fs::copy(beside(name)?, Path::new(BIN).join(name))?;
     }
     fs::write(CONFIG, format!("program_dirs = [{BIN:?}, \"/usr/bin\"]\n"))?;
@@ -57,15 +76,14 @@ fn on(files: &[(PathBuf, &str)], rounds: usize) -> Result<()> {
     }
     let _helper = Helper::start(Some(CONFIG))?;
     let _daemon = Daemon::start()?;
-    // The first one finds nothing made, and no cache.
-    Taken::one()?;
-    let mut taken = Vec::new();
-    for _ in 0..rounds * EACH {
-        made_ahead();
-        taken.push(Taken::one()?);
-    }
-    tell(&taken);
-    Ok(())
+    act()
+}
+
+/// `banger` as the owner.
+pub(crate) fn banger(arguments: &[&str]) -> Command {
+    let mut command = Command::new(format!("{BIN}/banger"));
+    command.args(arguments).uid(OWNER).gid(OWNER).current_dir("/").stdin(Stdio::null());
+    command
 }
 
 /// The owner's daemon, ended when this is dropped.
@@ -91,7 +109,7 @@ impl Drop for Daemon {
 }
 
 /// Waits until copies are there; where the machine needs none, a moment.
-fn made_ahead() {
+pub(crate) fn made_ahead() {
     let begin = Instant::now();
     let there = || {
         let entries = fs::read_dir(AHEAD).into_iter().flatten().flatten();
@@ -103,18 +121,17 @@ fn made_ahead() {
 }
 
 /// One run.
-struct Taken {
-    whole: Duration,
+pub(crate) struct Taken {
+    pub(crate) whole: Duration,
     timings: Value,
 }
 
 impl Taken {
-    fn one() -> Result<Taken> {
-        let mut command = Command::new(format!("{BIN}/banger"));
-        command.args(["vm", "run", "--memory", "512M", "--timings", "--json", "--", "true"]);
-        command.uid(OWNER).gid(OWNER).current_dir("/").stdin(Stdio::null());
+    /// With these arguments beside what all have.
+    pub(crate) fn one(more: &[&str]) -> Result<Taken> {
+        let all = [&["vm", "run", "--memory", MEMORY, "--timings", "--json"], more, &["--", "true"]].concat();
         let begin = Instant::now();
-        let out = command.output()?;
+        let out = banger(&all).output()?;
         let whole = begin.elapsed();
         let said = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.success(), "banger vm run: {said}");
@@ -122,15 +139,24 @@ impl Taken {
         Ok(Taken { whole, timings: serde_json::from_str(timings)? })
     }
 
-    fn at(&self, key: &str) -> Duration {
+    pub(crate) fn at(&self, key: &str) -> Duration {
         Duration::from_micros(self.timings[key].as_u64().unwrap_or(0))
     }
 
     /// A stage's time, and whose it is.
-    fn stage(&self, name: &str) -> (Duration, &str) {
-        let stages = self.timings["stages"].as_array().into_iter().flatten();
-        let stage = stages.into_iter().find(|stage| stage["name"] == name).unwrap_or(&Value::Null);
+    pub(crate) fn stage(&self, name: &str) -> (Duration, &str) {
+        let stage = self.told(name);
         (Duration::from_micros(stage["us"].as_u64().unwrap_or(0)), stage["by"].as_str().unwrap_or_default())
+    }
+
+    /// What the daemon says of a stage.
+    pub(crate) fn note(&self, name: &str) -> &str {
+        self.told(name)["note"].as_str().unwrap_or_default()
+    }
+
+    fn told(&self, name: &str) -> &Value {
+        let stages = self.timings["stages"].as_array().into_iter().flatten();
+        stages.into_iter().find(|stage| stage["name"] == name).unwrap_or(&Value::Null)
     }
 }
 

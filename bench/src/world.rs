@@ -102,10 +102,8 @@ pub(crate) fn in_place(dir: &Path, act: impl Fn() -> Result<()>) -> Result<()> {
     }
     fs::set_permissions("/var/lib/banger-root", fs::Permissions::from_mode(0o700))?;
     let done = act();
-    for (_, at, _) in places {
-        run(&format!("umount {at}"))?;
-    }
-    done
+    // What failed first is what there is to tell.
+    done.and(places.iter().try_for_each(|(_, at, _)| run(&format!("umount {at}"))))
 }
 
 /// A helper that serves, ended when this is dropped.

@@ -118,12 +118,15 @@ impl<S: Read + Write> Client<S> {
         self.ask(&Call::Stats { v: VERSION }, &["stats"])
     }
 
-    /// Has the agent refuse all but `start` from now on, for a machine that is about to be saved.
+    /// Has the agent refuse all but `start` from now on, for a machine that is about to be saved. `files` are the absolute
+    /// paths of those that each `start` will bring.
     ///
     /// # Errors
     /// [`Failure`]
-    pub fn arm(self) -> Result<(), Failure> {
-        self.ask::<Nothing>(&Call::Arm { v: VERSION }, &["start"]).map(drop)
+    pub fn arm(self, files: &[&str]) -> Result<(), Failure> {
+        let caps = needed(files.is_empty());
+        let files = files.iter().map(|path| (*path).to_owned()).collect();
+        self.ask::<Nothing>(&Call::Arm { v: VERSION, files }, caps).map(drop)
     }
 
     /// Gives the machine its identity; its time and randomness are filled in here, and nothing is run.
@@ -132,7 +135,8 @@ impl<S: Read + Write> Client<S> {
     /// [`Failure`]
     pub fn start(self, start: Start) -> Result<(), Failure> {
         let start = Start { v: VERSION, unix_ns: unix_ns(), entropy: entropy()?, exec: None, ..start };
-        self.ask::<Nothing>(&Call::Start(Box::new(start)), &["start"]).map(drop)
+        let caps = needed(start.files.is_empty());
+        self.ask::<Nothing>(&Call::Start(Box::new(start)), caps).map(drop)
     }
 
     /// Who listens in the guest: its own word, to be shown escaped and not acted upon. Also how many were left out.
@@ -272,6 +276,11 @@ impl<S: Read + Write> Client<S> {
             }
         }
     }
+}
+
+/// What an agent has to know for a start, without files or with some.
+fn needed(without_files: bool) -> &'static [&'static str] {
+    if without_files { &["start"] } else { &["start", "files"] }
 }
 
 /// The time, as `start` and `time` want it.

@@ -9,11 +9,15 @@ use std::time::Instant;
 
 use agent::client::{Client, entropy, unix_ns};
 use agent::host::{Driver, Exec, Failure, Limits, control};
-use agent::protocol::{Exit, Interface, Start, VERSION};
+use agent::protocol::{Exit, Interface, OwnFile, Start, VERSION};
 use support::{OK, Service, run_on, sh};
 
 fn client(service: &Service) -> Client<std::os::unix::net::UnixStream> {
     Client::new(service.connect()).unwrap()
+}
+
+fn own(path: &str, mode: u32, text: &str) -> OwnFile {
+    OwnFile { path: path.into(), mode, text: text.into(), lasting: false }
 }
 
 fn identity() -> Start {
@@ -30,6 +34,11 @@ fn identity() -> Start {
             gateway: Some([172, 16, 0, 1].into()),
         }),
         resolver: vec![[172, 16, 0, 1].into()],
+        files: vec![
+            own("/etc/hosts", 0o644, "127.0.1.1 calm-otter\n"),
+            own("/etc/key", 0o600, "its own\n"),
+            OwnFile { lasting: true, ..own("/etc/kept", 0o600, "kept\n") },
+        ],
         exec: None,
     }
 }
@@ -38,8 +47,10 @@ fn identity() -> Start {
 fn an_armed_agent_waits_for_its_identity() {
     let service = Service::machine();
     let template = client(&service).hello().boot.clone();
-    client(&service).arm().unwrap();
-    for refused in [client(&service).ping(), client(&service).arm(), client(&service).time().map(drop)] {
+    let wrong = client(&service).arm(&["/etc/../etc/hosts"]);
+    assert!(matches!(wrong, Err(Failure::Refused(body)) if body.step == "files"));
+    client(&service).arm(&["/etc/hosts", "/etc/key", "/etc/kept"]).unwrap();
+    for refused in [client(&service).ping(), client(&service).arm(&[]), client(&service).time().map(drop)] {
         assert!(matches!(refused, Err(Failure::Refused(body)) if body.code == "armed"));
     }
     // What is wrong with it leaves it armed.
@@ -52,18 +63,22 @@ fn an_armed_agent_waits_for_its_identity() {
     let whole = run_on(
         &service,
         sh("hostname; cat /etc/hostname /etc/machine-id /etc/resolv.conf; ip -br link show eth0; ip -4 -br addr show \
-            eth0; ip route show default"),
+            eth0; ip route show default; cat /etc/hosts /etc/key; stat -c %a /etc/key; \
+            findmnt -n -o TARGET -T /etc/hosts; findmnt -n -o TARGET -T /etc/key; \
+            findmnt -n -o TARGET -T /etc/kept | grep -v kept; cat /etc/kept"),
     );
     let lines: Vec<&str> = whole.text().lines().map(str::trim).collect();
     assert_eq!(lines[..4], ["calm-otter", "calm-otter", "0123456789abcdef0123456789abcdef", "nameserver 172.16.0.1"]);
     assert!(lines[4].contains("06:00:ac:10:00:07") && lines[5].contains("172.16.0.7/24"), "{lines:?}");
     assert!(lines[6].starts_with("default via 172.16.0.1 dev eth0"), "{lines:?}");
+    assert_eq!((lines.len(), lines[13]), (14, "kept"), "{lines:?}");
+    assert_eq!(lines[7..12], ["127.0.1.1 calm-otter", "its own", "600", "/etc/hosts", "/etc/key"], "{lines:?}");
 }
 
 #[test]
 fn identity_and_a_program_in_one_call() {
     let service = Service::machine();
-    client(&service).arm().unwrap();
+    client(&service).arm(&["/etc/hosts", "/etc/key", "/etc/kept"]).unwrap();
     let (_control, orders) = control().unwrap();
     let now = Instant::now();
     let exec = Exec::with_start(&sh("hostname; exit 3"), identity(), Limits::EMULATED, now).unwrap();
@@ -95,7 +110,7 @@ fn another_s_machine_is_left_alone() {
     let service = Service::start();
     let refused = [
         client(&service).start(identity()),
-        client(&service).arm(),
+        client(&service).arm(&[]),
         client(&service).entropy(),
         client(&service).time().map(drop),
     ];

@@ -21,7 +21,22 @@ pub(super) fn correct(unix_ns: u64) -> Result<TimeSet, ErrorBody> {
     Ok(TimeSet { behind_ms: i64::try_from(behind / 1_000_000).unwrap_or(i64::MAX), stepped })
 }
 
-/// A time that was true when this was made.
+/// When something came, by a clock that nobody sets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Came(u64);
+
+impl Came {
+    pub(super) fn now() -> Self {
+        Self(monotonic())
+    }
+
+    /// A time that was true then.
+    pub(super) fn with(self, unix_ns: u64) -> Told {
+        Told { unix_ns, since: self.0 }
+    }
+}
+
+/// A time that was true at another.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Told {
     unix_ns: u64,
@@ -29,10 +44,6 @@ pub(super) struct Told {
 }
 
 impl Told {
-    pub(super) fn now(unix_ns: u64) -> Self {
-        Self { unix_ns, since: monotonic() }
-    }
-
     /// Sets the clock, whatever it says, to what that time has become.
     ///
     /// # Errors

@@ -1,47 +1,62 @@
 //! What makes a machine that was loaded from a template another one: clock, randomness, names, interface. All of it by
 //! system calls; no program is started for it.
 
-use std::io;
+use std::fs::{File, Permissions};
+use std::io::{self, ErrorKind, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 
-use agent::protocol::{ErrorBody, Interface, Start};
-use rustix::mount::mount_bind;
+use agent::protocol::{ErrorBody, Interface, OwnFile, Start};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use super::boot;
 use super::call::failed;
-use super::clock::Told;
+use super::clock::Came;
 use super::config;
 
 /// Where the files of a machine's identity lie while its root may not be written: in memory.
 const PLACE: &str = "/run/banger";
-/// Those files.
-const FILES: [&str; 3] = ["hostname", "machine-id", "resolv.conf"];
+/// Those files; a host may name more.
+const FILES: [&str; 3] = ["/etc/hostname", "/etc/machine-id", "/etc/resolv.conf"];
+/// The boot's id, in memory as well, and where the kernel shows it.
+const BOOT_ID: (&str, &str) = ("/run/banger/boot-id", "/proc/sys/kernel/random/boot_id");
 
 /// Puts the files of the identity into memory, over those of the disk: what is written to a template's disk for the first
 /// time after a load costs a journal's work. To be done before a machine is saved.
 ///
 /// # Errors
 /// The ERROR that answers.
-pub(super) fn prepare() -> Result<(), ErrorBody> {
-    make_place().map_err(at("place"))?;
-    for name in FILES {
-        let (memory, disk) = (format!("{PLACE}/{name}"), format!("/etc/{name}"));
-        // What the template has stays, until there is an identity.
-        std::fs::write(&memory, std::fs::read(&disk).unwrap_or_default()).map_err(at(name))?;
-        let made = std::fs::File::options().create(true).append(true).open(&disk).is_ok();
-        if made || std::fs::exists(&disk).is_ok_and(|there| there) {
-            mount_bind(&memory, &disk).map_err(|error| failed("failed", name, error.raw_os_error()))?;
-        }
+pub(super) fn prepare(more: &[String]) -> Result<(), ErrorBody> {
+    if !more.iter().all(|path| is_plain(path)) {
+        return Err(wrong("files"));
     }
-    Ok(())
+    make_place().map_err(at("place"))?;
+    for (nth, path) in FILES.into_iter().chain(more.iter().map(String::as_str)).enumerate() {
+        cover(&format!("{PLACE}/{nth}"), path).map_err(at("files"))?;
+    }
+    let (memory, shown) = BOOT_ID;
+    std::fs::copy(shown, memory).and_then(|_| Ok(mount_bind(memory, shown)?)).map_err(at("boot"))
 }
 
-/// Becomes the machine that `start` describes; a template that was loaded gets a boot of its own as well.
+/// Lays a file in memory over one of the disk, where that is there or can be made. What the template has stays, until there
+/// is an identity.
+fn cover(memory: &str, disk: &str) -> io::Result<()> {
+    let held = std::fs::read(disk);
+    if held.is_err() && File::options().create(true).append(true).open(disk).is_err() {
+        return Ok(());
+    }
+    std::fs::write(memory, held.unwrap_or_default())?;
+    std::fs::set_permissions(memory, std::fs::metadata(disk)?.permissions())?;
+    Ok(mount_bind(memory, disk)?)
+}
+
+/// Becomes the machine that `start` describes, which `came`; a template that was loaded gets a boot of its own as well.
 ///
 /// # Errors
 /// The ERROR that answers: what is wrong with the request, before anything was done, or the step that failed.
-pub(super) fn take(start: &Start, armed: bool) -> Result<(), ErrorBody> {
-    let told = Told::now(start.unix_ns);
+pub(super) fn take(start: &Start, armed: bool, came: Came) -> Result<(), ErrorBody> {
+    let told = came.with(start.unix_ns);
     let wanted = Wanted::check(start)?;
     told.set()?;
     sys::entropy::reseed(wanted.entropy).map_err(at("entropy"))?;
@@ -60,6 +75,9 @@ pub(super) fn take(start: &Start, armed: bool) -> Result<(), ErrorBody> {
     }
     if !start.resolver.is_empty() {
         boot::write_resolvers(&start.resolver).map_err(at("resolver"))?;
+    }
+    for file in &start.files {
+        put(file).map_err(at("files"))?;
     }
     // The first setting of a clock takes its time in a machine that has just been loaded; a second one is exact.
     told.set()
@@ -97,6 +115,9 @@ impl Wanted {
         if start.machine_id.as_ref().is_some_and(|id| unhex::<16>(id).is_none()) {
             return Err(wrong("machine-id"));
         }
+        if start.files.iter().any(|file| !is_plain(&file.path) || file.mode > 0o777) {
+            return Err(wrong("files"));
+        }
         let network = match &start.network {
             Some(interface) => Some(network_of(interface).ok_or_else(|| wrong("network"))?),
             None => None,
@@ -125,22 +146,45 @@ fn set_interface(interface: &Interface, network: &Network) -> io::Result<()> {
     sys::guest::link_up(device)?;
     match interface.gateway.map(sys::guest::default_route) {
         // A machine that was not armed has it already.
-        Some(Err(error)) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Some(Err(error)) if error.kind() != ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }
 
-/// The kernel gives its boot one id, which a template's VMs would share.
+/// The kernel gives its boot one id, which a template's VMs would share. A new one is a random UUID, RFC 9562, 5.4.
 fn renew_boot() -> io::Result<()> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-    let file = format!("{PLACE}/boot-id");
-    std::fs::write(&file, id)?;
-    Ok(mount_bind(&file, "/proc/sys/kernel/random/boot_id")?)
+    let mut random = [0; 16];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    random[6] = random[6] & 0x0f | 0x40;
+    random[8] = random[8] & 0x3f | 0x80;
+    let digits = format!("{:032x}", u128::from_be_bytes(random));
+    let [a, b, c, d, e] = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
+    std::fs::write(BOOT_ID.0, format!("{a}-{b}-{c}-{d}-{e}\n"))
+}
+
+/// Names no other file than it says.
+fn is_plain(path: &str) -> bool {
+    path.starts_with('/') && path.len() < 4096 && !path.split('/').skip(1).any(|part| matches!(part, "" | "." | ".."))
+}
+
+/// Writes a file, in memory where the agent was armed for it and the disk needs none. Nobody reads it meanwhile: no program
+/// runs yet.
+fn put(file: &OwnFile) -> io::Result<()> {
+    let path = Path::new(&file.path);
+    if file.lasting {
+        // Nothing lies over one that the agent was not armed for.
+        let _ = unmount(path, UnmountFlags::DETACH);
+    }
+    let mut open = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    if open.metadata()?.permissions().mode() & 0o777 != file.mode {
+        open.set_permissions(Permissions::from_mode(file.mode))?;
+    }
+    open.write_all(file.text.as_bytes())
 }
 
 fn make_place() -> io::Result<()> {
     match std::fs::create_dir(PLACE) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }
@@ -148,7 +192,7 @@ fn make_place() -> io::Result<()> {
 /// Through the mount over it, where there is one. A root that can't be written and has no such file has none to be wrong.
 fn write(name: &'static str, text: &str) -> Result<(), ErrorBody> {
     match std::fs::write(format!("/etc/{name}"), format!("{text}\n")) {
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => Ok(()),
         done => done.map_err(at(name)),
     }
 }
@@ -200,6 +244,10 @@ mod tests {
         }
         assert_eq!(refused(|s| s.network = network("06:00:ac:10:00:0", "172.16.0.2/24")), "network");
         assert_eq!(refused(|s| s.network = network("06:00:ac:10:00:02", "172.16.0.2")), "network");
+        let file = |path: &str, mode| OwnFile { path: path.into(), mode, text: String::new(), lasting: false };
+        for wrong in [file("etc/hosts", 0o644), file("/etc/../x", 0o644), file("/etc//x", 0o644), file("/x", 0o4755)] {
+            assert_eq!(Wanted::check(&Start { files: vec![wrong], ..start() }).unwrap_err().step, "files");
+        }
         let good = Start { network: network("06:00:ac:10:00:02", "172.16.0.2/24"), ..start() };
         assert_eq!(Wanted::check(&good).unwrap().network.unwrap().mac, Some([6, 0, 172, 16, 0, 2]));
     }

@@ -30,6 +30,9 @@ pub enum Call {
     Arm {
         /// The version that the host chose.
         v: u16,
+        /// Files that `start` will bring, by their absolute paths; for an agent whose HELLO has `files`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        files: Vec<String>,
     },
     /// Become a machine of its own; ARGS and ENV follow where there is an exec in it.
     Start(Box<Start>),
@@ -74,7 +77,7 @@ impl Call {
             Self::Put(Put { v, .. }) | Self::Get(Get { v, .. }) | Self::Dial(Dial { v, .. }) => *v,
             Self::Ping { v }
             | Self::Down { v, .. }
-            | Self::Arm { v }
+            | Self::Arm { v, .. }
             | Self::Time { v, .. }
             | Self::Entropy { v, .. }
             | Self::Stats { v }
@@ -115,8 +118,25 @@ pub struct Start {
     pub network: Option<Interface>,
     /// `/etc/resolv.conf`; empty: left alone.
     pub resolver: Vec<Ipv4Addr>,
+    /// Files of its own, for an agent whose HELLO has `files`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<OwnFile>,
     /// Then run this.
     pub exec: Option<Exec>,
+}
+
+/// A small file of one machine's, which its template has not. All of them have to fit into one CALL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnFile {
+    /// An absolute path in a directory that is there.
+    pub path: String,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its content.
+    pub text: String,
+    /// Whether the disk is to have it, and not the machine's memory alone.
+    pub lasting: bool,
 }
 
 /// A network interface's settings.

@@ -28,6 +28,8 @@ use wire::name::guest_path::GuestPath;
 const OWNER: &str = "id_ed25519";
 const KNOWN: &str = "known_hosts";
 const MAKING: &str = "making-";
+/// A VM's own key in it, and the public half.
+pub(crate) const OWN: [&str; 2] = ["/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_ed25519_key.pub"];
 
 /// What the guest's own server is told: its key, whom it lets in, and that nobody comes in by a password. Debian's
 /// configuration reads this file first, and the first word on a matter counts (sshd_config(5)).
@@ -180,10 +182,8 @@ Host *.{zone}
         }
         let Pair { private, public } = self.take()?;
         fs::write(&kept, &public).map_err(|error| Fault::file("writing", &kept, &error))?;
-        Ok(vec![
-            file("/etc/ssh/ssh_host_ed25519_key", private, 0o600)?,
-            file("/etc/ssh/ssh_host_ed25519_key.pub", format!("{public}\n").into_bytes(), 0o644)?,
-        ])
+        let [private_path, public_path] = OWN;
+        Ok(vec![file(private_path, private, 0o600)?, file(public_path, format!("{public}\n").into_bytes(), 0o644)?])
     }
 
     /// Writes down the keys of all VMs, in the place of those that were known before.

@@ -94,7 +94,7 @@ pub(crate) fn save(programs: Programs, mib: u64) -> Helper {
     asked["initrd_path"] = json!("/mnt/s/kernels/initrd");
     let pid = pid_of(&helper.ok(LAUNCH, &asked));
     assert_eq!(sh(1, "echo 41 >/dev/shm/of_before; sync; echo 1 >/proc/sys/vm/drop_caches; echo up"), "up\n");
-    client(1).arm().expect("armed");
+    client(1).arm(&[]).expect("armed");
     api(1, "PATCH", "/vm", &json!({"state": "Paused"}));
     api(1, "PUT", "/snapshot/create", &json!({"snapshot_path": "/run/state", "mem_file_path": "/run/memory"}));
     for (name, to) in [("state", STATE), ("memory", MEMORY)] {
@@ -136,6 +136,7 @@ pub(crate) fn start(n: u32) {
             gateway: Some([172, 16, 0, 1].into()),
         }),
         resolver: vec![],
+        files: vec![],
         exec: None,
     };
     agent.start(identity).expect("started");

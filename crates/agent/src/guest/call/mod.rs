@@ -78,6 +78,8 @@ pub(super) struct Call {
     state: State,
     host_gone: bool,
     deadline: Option<Instant>,
+    /// When the last bytes came: a time that is told in them was true then, and not when they have been taken apart.
+    came: clock::Came,
     pub(super) wish: Option<Wish>,
 }
 
@@ -87,7 +89,16 @@ impl Call {
         encode_json(&mut output, Kind::Hello, 0, hello);
         let deadline = Some(Instant::now() + ASKING);
         let state = State::Asking(None);
-        Self { id, decoder: Decoder::new(), output, state, host_gone: false, deadline, wish: None }
+        Self {
+            id,
+            decoder: Decoder::new(),
+            output,
+            state,
+            host_gone: false,
+            deadline,
+            came: clock::Came::now(),
+            wish: None,
+        }
     }
 
     /// One too many: it is told so, and nothing else.
@@ -113,6 +124,7 @@ impl Call {
 
     /// Bytes from the host.
     pub(super) fn receive(&mut self, mut bytes: &[u8], machine: &mut Machine) {
+        self.came = clock::Came::now();
         while !bytes.is_empty() && !self.is_gone() && !self.host_gone {
             match self.decoder.take(bytes) {
                 Ok((used, frame)) => {
@@ -293,14 +305,14 @@ impl Call {
                 self.reply(&Nothing {});
                 self.wish = Some(Wish::Down(how, Duration::from_millis(grace_ms.into())));
             }
-            Asked::Arm { .. } => {
-                let done = identity::prepare();
+            Asked::Arm { files, .. } => {
+                let done = identity::prepare(&files);
                 machine.armed = done.is_ok();
                 self.answer(done.map(|()| Nothing {}));
             }
             Asked::Time { unix_ns, .. } => self.answer(clock::correct(unix_ns)),
             Asked::Entropy { bytes, .. } => self.answer(identity::add_entropy(&bytes).map(|()| Nothing {})),
-            Asked::Start(start) => match identity::take(&start, machine.armed) {
+            Asked::Start(start) => match identity::take(&start, machine.armed, self.came) {
                 Ok(()) => {
                     machine.armed = false;
                     match start.exec {

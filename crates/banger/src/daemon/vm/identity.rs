@@ -4,7 +4,7 @@
 use crate::api::Fault;
 use crate::daemon::settings::Settings;
 use crate::daemon::store::vms::Vm;
-use agent::protocol::{Interface, Start};
+use agent::protocol::{Interface, OwnFile, Start};
 use serde_json::json;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -12,6 +12,8 @@ use wire::image::NewFile;
 use wire::name::guest_path::GuestPath;
 use wire::name::vm_id::VmId;
 
+/// The names that a VM knows without asking.
+pub(crate) const HOSTS: &str = "/etc/hosts";
 /// Resolvers that a guest is told, at most.
 const RESOLVERS: usize = 3;
 
@@ -51,8 +53,13 @@ pub(crate) fn nobodys() -> Result<Vec<NewFile>, Fault> {
     ])
 }
 
-/// What the agent of a VM from a template is told; what is not in it is in [`hosts`].
-pub(crate) fn start(settings: &Settings, vm: &Vm) -> Result<Start, Fault> {
+/// What the agent of a VM from a template is told, and writes, `files` among it.
+pub(crate) fn start(settings: &Settings, vm: &Vm, files: Vec<NewFile>) -> Result<Start, Fault> {
+    let own = |file: NewFile| {
+        let text = String::from_utf8(file.data).map_err(Fault::bug)?;
+        // The disk of one that stays becomes its own.
+        Ok(OwnFile { path: file.path.to_string(), mode: file.mode.into(), text, lasting: vm.kept })
+    };
     let bridge = &settings.bridge.addr;
     Ok(Start {
         hostname: Some(vm.name.clone()),
@@ -64,6 +71,7 @@ pub(crate) fn start(settings: &Settings, vm: &Vm) -> Result<Start, Fault> {
             gateway: Some(bridge.ip()),
         }),
         resolver: told_resolvers(settings, vm),
+        files: files.into_iter().map(own).collect::<Result<_, Fault>>()?,
         ..Start::default()
     })
 }
@@ -71,7 +79,7 @@ pub(crate) fn start(settings: &Settings, vm: &Vm) -> Result<Start, Fault> {
 /// The names that it knows without asking.
 pub(crate) fn hosts(vm: &Vm) -> Result<NewFile, Fault> {
     let text = format!("127.0.0.1 localhost\n127.0.1.1 {}\n::1 localhost ip6-localhost\n", vm.name);
-    file("/etc/hosts", text, 0o644)
+    file(HOSTS, text, 0o644)
 }
 
 /// The address of a VM's interface that goes on from a template. Of one that stays it is what the root helper gives it when
@@ -133,12 +141,16 @@ mod tests {
         let guest: serde_json::Value = serde_json::from_str(&text("/etc/banger/guest.json")).unwrap();
         assert_eq!((&guest["address"], &guest["gateway"]), (&json!("172.16.0.9/24"), &json!("172.16.0.1")));
         assert_eq!(text("/etc/machine-id").len(), 33);
-        let start = start(&Settings::of_test(), &planned(9)).unwrap();
+        let start = start(&Settings::of_test(), &planned(9), vec![hosts(&planned(9)).unwrap()]).unwrap();
         let network = start.network.unwrap();
         assert_eq!((start.hostname.as_deref(), network.address.as_str()), (Some("vm-9"), "172.16.0.9/24"));
         assert_eq!(
             (network.mac.as_deref(), network.gateway),
             (Some("06:00:ac:10:00:09"), Some([172, 16, 0, 1].into()))
+        );
+        assert_eq!(
+            (start.files[0].path.as_str(), start.files[0].text.as_str()),
+            ("/etc/hosts", text("/etc/hosts").as_str())
         );
         assert_ne!(start.machine_id.unwrap(), text("/etc/machine-id").trim());
     }

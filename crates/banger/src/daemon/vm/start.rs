@@ -124,8 +124,8 @@ fn warm(
     }
     stage.begin(caller, "boot");
     let (ready, became) = launched.become_itself(work, begun)?;
-    let [answered, identity, files] = [became.answered, became.identity, became.files].map(|took| took.as_millis());
-    stage.end(caller, "boot", format!("no boot: answer {answered}, identity {identity}, files {files}"));
+    let [answered, identity] = [became.answered, became.identity].map(|took| took.as_millis());
+    stage.end(caller, "boot", format!("no boot: answer {answered}, identity {identity}"));
     Ok(ready)
 }
 

@@ -18,7 +18,7 @@ use wire::image::{Image, Read, Write};
 use wire::name::guest_path::GuestPath;
 use wire::path::Root;
 
-/// Where there is this one, the guest has got the files that it was sent.
+/// Where this one has something in it, the guest has got the files that it was sent.
 const SENT: &str = "/etc/ssh/ssh_host_ed25519_key";
 
 /// Makes it, where its disk is a layer. Nothing of the VM may run.
@@ -70,9 +70,9 @@ pub(crate) fn name(work: &Work<'_>, vm: &Vm) -> Result<(), Fault> {
     let mut files = identity::read_at_boot(&work.daemon.settings, vm, &machine_id)?;
     let sent = Read { image: image.clone(), path: GuestPath::new(SENT).map_err(Fault::bug)? };
     match work.helper().read_ext4_file(&sent) {
-        Ok(_) => {}
+        Ok(found) if !found.is_empty() => {}
         // Its VMM ended before the guest had written them to its disk.
-        Err(Error::Refused(_)) => {
+        Ok(_) | Err(Error::Refused(_)) => {
             files.push(identity::hosts(vm)?);
             files.extend(work.own_ssh_files(vm));
             work.pin();

@@ -1,9 +1,10 @@
 //! What a step on a VM works with: the daemon, the operation's id, and what it has to tell in the end.
 
+use super::identity;
 use super::places::Places;
 use crate::api::Fault;
 use crate::daemon::store::vms::{self, State, Vm};
-use crate::daemon::{Daemon, log};
+use crate::daemon::{Daemon, log, ssh};
 use crate::root;
 use std::io;
 use wire::client::{Client, Error};
@@ -79,6 +80,13 @@ impl<'a> Work<'a> {
     /// The part of it that no two VMs share.
     pub(crate) fn own_ssh_files(&self, vm: &Vm) -> Vec<NewFile> {
         self.ssh_or_none(self.daemon.ssh.own(&self.places(vm)))
+    }
+
+    /// The paths of what the agent of a VM from a template is told to write.
+    pub(crate) fn own_files(&self) -> Vec<&'static str> {
+        // Without an owner's key VMs have no ssh.
+        let ssh = self.daemon.ssh.owner().ok().map(|_| ssh::OWN);
+        [identity::HOSTS].into_iter().chain(ssh.into_iter().flatten()).collect()
     }
 
     /// The part of it that all VMs have.

@@ -7,7 +7,7 @@ use crate::api::vm::Machine;
 use crate::api::{Fault, StageState};
 use crate::daemon::Daemon;
 use crate::daemon::error::exit;
-use crate::daemon::guest;
+use crate::daemon::guest::{self, Bounds};
 use crate::daemon::serve::{Caller, Woken};
 use crate::daemon::store::templates;
 use crate::daemon::store::vms::Vm;
@@ -23,6 +23,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
+use wire::image::NewFile;
+use wire::name::guest_path::GuestPath;
 
 /// A VMM saves within this time.
 const SAVE: Duration = Duration::from_secs(150);
@@ -30,10 +32,14 @@ const SAVE: Duration = Duration::from_secs(150);
 /// differ by less.
 const WATCHED: Duration = Duration::from_secs(2);
 const WRONG: u32 = 8;
+/// How many bytes it makes a digest of.
+const TRIED: usize = 4 << 10;
 /// How often a caller is listened to while another template is made.
 const PULSE: Duration = Duration::from_millis(200);
 /// Gives memory that holds nothing but files back. An image may have no shell; then its template is larger.
 const DROP_CACHES: [&str; 3] = ["/bin/sh", "-c", "sync; echo 1 >/proc/sys/vm/drop_caches"];
+/// Has what every command's start reads in memory again, so that no VM's first command waits for the disk.
+const REHEARSAL: [&str; 1] = ["true"];
 
 /// Makes one for VMs as `machine`; one that is there stays as it is.
 pub(crate) fn build(daemon: &Daemon, caller: &mut Caller, machine: &Machine) -> Result<Shown, Fault> {
@@ -199,7 +205,7 @@ fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files, manner: Ma
     caller.stage("save", StageState::Begun, &name, "");
     let places = work.places(&launched.vm);
     let jail = places.root();
-    if let Err(fault) = arm_and_save(&places.vsock(), &places.api()) {
+    if let Err(fault) = arm_and_save(&places.vsock(), &places.api(), &work.own_files()) {
         return Err(Failed::new(launched.down(work), fault.at("save")));
     }
     let planned = launched.into_files(work, [&jail.join("run/state"), &jail.join("run/memory")], to)?;
@@ -207,15 +213,16 @@ fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files, manner: Ma
     Ok(planned)
 }
 
-fn arm_and_save(vsock: &Path, api: &Path) -> Result<(), Fault> {
+fn arm_and_save(vsock: &Path, api: &Path, own: &[&str]) -> Result<(), Fault> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Fault::new("template_failed", exit::FAILED, format!("a template can't be made: {what}")).why(error)
     };
     let call = || guest::call(vsock, guest::ANSWER).map_err(|error| failed("its agent does not answer", &error));
     let program = Program { args: &DROP_CACHES, env: &[], user: "root", cwd: "/", most: 1 << 10 };
     let _ = call()?.exec(program);
+    let _ = call()?.exec(Program { args: &REHEARSAL, cwd: "", ..program });
     // From here on it does nothing but become another.
-    call()?.arm().map_err(|failure| failed("its agent can't be armed", &failure))?;
+    call()?.arm(own).map_err(|failure| failed("its agent can't be armed", &failure))?;
     let refused = |error: std::io::Error| failed("its VMM does not save it", &error);
     told::ask_for(api, SAVE, "PATCH", "/vm", r#"{"state":"Paused"}"#).map_err(refused)?;
     let files = r#"{"snapshot_path":"/run/state","mem_file_path":"/run/memory"}"#;
@@ -231,7 +238,8 @@ fn try_it(work: &mut Work<'_>, caller: &mut Caller, machine: &Machine, id: &str,
     let tried = Planned { vm }.wire(work).map_err(Back::from).and_then(|wired| go_on(work, wired, id, files));
     let done = match tried {
         Ok((ready, _)) => {
-            let right = keeps_time(caller, &work.places(&ready.vm).vsock());
+            let vsock = work.places(&ready.vm).vsock();
+            let right = computes(&vsock).and_then(|()| keeps_time(caller, &vsock));
             let planned = ready.down(work, End::Kill).planned;
             match right {
                 Ok(()) => Ok(planned),
@@ -258,6 +266,16 @@ fn go_on(work: &mut Work<'_>, wired: Wired, id: &str, files: &Files) -> Result<(
     let begun = Instant::now();
     let launched: Launched = wired.layer(work, id)?.restore(work, files)?;
     launched.become_itself(work, begun)
+}
+
+/// Whether its processor computes right, as far as the digest of a file tells that it makes of what it was sent.
+fn computes(vsock: &Path) -> Result<(), Fault> {
+    let path = GuestPath::new("/run/banger/try").map_err(Fault::bug)?;
+    let file = NewFile { path, data: (0..=u8::MAX).cycle().take(TRIED).collect(), mode: 0o600 };
+    let bounds = Bounds { end: Instant::now() + guest::ANSWER, is_enough: &|| false };
+    guest::put_within(vsock, &[file], bounds).map_err(|failure| {
+        Fault::new("template_failed", exit::FAILED, "a template can't be made: its guest takes no file").why(failure)
+    })
 }
 
 /// Whether as much time passes in the guest as here, as far as two looks can tell: on a busy machine an answer may take longer

@@ -48,10 +48,8 @@ impl From<Box<Failed>> for Back {
 pub(crate) struct Became {
     /// Until its HELLO.
     pub(crate) answered: Duration,
-    /// Its name, address, clock and randomness.
+    /// Its name, address, clock, randomness, and the files that are its own.
     pub(crate) identity: Duration,
-    /// The files that are its own.
-    pub(crate) files: Duration,
 }
 
 impl Wired {
@@ -194,13 +192,21 @@ impl Launched {
     }
 }
 
-/// HELLO, `start`, and the files that are this VM's own.
+/// HELLO and `start`.
 fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
     let silent = |what: &str, error: &dyn std::fmt::Display| {
         Fault::new("template_failed", exit::FAILED, format!("the guest of the template {what}")).why(error)
     };
-    let vsock = work.places(vm).vsock();
     let begun = Instant::now();
+    let mut files = vec![identity::hosts(vm)?];
+    files.extend(work.own_ssh_files(vm));
+    if vm.kept {
+        files.push(identity::guest(&work.daemon.settings, vm)?);
+    }
+    let start = identity::start(&work.daemon.settings, vm, files)?;
+    if let (true, Some(id)) = (vm.kept, &start.machine_id) {
+        whole::remember(work, vm, id)?;
+    }
     let worked = || vm.pid.map(effort::of).unwrap_or_default();
     // When the part began that is waited for, what the VMM had worked by then, and what it may.
     let part = Cell::new((begun, worked(), EFFORT[0]));
@@ -210,25 +216,15 @@ fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
         worked().saturating_sub(before) >= most * vm.cpus.into() || (begun.elapsed() >= ANSWER && !others_start())
     };
     let bounds = Bounds { end: begun + LONGEST, is_enough: &is_enough };
-    let client = guest::call_within(&vsock, bounds).map_err(|error| silent("does not answer", &error))?;
+    let client =
+        guest::call_within(&work.places(vm).vsock(), bounds).map_err(|error| silent("does not answer", &error))?;
     part.set((Instant::now(), worked(), EFFORT[1]));
     let answered = begun.elapsed();
     let agent = client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect();
-    let start = identity::start(&work.daemon.settings, vm)?;
-    if let (true, Some(id)) = (vm.kept, &start.machine_id) {
-        whole::remember(work, vm, id)?;
-    }
-    vm.mac = start.network.as_ref().and_then(|network| network.mac.clone());
+    let mac = start.network.as_ref().and_then(|network| network.mac.clone());
     client.start(start).map_err(|failure| silent("does not become another", &failure))?;
-    let identity = begun.elapsed().saturating_sub(answered);
-    let mut files = vec![identity::hosts(vm)?];
-    files.extend(work.own_ssh_files(vm));
-    if vm.kept {
-        files.push(identity::guest(&work.daemon.settings, vm)?);
-    }
-    guest::put_within(&vsock, &files, bounds).map_err(|failure| silent("does not take its files", &failure))?;
-    vm.agent = Some(agent);
-    Ok(Became { answered, identity, files: begun.elapsed().saturating_sub(answered + identity) })
+    (vm.agent, vm.mac) = (Some(agent), mac);
+    Ok(Became { answered, identity: begun.elapsed().saturating_sub(answered) })
 }
 
 fn renamed(from: &Path, to: &Path) -> Result<(), Fault> {

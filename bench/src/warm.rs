@@ -1,0 +1,197 @@
+//! `banger vm run -- true` that goes on from a template, against a boot of the same VM, and against QEMU started by hand on
+//! the same kernel, initial RAM disk and image, all in turns: until the command's first output, and for ours by stages. Then
+//! eight at once, and what memory eight idle ones take.
+//!
+//! Where `vng` is installed (virtme-ng, which boots a kernel over the host's own files), it takes its turn too.
+
+use crate::run::{COLD, EACH, MEMORY, Taken, banger, made_ahead, with_daemon};
+use crate::stats::{Times, compare, head, ms};
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const STATE: &str = "/var/lib/banger";
+const KERNEL_ARGS: &str = "console=ttyS0 reboot=k panic=-1 loglevel=1 cryptomgr.notests random.trust_cpu=on";
+/// What a guest's command says first.
+const WORD: &str = "bench-first-word";
+/// How many at once.
+const MANY: usize = 8;
+/// The goals: until the first output, and of that banger's; of many at once the median and the slowest; bytes for each.
+const FIRST: (u64, u64) = (300, 60);
+const AT_ONCE: (u64, u64) = (1600, 2000);
+const PSS_MB: u64 = 45;
+/// Each idle VM has this time to come to rest.
+const REST: Duration = Duration::from_secs(5);
+
+/// Measures all of it.
+pub(crate) fn measure(rounds: usize) -> Result<()> {
+    with_daemon("going on from a template", || {
+        let built = banger(&["template", "build", "--memory", MEMORY, "--quiet"]).output()?;
+        ensure!(built.status.success(), "banger template build: {}", String::from_utf8_lossy(&built.stderr));
+        in_turns(rounds)?;
+        at_once(rounds)?;
+        idle()
+    })
+}
+
+fn in_turns(rounds: usize) -> Result<()> {
+    let vng = Command::new("vng").arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
+    let khz = sys::tsc::Sample::take();
+    thread::sleep(Duration::from_millis(200));
+    let khz = khz.khz_since().context("the time stamp counter's rate can't be measured")?;
+    let (mut warm, mut cold) = (Vec::new(), Vec::new());
+    let (mut bare, mut virtme) = (Times::default(), Times::default());
+    // The first of each finds cold caches.
+    for round in 0..=rounds {
+        for _ in 0..EACH {
+            made_ahead();
+            warm.push(one_warm()?);
+        }
+        made_ahead();
+        cold.push(Taken::one(COLD)?);
+        bare.take(|| first_word(bare_qemu(khz)))?;
+        if vng {
+            virtme.take(|| first_word(virtme_ng()))?;
+        }
+        if round == 0 {
+            (warm, cold, bare, virtme) = (Vec::new(), Vec::new(), Times::default(), Times::default());
+        }
+    }
+    let first = |taken: &[Taken]| Times::of(taken.iter().map(|one| one.at("first_output_us")).collect());
+    head("A new VM's first output");
+    compare("from a template", &first(&warm), &first(&cold), "`banger vm run --cold`");
+    compare("from a template", &first(&warm), &bare, "QEMU by hand, same kernel, initial RAM disk, image");
+    compare("a boot", &first(&cold), &bare, "QEMU by hand");
+    if vng {
+        compare("from a template", &first(&warm), &virtme, "virtme-ng, same kernel, the host's files");
+    }
+    stages(&warm, &cold);
+    let times = |of: &dyn Fn(&Taken) -> Duration| Times::of(warm.iter().map(of).collect()).at(0.5);
+    verdict("the first output from a template", times(&|one| one.at("first_output_us")), FIRST.0);
+    verdict("what of that is banger's", times(&|one| one.at("own_us")), FIRST.1);
+    Ok(())
+}
+
+fn one_warm() -> Result<Taken> {
+    let taken = Taken::one(&[])?;
+    ensure!(taken.note("boot").starts_with("no boot"), "it booted: {}", taken.note("disk"));
+    Ok(taken)
+}
+
+/// Each stage's medians, as long as they took.
+fn stages(warm: &[Taken], cold: &[Taken]) {
+    println!("\n| stage | whose | from a template, ms | | a boot, ms |");
+    println!("| --- | --- | --- | --- | --- |");
+    for name in ["plan", "wire", "disk", "launch", "boot", "run", "down"] {
+        let times = |taken: &[Taken]| Times::of(taken.iter().map(|one| one.stage(name).0).collect());
+        let (ours, boot) = (times(warm), times(cold));
+        let whose = warm.first().map_or("", |one| one.stage(name).1);
+        let bar = "▇".repeat((ours.at(0.5).as_millis() / 10) as usize);
+        println!("| {name} | {whose} | {} | {bar} | {} |", ms(&ours), ms(&boot));
+    }
+    println!("\n{}", warm.last().map_or("", |one| one.note("boot")));
+}
+
+fn verdict(what: &str, took: Duration, goal_ms: u64) {
+    let met = if took <= Duration::from_millis(goal_ms) { "met" } else { "not met" };
+    println!("{what}: {} ms, the goal of {goal_ms} ms is {met}", took.as_millis());
+}
+
+/// QEMU with the arguments that a person would give it, over the image that stays as it is.
+fn bare_qemu(khz: u64) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on", "-accel", "tcg,thread=multi"]);
+    command.args(["-smp", "1", "-cpu", "max", "-m", MEMORY, "-nodefaults", "-no-user-config", "-display", "none"]);
+    command.args(["-no-reboot", "-serial", "stdio", "-kernel", &format!("{STATE}/vmlinux")]);
+    let line = format!("{KERNEL_ARGS} root=/dev/vda rw tsc_early_khz={khz} banger.run=\"echo {WORD}\"");
+    command.args(["-initrd", &format!("{STATE}/initrd"), "-append", &line]);
+    command.args(["-drive", &format!("id=d0,file={STATE}/root.ext4,format=raw,if=none,snapshot=on")]);
+    command.args(["-device", "virtio-blk-device,drive=d0"]);
+    command
+}
+
+fn virtme_ng() -> Command {
+    let mut command = Command::new("vng");
+    command.args(["--run", &format!("{STATE}/vmlinux"), "--disable-kvm", "--memory", MEMORY, "--cpus", "1"]);
+    command.args(["--", "echo", WORD]);
+    command
+}
+
+/// Until it has said its word; then it is ended.
+fn first_word(mut command: Command) -> Result<()> {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = Ended(child.with_context(|| format!("{command:?}"))?);
+    let out = BufReader::new(child.0.stdout.take().context("no output")?);
+    // A console's lines may hold anything.
+    for line in out.split(b'\n') {
+        if line?.windows(WORD.len()).any(|found| found == WORD.as_bytes()) {
+            return Ok(());
+        }
+    }
+    bail!("{command:?} never said {WORD}")
+}
+
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // One that ended by itself can't be killed, and needn't be.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn at_once(rounds: usize) -> Result<()> {
+    let mut first = Vec::new();
+    for _ in 0..rounds {
+        made_ahead();
+        let taken: Result<Vec<Taken>> = thread::scope(|scope| {
+            let runs: Vec<_> = (0..MANY).map(|_| scope.spawn(one_warm)).collect();
+            runs.into_iter().map(|run| run.join().unwrap_or_else(|_| bail!("a run panicked"))).collect()
+        });
+        first.extend(taken?.iter().map(|one| one.at("first_output_us")));
+    }
+    let times = Times::of(first);
+    println!("\n### {MANY} at once\n");
+    verdict("the median first output", times.at(0.5), AT_ONCE.0);
+    verdict("the last first output", times.at(1.0), AT_ONCE.1);
+    Ok(())
+}
+
+/// What eight idle VMs take: of each page as much as its sharers leave it.
+fn idle() -> Result<()> {
+    let mut runs = Vec::new();
+    for _ in 0..MANY {
+        let more = ["vm", "run", "--memory", MEMORY, "--", "sh", "-c", "echo; exec sleep 1000"];
+        let mut child = Ended(banger(&more).stdout(Stdio::piped()).spawn()?);
+        child.0.stdout.take().context("no output")?.read_exact(&mut [0])?;
+        runs.push(child);
+    }
+    thread::sleep(REST);
+    let mut pss = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let of = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        if of("comm").starts_with("qemu-system") {
+            // One that has ended and is not buried yet has no memory.
+            let rollup = of("smaps_rollup");
+            let Some(line) = rollup.lines().find_map(|line| line.strip_prefix("Pss:")) else { continue };
+            pss.push(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024 / 1_000_000);
+        }
+    }
+    ensure!(pss.len() == MANY, "{} VMMs run", pss.len());
+    pss.sort_unstable();
+    let most = pss[MANY - 1];
+    let met = if most < PSS_MB { "met" } else { "not met" };
+    println!("memory of each, idle: {pss:?} MB (PSS); the goal of less than {PSS_MB} MB is {met}");
+    // Its VMs go with each caller; the daemon sees that at once.
+    drop(runs);
+    let end = Instant::now() + Duration::from_secs(30);
+    while banger(&["vm", "list", "--quiet"]).output()?.stdout.iter().any(u8::is_ascii_alphanumeric) {
+        ensure!(Instant::now() < end, "VMs are left");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
