@@ -1,8 +1,6 @@
 //! `banger vm run -- true` that goes on from a template, against a boot of the same VM, and against QEMU started by hand on
 //! the same kernel, initial RAM disk and image, all in turns: until the command's first output, and for ours by stages. Then
 //! eight at once, and what memory eight idle ones take.
-//!
-//! Where `vng` is installed (virtme-ng, which boots a kernel over the host's own files), it takes its turn too.
 
 use crate::run::{COLD, EACH, MEMORY, Taken, banger, made_ahead, with_daemon};
 use crate::stats::{Times, compare, head, ms};
@@ -38,12 +36,11 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
 }
 
 fn in_turns(rounds: usize) -> Result<()> {
-    let vng = Command::new("vng").arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     let khz = sys::tsc::Sample::take();
     thread::sleep(Duration::from_millis(200));
     let khz = khz.khz_since().context("the time stamp counter's rate can't be measured")?;
     let (mut warm, mut cold) = (Vec::new(), Vec::new());
-    let (mut bare, mut virtme) = (Times::default(), Times::default());
+    let mut bare = Times::default();
     // The first of each finds cold caches.
     for round in 0..=rounds {
         for _ in 0..EACH {
@@ -53,11 +50,8 @@ fn in_turns(rounds: usize) -> Result<()> {
         made_ahead();
         cold.push(Taken::one(COLD)?);
         bare.take(|| first_word(bare_qemu(khz)))?;
-        if vng {
-            virtme.take(|| first_word(virtme_ng()))?;
-        }
         if round == 0 {
-            (warm, cold, bare, virtme) = (Vec::new(), Vec::new(), Times::default(), Times::default());
+            (warm, cold, bare) = (Vec::new(), Vec::new(), Times::default());
         }
     }
     let first = |taken: &[Taken]| Times::of(taken.iter().map(|one| one.at("first_output_us")).collect());
@@ -65,9 +59,6 @@ fn in_turns(rounds: usize) -> Result<()> {
     compare("from a template", &first(&warm), &first(&cold), "`banger vm run --cold`");
     compare("from a template", &first(&warm), &bare, "QEMU by hand, same kernel, initial RAM disk, image");
     compare("a boot", &first(&cold), &bare, "QEMU by hand");
-    if vng {
-        compare("from a template", &first(&warm), &virtme, "virtme-ng, same kernel, the host's files");
-    }
     stages(&warm, &cold);
     let times = |of: &dyn Fn(&Taken) -> Duration| Times::of(warm.iter().map(of).collect()).at(0.5);
     verdict("the first output from a template", times(&|one| one.at("first_output_us")), FIRST.0);
@@ -110,13 +101,6 @@ fn bare_qemu(khz: u64) -> Command {
     command.args(["-initrd", &format!("{STATE}/initrd"), "-append", &line]);
     command.args(["-drive", &format!("id=d0,file={STATE}/root.ext4,format=raw,if=none,snapshot=on")]);
     command.args(["-device", "virtio-blk-device,drive=d0"]);
-    command
-}
-
-fn virtme_ng() -> Command {
-    let mut command = Command::new("vng");
-    command.args(["--run", &format!("{STATE}/vmlinux"), "--disable-kvm", "--memory", MEMORY, "--cpus", "1"]);
-    command.args(["--", "echo", WORD]);
     command
 }
 
