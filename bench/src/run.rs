@@ -92,7 +92,7 @@ struct Daemon(Child);
 impl Daemon {
     fn start() -> Result<Daemon> {
         let mut command = Command::new(format!("{BIN}/bangerd"));
-        command.args(["--names", "127.0.0.1:0", "--log-level", "error", "--image-files"]);
+        command.args(["--names", "127.0.0.1:0", "--log-level", "error", "--templates", "off", "--image-files"]);
         command.args(FILES.map(|(_, name)| format!("/var/lib/banger/{name}")));
         let child = command.uid(OWNER).gid(OWNER).stdin(Stdio::null()).spawn()?;
         let mut daemon = Daemon(child);
