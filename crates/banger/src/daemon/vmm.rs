@@ -11,6 +11,16 @@ pub enum Accel {
     Emulation,
 }
 
+/// What a VM that goes on from a template has for a disk: this is where the VMMs differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// An empty layer over the template's: the VMM finds in it what it wrote, and below it what it didn't.
+    Layer,
+    /// One of its own, made of the template's as a new VM's is made of its image. The VMM opens it by the name that was
+    /// saved, which is the jail's.
+    Own,
+}
+
 impl Accel {
     /// As it is shown and stored.
     pub fn name(self) -> &'static str {
@@ -32,6 +42,21 @@ pub struct Choice {
     pub accel: Accel,
     /// Why it is this one, for a person.
     pub why: String,
+}
+
+/// The name of QEMU behind Firecracker's API.
+pub const QEMU: &str = "banger-qemu";
+
+impl Choice {
+    /// What its VMs that go on from a template have for a disk.
+    pub fn over(&self) -> Over {
+        if self.is_qemu() { Over::Layer } else { Over::Own }
+    }
+
+    /// Whether QEMU runs its VMs.
+    pub fn is_qemu(&self) -> bool {
+        self.name == QEMU
+    }
 }
 
 /// Looks at this machine. `resolve` gives the path of a VMM's program that is installed. KVM counts when it has run a
@@ -57,7 +82,7 @@ pub fn choose<E>(resolve: impl Fn(&str) -> Result<String, E>) -> Result<Choice, 
             (format!("{kvm}, {firecracker}: QEMU's emulation"), Accel::Emulation)
         }
     };
-    Ok(Choice { program: resolve("banger-qemu")?, name: "banger-qemu", accel, why })
+    Ok(Choice { program: resolve(QEMU)?, name: QEMU, accel, why })
 }
 
 #[cfg(test)]

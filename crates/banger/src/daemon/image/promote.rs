@@ -53,13 +53,13 @@ pub(crate) fn promote(
     let told = Told::new(caller, &incoming.name);
     let turn = told.turn(daemon)?;
     let places = work.places(&vm);
-    let base =
-        if method == disk::SNAPSHOT { fs::metadata(&vm.base.root).map_or(0, |facts| facts.blocks() * 512) } else { 0 };
+    let origin = disk::origin(daemon, &vm);
+    let base = if method == disk::SNAPSHOT { fs::metadata(&origin).map_or(0, |facts| facts.blocks() * 512) } else { 0 };
     let folder = daemon.images.store.work(disk::used(&places).unwrap_or(0) + base)?;
     told.begin(Stage::Pack, &vm.name);
     let image = folder.path().join("root.ext4");
     match method.as_str() {
-        disk::SNAPSHOT => copied(&vm.base.root, &image).and_then(|()| {
+        disk::SNAPSHOT => copied(&origin, &image).and_then(|()| {
             flatten(&places.cow(), &image).map_err(|error| Fault::file("reading", &places.cow(), &error))
         })?,
         _ => copied(&places.disk(), &image)?,

@@ -4,13 +4,15 @@
 use super::places::Places;
 use super::work::Work;
 use crate::api::Fault;
+use crate::daemon::Daemon;
+use crate::daemon::image::template::Files;
 use crate::daemon::store::vms::Vm;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use wire::disk::NewSnapshot;
 use wire::path::Root;
 
@@ -25,20 +27,25 @@ pub(crate) const COPY: &str = "copy";
 /// What a snapshot's store needs beside the blocks that were changed: its own tables are a 256th of it.
 const STORE_EXTRA: u64 = 64 << 20;
 
-/// Makes the disk; how it was made. What a cut-off try left is made anew.
-pub(crate) fn make(work: &Work<'_>, vm: &Vm) -> Result<&'static str, Fault> {
+/// What a disk is made of, and a snapshot lies on: the image, or the disk of the template that the VM went on from.
+pub(crate) fn origin(daemon: &Daemon, vm: &Vm) -> PathBuf {
+    vm.template.as_ref().map_or_else(|| vm.base.root.clone(), |id| Files::of(daemon, id).disk())
+}
+
+/// Makes the disk of `from`, which nobody writes any more; how it was made. What a cut-off try left is made anew.
+pub(crate) fn make(work: &Work<'_>, vm: &Vm, from: &Path) -> Result<&'static str, Fault> {
     let places = work.places(vm);
     let is_longer = is_longer(vm)?;
     // A snapshot is as long as its image.
     if has_device_mapper() && !is_longer {
-        match snapshot(work, vm, true) {
+        match snapshot(work, vm, from, true) {
             Ok(()) => return Ok(SNAPSHOT),
             // The kernel has it after all: then this is a failure, and no reason to copy gigabytes.
             Err(fault) if is_listed() => return Err(fault),
             Err(_) => remove_file(&places.cow())?,
         }
     }
-    let (from, to) = (&vm.base.root, places.disk());
+    let to = places.disk();
     remove_file(&to)?;
     let failed = |error: io::Error| Fault::file(&format!("copying {} to", from.display()), &to, &error);
     let method = match work.daemon.ahead.take_disk(from, &to) {
@@ -61,8 +68,16 @@ pub(crate) fn is_longer(vm: &Vm) -> Result<bool, Fault> {
     Ok(vm.base.bytes > image.len())
 }
 
-/// Makes a snapshot's device; the store of changes is kept where it is not `new`.
-pub(crate) fn snapshot(work: &Work<'_>, vm: &Vm, new: bool) -> Result<(), Fault> {
+/// For a person: how the disk of a VM that goes on from a template was made.
+pub(crate) fn made_of(vm: &Vm, template: &str) -> String {
+    match vm.disk_method.as_deref() {
+        Some(method @ (LAYER | SNAPSHOT)) => format!("{method} on template {template}"),
+        method => format!("{} of template {template}", method.unwrap_or_default()),
+    }
+}
+
+/// Makes the device of a snapshot over `from`; the store of changes is kept where it is not `new`.
+pub(crate) fn snapshot(work: &Work<'_>, vm: &Vm, from: &Path, new: bool) -> Result<(), Fault> {
     let places = work.places(vm);
     let cow = places.cow();
     if new {
@@ -74,7 +89,7 @@ pub(crate) fn snapshot(work: &Work<'_>, vm: &Vm, new: bool) -> Result<(), Fault>
         });
         made?;
     }
-    let rootfs = places.host(&vm.base.root, Root::State)?;
+    let rootfs = places.host(from, Root::State)?;
     let request = NewSnapshot { rootfs, cow: places.host(&cow, Root::State)?, name: places.snapshot()? };
     work.helper().create_dm_snapshot(&request).map_err(|error| work.refused("the disk's snapshot", error))?;
     Ok(())
@@ -82,9 +97,12 @@ pub(crate) fn snapshot(work: &Work<'_>, vm: &Vm, new: bool) -> Result<(), Fault>
 
 /// Gives back the room of a disk whose making failed. What can't be removed now is when it is made anew.
 pub(crate) fn discard(places: &Places<'_>) {
-    for path in [places.disk(), places.cow()] {
-        let _ = fs::remove_file(path);
-    }
+    let _ = remove(places);
+}
+
+/// Removes its files, of whichever kind it is.
+pub(crate) fn remove(places: &Places<'_>) -> Result<(), Fault> {
+    [places.disk(), places.cow(), places.layer()].iter().try_for_each(|path| remove_file(path))
 }
 
 /// What the disk takes, in bytes.
@@ -120,23 +138,47 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<&'static str> {
     }
     let length = source.metadata()?.len();
     target.set_len(length)?;
-    copy_data(&source, &target, length)?;
+    // What is a hole stays one.
+    each_data(&source, length, |data, end| {
+        // Room is asked for first: a disk that is full says so now, and not in the middle of the guest's work.
+        let _ = rustix::fs::fallocate(&target, FallocateFlags::KEEP_SIZE, data, end - data);
+        copy_range(&source, &target, data, end)
+    })?;
     Ok(COPY)
 }
 
-/// Copies what is no hole; what is one stays one.
-fn copy_data(source: &File, target: &File, length: u64) -> io::Result<()> {
+/// Makes holes where a file has nothing but zeros, if its file system has them: it holds the same, and takes less.
+pub(crate) fn dig(path: &Path) -> io::Result<()> {
+    const PIECE: u64 = 64 << 10;
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut bytes = vec![0; PIECE as usize];
+    each_data(&file, file.metadata()?.len(), |data, end| {
+        for at in (data..end).step_by(PIECE as usize) {
+            let piece = &mut bytes[..PIECE.min(end - at) as usize];
+            file.read_exact_at(piece, at)?;
+            if piece.iter().all(|byte| *byte == 0) {
+                let dug = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                match rustix::fs::fallocate(&file, dug, at, piece.len() as u64) {
+                    Err(Errno::OPNOTSUPP) => return Ok(()),
+                    done => done?,
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Begin and end of each piece of a file that is no hole.
+fn each_data(file: &File, length: u64, mut act: impl FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
     let mut at = 0;
     while at < length {
-        let data = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) => data,
             Err(Errno::NXIO) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
-        let end = rustix::fs::seek(source, SeekFrom::Hole(data))?.min(length);
-        // Room is asked for first: a disk that is full says so now, and not in the middle of the guest's work.
-        let _ = rustix::fs::fallocate(target, FallocateFlags::KEEP_SIZE, data, end - data);
-        copy_range(source, target, data, end)?;
+        let end = rustix::fs::seek(file, SeekFrom::Hole(data))?.min(length);
+        act(data, end)?;
         at = end;
     }
     Ok(())
@@ -188,6 +230,33 @@ mod tests {
         assert!(facts.blocks() * 512 < 1 << 20, "{} blocks", facts.blocks());
         assert_eq!(facts.mode() & 0o777, 0o600);
         assert!(copy(&from, &to).is_err(), "what is there is not written over");
+    }
+
+    #[test]
+    fn what_is_zeros_becomes_a_hole_and_the_rest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let mut bytes = vec![0; 8 << 20];
+        bytes[3 << 20] = 1;
+        bytes.extend([0; 1000]);
+        fs::write(&path, &bytes).unwrap();
+        let blocks = || fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(blocks() >= 8 << 20);
+        dig(&path).unwrap();
+        assert!(blocks() <= 256 << 10, "{}", blocks());
+        assert!(fs::read(&path).unwrap() == bytes);
+        dig(&path).unwrap();
+        assert!(fs::read(&path).unwrap() == bytes);
+    }
+
+    #[test]
+    fn what_a_vm_is_made_of_is_said() {
+        let vm = crate::daemon::store::vms::tests::planned(2);
+        let said = |method: &str| made_of(&Vm { disk_method: Some(method.into()), ..vm.clone() }, "a1");
+        assert_eq!(
+            [LAYER, SNAPSHOT, COPY].map(said),
+            ["layer on template a1", "dm-snapshot on template a1", "copy of template a1"]
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The launch of a VM's VMM, and its load of a template: what the helper is told.
 
+use super::disk;
 use super::work::Work;
 use crate::api::Fault;
 use crate::daemon::error::exit;
@@ -32,7 +33,7 @@ pub(super) fn launch(work: &Work<'_>, vm: &mut Vm) -> Result<i32, Fault> {
     let method = vm.disk_method.as_deref().ok_or_else(|| Fault::bug("a launch without a disk"))?;
     let state = Root::State;
     // Where the image is gone by now, an earlier boot has done it.
-    let longer = super::disk::is_longer(vm).unwrap_or(false);
+    let longer = disk::is_longer(vm).unwrap_or(false);
     let wanted = [(work.stages, STAGES), (longer, GROW), (vm.init, INIT)].into_iter().filter(|(wanted, _)| *wanted);
     let kernel_args = wanted.fold(KERNEL_ARGS.to_owned(), |args, (_, word)| format!("{args} {word}"));
     let start = Start::Boot(Boot {
@@ -46,17 +47,18 @@ pub(super) fn launch(work: &Work<'_>, vm: &mut Vm) -> Result<i32, Fault> {
     Ok(pid.0)
 }
 
-/// Has it go on from a template, over its empty layer; the VMM's process.
+/// Has it go on from a template, over its empty layer or with the disk that was made of the template's; the VMM's process.
 pub(super) fn restore(work: &Work<'_>, vm: &mut Vm, template: &Files) -> Result<i32, Fault> {
     let choice = chosen(work, vm)?;
     let places = work.places(vm);
     let below = |path: &Path| places.host(path, Root::State);
-    let start = Start::Restore(Saved {
-        state: below(&template.state())?,
-        memory: below(&template.memory())?,
-        layer: Some(below(&places.layer())?),
-    });
-    let image = Image::File(below(&template.disk())?);
+    let (layer, image) = match vm.disk_method.as_deref() {
+        Some(disk::LAYER) => (Some(below(&places.layer())?), Image::File(below(&template.disk())?)),
+        Some(method) => (None, places.image(method)?),
+        None => return Err(Fault::bug("a launch without a disk")),
+    };
+    let (state, memory) = (below(&template.state())?, below(&template.memory())?);
+    let start = Start::Restore(Saved { state, memory, layer });
     let launch = asked(work, vm, &choice, start, image)?;
     let pid = work.helper().launch_firecracker(&launch);
     Ok(pid.map_err(|error| work.refused("going on from the template", error))?.0)

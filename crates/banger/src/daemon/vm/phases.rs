@@ -187,18 +187,19 @@ impl Disked {
     }
 
     pub(crate) fn down(self, work: &mut Work<'_>) -> Planned {
-        if self.vm.disk_method.as_deref().is_none_or(|method| method == disk::SNAPSHOT) {
-            let name = work.places(&self.vm).snapshot();
-            let removed = name.and_then(|name| {
-                work.helper()
-                    .remove_dm_snapshot(&name)
-                    .map_err(|error| work.refused("removing the disk's snapshot", error))
-            });
-            work.undo("disk", removed);
-        } else {
-            work.undo("disk", Ok(()));
-        }
+        let unmapped = self.unmapped(work);
+        work.undo("disk", unmapped);
         Wired { vm: self.vm }.down(work)
+    }
+
+    /// Takes the device away, where the disk is a snapshot or may be one; what it holds stays.
+    fn unmapped(&self, work: &Work<'_>) -> Result<(), Fault> {
+        if self.vm.disk_method.as_deref().is_some_and(|method| method != disk::SNAPSHOT) {
+            return Ok(());
+        }
+        let name = work.places(&self.vm).snapshot()?;
+        let removed = work.helper().remove_dm_snapshot(&name);
+        removed.map_err(|error| work.refused("removing the disk's snapshot", error))
     }
 }
 
@@ -350,11 +351,11 @@ fn make_disk(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
     let places = work.places(vm);
     make_dirs(&places)?;
     match vm.disk_method.as_deref() {
-        Some(disk::SNAPSHOT) => return disk::snapshot(work, vm, false),
+        Some(disk::SNAPSHOT) => return disk::snapshot(work, vm, &disk::origin(work.daemon, vm), false),
         Some(_) => return Ok(()),
         None => {}
     }
-    let method = disk::make(work, vm).and_then(|method| {
+    let method = disk::make(work, vm, &vm.base.root).and_then(|method| {
         let (image, mut files) = (places.image(method)?, identity::files(&work.daemon.settings, vm)?);
         files.extend(work.ssh_files(vm));
         let written = work.helper().write_ext4_files(Write { image, files });

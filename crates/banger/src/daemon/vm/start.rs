@@ -3,7 +3,7 @@
 use super::phases::{Back, Failed, Planned, Ready, Step, Wait, Wired};
 use super::slots::Held;
 use super::work::Work;
-use super::{publish, watch};
+use super::{disk, publish, watch};
 use crate::api::{Fault, StageState};
 use crate::daemon::image::template::{self, Pick};
 use crate::daemon::serve::Caller;
@@ -107,12 +107,12 @@ fn warm(
     begun: Instant,
 ) -> Result<Ready, Back> {
     stage.begin(caller, "disk");
-    let disked = wired.layer(work, &pick.id)?;
+    let disked = wired.over(work, &pick.id, &pick.files)?;
     // From here on it can't be removed.
     if let Err(fault) = template::is_there(work.daemon, &pick.id) {
         return Err(disked.back(work, fault));
     }
-    stage.end(caller, "disk", format!("layer on template {}", pick.id));
+    stage.end(caller, "disk", disk::made_of(disked.vm(), &pick.id));
     if let Err(fault) = stage.go_on(caller) {
         return Err(Failed::new(disked.down(work), fault.at("disk")).into());
     }

@@ -34,11 +34,10 @@ impl Key {
         (cpus, memory_mib): (u8, u64),
         authorized: &str,
     ) -> Result<Key, Fault> {
-        let qemu = QEMU_PLACES.iter().map(Path::new).find(|path| path.exists()).unwrap_or(Path::new(QEMU_PLACES[1]));
         Ok(Key(vec![
             ("form", FORM.to_string()),
             ("VMM", templates.digest(Path::new(&choice.program))?),
-            ("QEMU", templates.digest(qemu)?),
+            beneath(templates, choice)?,
             ("way of running", choice.accel.name().to_owned()),
             ("CPU", cpu().map_err(|error| Fault::file("reading", Path::new(CPUINFO), &error))?),
             ("kernel", identity(&base.vmlinux)?),
@@ -67,6 +66,16 @@ impl Key {
         let is_other = |(name, value): &&(&str, String)| !there.contains(&format!("{name}: {value}").as_str());
         self.0.iter().filter(is_other).map(|(name, _)| *name).collect()
     }
+}
+
+/// What the VMM stands on: QEMU, or the kernel whose KVM its state is of.
+fn beneath(templates: &Templates, choice: &Choice) -> Result<(&'static str, String), Fault> {
+    if choice.is_qemu() {
+        let qemu = QEMU_PLACES.iter().map(Path::new).find(|path| path.exists()).unwrap_or(Path::new(QEMU_PLACES[1]));
+        return Ok(("QEMU", templates.digest(qemu)?));
+    }
+    let host = rustix::system::uname();
+    Ok(("host's kernel", [host.release(), host.version()].map(|text| text.to_string_lossy()).join(" ")))
 }
 
 const CPUINFO: &str = "/proc/cpuinfo";

@@ -1,7 +1,7 @@
 //! A template's making: a VM of its own is booted, armed and saved; another one goes on from it, as a try; then it gets its
 //! name. Both VMs are nobody's: no command ever runs in them, and they go as any VM does whose run is over.
 
-use super::{DRAFT, Files, Key, OWN_FAULTS, Template, VMM, drop_it, key, place, remove_tree, room, shown, unasked};
+use super::{DRAFT, Files, Key, OWN_FAULTS, Template, drop_it, key, place, remove_tree, room, shown, unasked};
 use crate::api::template::Template as Shown;
 use crate::api::vm::Machine;
 use crate::api::{Fault, StageState};
@@ -14,7 +14,7 @@ use crate::daemon::store::vms::Vm;
 use crate::daemon::vm::phases::{Back, Became, End, Failed, Launched, Planned, Ready, Wired};
 use crate::daemon::vm::slots::Held;
 use crate::daemon::vm::work::Work;
-use crate::daemon::vm::{launch, plan, start, told};
+use crate::daemon::vm::{plan, start, told};
 use crate::daemon::{addresses, log};
 use crate::time::unix_now;
 use agent::client::Program;
@@ -62,11 +62,6 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
     let _turn = turn(daemon, caller)?;
     let op_id = caller.op_id().to_owned();
     let mut work = Work::new(daemon, &op_id);
-    let choice = launch::choice(&work)?;
-    if choice.name != VMM {
-        let message = format!("templates are for {VMM} alone, and VMs run by {} here", choice.name);
-        return Err(Fault::new("no_templates", exit::MACHINE, message).why(choice.why));
-    }
     let id = addresses::id()?;
     let draft = Draft::begin(daemon, &id)?;
     let vm = plan::of_template(&work, &of_making(machine), &id)?;
@@ -264,7 +259,7 @@ fn unwanted(held: &Held, failed: Box<Failed>) -> Box<Failed> {
 
 fn go_on(work: &mut Work<'_>, wired: Wired, id: &str, files: &Files) -> Result<(Ready, Became), Back> {
     let begun = Instant::now();
-    let launched: Launched = wired.layer(work, id)?.restore(work, files)?;
+    let launched: Launched = wired.over(work, id, files)?.restore(work, files)?;
     launched.become_itself(work, begun)
 }
 

@@ -21,6 +21,7 @@ use crate::daemon::store::vms::{self, Base, Vm};
 use crate::daemon::vm::phases::remove_tree;
 use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{disk, launch};
+use crate::daemon::vmm::Over;
 use crate::time::of_unix;
 use key::Key;
 use rusqlite::Connection;
@@ -34,8 +35,6 @@ use std::sync::Mutex;
 const DRAFT: &str = ".draft";
 /// Codes of failures that are the template's own.
 const OWN_FAULTS: [&str; 4] = ["template_failed", "helper_refused", "boot_failed", "agent_silent"];
-/// The one VMM whose VMs share a disk by layers.
-const VMM: &str = "banger-qemu";
 
 /// What is kept of templates beside their rows.
 #[derive(Debug, Default)]
@@ -107,12 +106,11 @@ fn place(daemon: &Daemon) -> PathBuf {
 /// Why there is none, for a person: such a VM is booted.
 pub(crate) fn pick(work: &Work<'_>, vm: &Vm) -> Result<Pick, String> {
     let told = |fault: Fault| fault.message.to_string();
-    let choice = launch::choice(work).map_err(told)?;
-    if choice.name != VMM {
-        return Err(format!("templates are for {VMM} alone"));
-    }
     if vm.init {
         return Err("the image's own init has to be begun".into());
+    }
+    if vm.kept && launch::choice(work).map_err(told)?.over() == Over::Own {
+        return Err("a VM that stays has a disk of its own".into());
     }
     if disk::is_longer(vm).map_err(told)? {
         return Err("its disk is longer than its image".into());

@@ -12,6 +12,7 @@ use crate::daemon::store::vms::Vm;
 use crate::daemon::vm::slots::Slots;
 use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{disk, told};
+use crate::daemon::vmm;
 use crate::daemon::{Daemon, ahead, image, log};
 use std::collections::VecDeque;
 use std::net::Shutdown;
@@ -68,7 +69,7 @@ impl Unasked {
 
 /// The run of a VM that was booted is over: the next one like it is to go on from a template.
 pub(crate) fn wanted(daemon: &Daemon, vm: &Vm) {
-    let can_be = vm.vmm.as_deref() == Some(super::VMM) && vm.template.is_none() && !vm.init;
+    let can_be = vm.vmm.as_deref() == Some(vmm::QEMU) && vm.template.is_none() && !vm.init;
     if !daemon.settings.templates.unasked || !can_be || disk::is_longer(vm).unwrap_or(true) {
         return;
     }

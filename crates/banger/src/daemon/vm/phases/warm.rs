@@ -1,4 +1,4 @@
-//! The phases where a VM goes on from a template: a layer in the place of a disk, a load in the place of a boot, and the
+//! The phases where a VM goes on from a template: a disk over the template's, a load in the place of a boot, and the
 //! agent is told what else would stand in the disk. A try that comes to nothing leaves a wired VM, which is booted then.
 //!
 //! And those of the VM that becomes a template: a disk with nobody's name, and an agent that is not the end of it.
@@ -12,6 +12,7 @@ use crate::daemon::serve::Caller;
 use crate::daemon::store::vms::{State, Vm};
 use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{disk, effort, identity, launch, told, whole};
+use crate::daemon::vmm::Over;
 use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -53,17 +54,29 @@ pub(crate) struct Became {
 }
 
 impl Wired {
-    /// An empty layer over the template's disk.
-    pub(crate) fn layer(mut self, work: &mut Work<'_>, id: &str) -> Result<Disked, Back> {
-        (self.vm.disk_method, self.vm.template) = (Some(disk::LAYER.to_owned()), Some(id.to_owned()));
+    /// The disk of a VM that goes on from a template: an empty layer over the template's, or one of its own that is made of
+    /// it, as the VMM has it.
+    pub(crate) fn over(mut self, work: &mut Work<'_>, id: &str, template: &Files) -> Result<Disked, Back> {
+        let over = match launch::choice(work) {
+            Ok(choice) => choice.over(),
+            Err(fault) => return Err(Failed::new(self.down(work), fault.at("disk")).into()),
+        };
+        self.vm.template = Some(id.to_owned());
+        // A disk of its own may be a snapshot: that is known when it is made, and taken away as if it were one until then.
+        self.vm.disk_method = (over == Over::Layer).then(|| disk::LAYER.to_owned());
         if let Err(fault) = work.reach(&mut self.vm, State::Disked) {
             return Err(Failed::new(self.down(work), fault.at("disk")).into());
         }
-        let places = work.places(&self.vm);
-        let path = places.layer();
-        let made = make_dirs(&places).and_then(|()| {
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-            file.map(drop).map_err(|error| Fault::file("making", &path, &error))
+        let made = make_dirs(&work.places(&self.vm)).and_then(|()| match over {
+            Over::Layer => {
+                let path = work.places(&self.vm).layer();
+                let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+                file.map(drop).map_err(|error| Fault::file("making", &path, &error))
+            }
+            Over::Own => {
+                self.vm.disk_method = Some(disk::make(work, &self.vm, &template.disk())?.to_owned());
+                work.save(&self.vm)
+            }
         });
         let disked = Disked { vm: self.vm };
         match made {
@@ -111,10 +124,12 @@ impl Disked {
         }
     }
 
-    /// Gives the layer up.
+    /// Gives the disk up.
     pub(crate) fn back(mut self, work: &mut Work<'_>, fault: Fault) -> Back {
-        let places = work.places(&self.vm);
-        let gone = disk::remove_file(&places.layer()).and_then(|()| disk::remove_file(&places.machine_id()));
+        let gone = self.unmapped(work).and_then(|()| {
+            let places = work.places(&self.vm);
+            disk::remove(&places).and_then(|()| disk::remove_file(&places.machine_id()))
+        });
         work.undo("disk", gone);
         if !work.troubles.is_empty() {
             return Failed::new(self.down(work), fault).into();
@@ -134,7 +149,7 @@ impl Disked {
 }
 
 impl Launched {
-    /// Ends a VMM whose guest came to nothing, and gives the layer up.
+    /// Ends a VMM whose guest came to nothing, and gives the disk up.
     pub(crate) fn back(self, work: &mut Work<'_>, fault: Fault) -> Back {
         self.ended(work).back(work, fault)
     }
@@ -174,7 +189,8 @@ impl Launched {
         }
     }
 
-    /// Moves what the VMM saved in its jail to `to`, ends it, and moves its disk there too.
+    /// Moves what the VMM saved in its jail to `to`, ends it, and moves its disk there too. Some write memory that was never
+    /// touched as zeros.
     pub(crate) fn into_files(self, work: &mut Work<'_>, saved: [&Path; 2], to: &Files) -> Step<Planned> {
         let disk = work.places(&self.vm).disk();
         let [state, memory] = saved;
@@ -183,7 +199,9 @@ impl Launched {
         // Nobody writes it any more, unless the VMM could not be ended.
         let all = match work.troubles.first() {
             Some(trouble) => Err(trouble.clone()),
-            None => moved.and_then(|()| renamed(&disk, &to.disk())),
+            None => moved.and_then(|()| renamed(&disk, &to.disk())).and_then(|()| {
+                disk::dig(&to.memory()).map_err(|error| Fault::file("making holes in", &to.memory(), &error))
+            }),
         };
         match all {
             Ok(()) => Ok(planned),

@@ -1,0 +1,195 @@
+//! Templates on Firecracker itself: in the nested lab, where `BANGER_TEST_FIRECRACKER` and `BANGER_TEST_JAILER` name its
+//! programs (`docs/lab.md`).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+#[allow(dead_code, reason = "each file of tests has its own copy of this one")]
+mod installed;
+
+use installed::*;
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+const TEMPLATES: &str = "/var/lib/banger/templates";
+const NOTHING: &str = "/run/banger/vms:\n\n/var/lib/banger/vms:\n";
+/// Less than elsewhere: all of it lies in the lab's memory.
+const SIZE: &str = "--memory 128M";
+
+/// What makes a VM another one, a line each.
+const FACTS: &str = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address; \
+    head -c 16 /dev/urandom | sha256sum; ip -4 -o addr show eth0 | tr -s ' ' | cut -d' ' -f4; \
+    date +%s.%N; cat /etc/hostname; \
+    ping -q -c 1 -W 20 172.16.0.1 >/dev/null && echo reached";
+
+/// A run that lasts until its input ends.
+struct Run(Child);
+
+impl Run {
+    fn begin(script: &str) -> Run {
+        let mut run = Command::new("runuser");
+        run.args(["-u", "named", "--", "banger", "vm", "run", "--timings", "--json"]).args(SIZE.split(' '));
+        run.args(["--", "sh", "-c", &format!("{script}; echo end; read x")]).current_dir("/");
+        Run(run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// What it wrote before it waits.
+    fn said(&mut self) -> Vec<String> {
+        let lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines().map(|line| line.unwrap().trim().to_owned());
+        lines.take_while(|line| line != "end").collect()
+    }
+
+    /// Lets it end: the notes of its stages `disk` and `boot`.
+    fn end(mut self) -> [String; 2] {
+        drop(self.0.stdin.take());
+        let out = self.0.wait_with_output().unwrap();
+        let timings: Value = serde_json::from_slice(&out.stderr)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&out.stderr)));
+        println!("figure: first output after {} ms", timings["first_output_us"].as_u64().unwrap() / 1000);
+        let stages = timings["stages"].as_array().unwrap().iter().rev();
+        ["disk", "boot"].map(|name| {
+            let note = stages.clone().find(|stage| stage["name"] == name).unwrap()["note"].as_str().unwrap();
+            note.to_owned()
+        })
+    }
+}
+
+/// A machine with Firecracker on it, whose daemon runs.
+fn with_firecracker() -> Installed {
+    let installed = install();
+    shell("install \"$BANGER_TEST_FIRECRACKER\" /usr/local/bin/firecracker; systemctl start bangerd");
+    installed
+}
+
+fn build() -> String {
+    let begun = Instant::now();
+    let id = banger(&format!("template build {SIZE}")).trim().to_owned();
+    println!("figure: a template after {:?}", begun.elapsed());
+    assert_eq!(left(), NOTHING);
+    id
+}
+
+fn files(id: &str) -> String {
+    shell(&format!("stat -c '%n %a %i %s %Y %Z' {TEMPLATES}/{id}/*"))
+}
+
+/// Two at once: each is another, has memory and disk of its own, and its clock is right.
+fn two_go_on(id: &str, disk: &str) {
+    let before = files(id);
+    let mut runs = [Run::begin(&format!("{FACTS}; echo 1 >/kept")), Run::begin(&format!("{FACTS}; echo 2 >/kept"))];
+    let told: Vec<Vec<String>> = runs.iter_mut().map(Run::said).collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    for own in &told {
+        assert_eq!(own.len(), 9, "{told:?}");
+        assert!(own[3].starts_with("06:00:ac:10:00:") && own[5].starts_with("172.16.0."), "{own:?}");
+        assert_eq!((&own[0], own[8].as_str()), (&own[7], "reached"));
+        let late = now - own[6].parse::<f64>().expect("a time");
+        assert!((-0.1..60.0).contains(&late), "its clock is {late} s off");
+    }
+    for fact in 0..7 {
+        assert_ne!(told[0][fact], told[1][fact], "{told:?}");
+    }
+    // Not by the daemon's own word: two processes of Firecracker's that map the one memory for themselves.
+    let maps = shell(
+        "for p in $(pgrep -f '[-]-api-sock'); do cmp /proc/$p/exe \"$BANGER_TEST_FIRECRACKER\"
+             grep '/memory$' /proc/$p/maps | cut -d' ' -f2,5 | sort -u; done",
+    );
+    let memory = shell(&format!("stat -c %i {TEMPLATES}/{id}/memory"));
+    assert_eq!(maps, format!("rw-p {memory}rw-p {memory}"));
+    let removed = ended(&format!("template rm {id} 2>/dev/null"));
+    assert_eq!(removed, "4\n", "disks lie on it");
+    for run in runs {
+        let [made, boot] = run.end();
+        assert_eq!(made, disk);
+        assert!(boot.starts_with("no boot: "), "{boot}");
+    }
+    assert_eq!((files(id), left()), (before, NOTHING.to_owned()));
+}
+
+/// A run that boots, and nobody notices but who asks why.
+fn booted(why: &str) {
+    let mut run = Run::begin("echo done");
+    assert_eq!(run.said(), ["done"]);
+    let [disk, boot] = run.end();
+    assert!(disk.contains(why) && !boot.starts_with("no boot"), "{why}: {disk}, {boot}");
+    assert_eq!(left(), NOTHING);
+}
+
+mod lab {
+    mod nested {
+        mod firecracker {
+            use crate::*;
+
+            #[test]
+            fn new_vms_go_on_from_a_template_on_firecracker() {
+                let _installed = with_firecracker();
+                let id = build();
+                two_go_on(&id, &format!("dm-snapshot on template {id}"));
+                banger(&format!("template rm {id}"));
+                assert_eq!(shell(&format!("ls {TEMPLATES}")), "");
+            }
+
+            #[test]
+            fn without_device_mapper_each_has_a_copy() {
+                // Before anybody has it open.
+                let _without = WithoutDeviceMapper::begin();
+                let _installed = with_firecracker();
+                let id = build();
+                two_go_on(&id, &format!("copy of template {id}"));
+            }
+
+            #[test]
+            fn whatever_firecracker_refuses_is_booted() {
+                let _installed = with_firecracker();
+                let id = build();
+                // The helper follows no link.
+                let dir = format!("{TEMPLATES}/{id}");
+                shell(&format!("mv {dir} /var/lib/banger/moved; ln -s ../moved {dir}"));
+                booted(&format!("template {id}: "));
+                shell(&format!("rm {dir}; mv /var/lib/banger/moved {dir}"));
+                let mut run = Run::begin("echo warm");
+                assert_eq!(run.said(), ["warm"]);
+                assert!(run.end()[1].starts_with("no boot: "), "once is no reason");
+
+                // A state that Firecracker itself refuses, and nobody before it: twice, and the template is gone.
+                shell(&format!("truncate -s 3000 {dir}/state; runuser -u named -- python3 -c '{KNOWN}' {dir}"));
+                booted("it loads no such state");
+                booted("it loads no such state");
+                assert_eq!(shell(&format!("ls {TEMPLATES}")), "");
+            }
+        }
+    }
+}
+
+/// Makes the files that are there the template's, as its row has them.
+const KNOWN: &str = r#"
+import os, sqlite3, sys
+def facts(name):
+    of = os.stat(sys.argv[1] + "/" + name)
+    time = lambda ns: "(%d, %d)" % divmod(ns, 10**9)
+    return "%d %d %s %s\n" % (of.st_ino, of.st_size, time(of.st_ctime_ns), time(of.st_mtime_ns))
+store = sqlite3.connect("/var/lib/banger/banger.db", timeout=30)
+all = "".join(map(facts, ["state", "memory", "root.ext4"]))
+assert store.execute("UPDATE templates SET files = ?", [all]).rowcount == 1
+store.commit()
+"#;
+
+/// A kernel that has no device-mapper, as long as it is held.
+struct WithoutDeviceMapper;
+
+impl WithoutDeviceMapper {
+    fn begin() -> WithoutDeviceMapper {
+        shell(
+            "modprobe -r dm_snapshot; modprobe -r dm_mod; rm -f /dev/mapper/control; ! grep device-mapper /proc/misc",
+        );
+        WithoutDeviceMapper
+    }
+}
+
+impl Drop for WithoutDeviceMapper {
+    fn drop(&mut self) {
+        // Who needs it sees that it isn't there.
+        let _ = Command::new("modprobe").args(["-a", "dm_mod", "dm_snapshot"]).status();
+    }
+}
