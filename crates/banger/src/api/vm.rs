@@ -1,5 +1,6 @@
 //! A VM as the daemon is asked for one, and as it shows one: the object of `vm list --json` and `vm show --json`.
-//! Fields are only ever added; what is unknown is `null`, never absent.
+//! Fields are only ever added; what is unknown is `null`, never absent. What an older bangerd doesn't know, and so leaves
+//! out, is read as empty.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,8 @@ pub struct Vms {
 }
 
 /// The result of what changes one VM.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Changed {
     /// How it is now; `None` where it is gone.
     pub vm: Option<Vm>,
@@ -68,7 +70,8 @@ pub struct Changed {
 }
 
 /// A VM.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Vm {
     /// Its name.
     pub name: String,
@@ -80,6 +83,8 @@ pub struct Vm {
     pub image: Image,
     /// Its kernel's name.
     pub kernel: String,
+    /// Whether the image's own init is its first process.
+    pub init: bool,
     /// vCPUs.
     pub cpus: u8,
     /// Memory.
@@ -154,7 +159,8 @@ pub struct WorkspaceAt {
 }
 
 /// An image.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Image {
     /// Its name.
     pub name: String,
@@ -163,7 +169,8 @@ pub struct Image {
 }
 
 /// A VM's disk.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Disk {
     /// What the guest sees.
     pub size_bytes: u64,
@@ -174,7 +181,8 @@ pub struct Disk {
 }
 
 /// A VM's network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Network {
     /// Its address.
     pub ip: String,
@@ -215,7 +223,8 @@ pub struct Vmm {
 }
 
 /// A VM's agent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Agent {
     /// `ready`, `silent` or `none`.
     pub state: String,
@@ -229,6 +238,17 @@ pub struct Agent {
 mod tests {
     use super::*;
     use serde_json::{Value, from_value, json, to_value};
+
+    #[test]
+    fn what_an_older_bangerd_leaves_out_is_empty() {
+        let old = json!({"name": "web", "id": "7f3a9c21e4b0", "state": "running", "network": {"ip": "172.16.0.2"}});
+        let vms: Vms = from_value(json!({"vms": [old]})).unwrap();
+        let vm = &vms.vms[0];
+        assert_eq!((vm.name.as_str(), vm.network.ip.as_str()), ("web", "172.16.0.2"));
+        assert!(vm.network.published.is_empty() && !vm.init && vm.ready_ms.is_none());
+        let written = to_value(vm).unwrap();
+        assert!(written["ready_ms"].is_null() && written["network"]["published"] == json!([]), "{written}");
+    }
 
     #[test]
     fn what_was_pushed_is_of_one_form_by_itself_and_in_a_workspace() {

@@ -2,7 +2,7 @@
 
 use super::documents::OneOrMore;
 use super::problem::Problem;
-use super::reach::Reach;
+use super::reach::Asked;
 use super::{manner, output, several, size, table, text};
 use crate::api::asset::{Asset, Assets, Removed};
 use crate::api::{Fault, Request};
@@ -14,12 +14,10 @@ const HEADER: [&str; 6] = ["NAME", "DIGEST", "SIZE", "SHARED", "VMS", "AGE"];
 const DIGITS: usize = 12;
 
 #[derive(Args)]
+#[command(mut_arg("json", |json| json.conflicts_with("quiet")))]
 pub(crate) struct List {
-    /// Print one JSON document, an array.
-    #[arg(long, conflicts_with = "quiet")]
-    pub(crate) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(crate) asked: Asked,
 }
 
 #[derive(Args)]
@@ -27,11 +25,8 @@ pub(crate) struct Show {
     /// Names, or 4 or more digits of digests.
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Print one JSON document: an object, or for several names an array.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(crate) asked: Asked,
 }
 
 #[derive(Args)]
@@ -42,17 +37,14 @@ pub(crate) struct Rm {
     /// Those in use too: the files stay as long as the VMs. And a name that is not there is no error.
     #[arg(short, long)]
     force: bool,
-    /// Print what was done as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(crate) asked: Asked,
 }
 
 /// Lists them; `none` is said where there are none.
 pub(crate) fn list(list: &List, request: Request, none: &str) -> Result<(), Problem> {
-    let Assets { assets } = list.reach.ask(request)?;
-    if list.json {
+    let Assets { assets } = list.asked.reach.ask(request)?;
+    if list.asked.json {
         return output::json(&assets);
     }
     if assets.is_empty() && output::on_terminal() {
@@ -82,9 +74,9 @@ fn row(asset: &Asset, short: bool) -> Vec<String> {
 
 /// Shows some.
 pub(crate) fn show(show: &Show, ask: impl Fn(String) -> Request) -> Result<u8, Problem> {
-    let one = |name: &String| show.reach.ask::<Asset>(ask(name.clone()));
+    let one = |name: &String| show.asked.reach.ask::<Asset>(ask(name.clone()));
     let (assets, status) = several::told(show.names.iter().map(one).collect())?;
-    match show.json {
+    match show.asked.json {
         true => output::json(&OneOrMore::of(assets, show.names.len()))?,
         false => output::data(&assets.iter().map(lines).collect::<Vec<_>>().join("\n"))?,
     }
@@ -110,7 +102,7 @@ fn lines(asset: &Asset) -> String {
 pub(crate) fn rm(rm: &Rm, missing: &str, ask: impl Fn(String, bool) -> Request) -> Result<u8, Problem> {
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     for name in &rm.names {
-        match rm.reach.try_ask::<Removed>(ask(name.clone(), rm.force)) {
+        match rm.asked.reach.try_ask::<Removed>(ask(name.clone(), rm.force)) {
             Ok(removed) => done.push(removed),
             Err(fault) if rm.force && fault.code == missing => {
                 done.push(Removed { name: name.clone(), freed_bytes: 0 });
@@ -123,7 +115,7 @@ pub(crate) fn rm(rm: &Rm, missing: &str, ask: impl Fn(String, bool) -> Request) 
 }
 
 fn tell(rm: &Rm, done: &[Removed]) -> Result<(), Problem> {
-    if rm.json {
+    if rm.asked.json {
         return output::json(done);
     }
     for removed in done {

@@ -42,12 +42,6 @@ pub(crate) struct Setting {
 }
 
 impl Command {
-    /// Whether errors are to be JSON.
-    pub(crate) fn wants_json(&self) -> bool {
-        let Command::Show(show) = self;
-        show.json
-    }
-
     /// Does it.
     pub(crate) fn run(self) -> Result<(), Problem> {
         let Command::Show(show) = self;

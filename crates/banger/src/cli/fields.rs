@@ -33,13 +33,24 @@ fn taking(json: Arg) -> Arg {
         .value_parser(ValueParser::from(|text: &str| Ok::<bool, String>(text != NONE)))
 }
 
-/// Takes the fields that a command line names, and looks whether its command's document has them.
-pub(crate) fn take(matches: &ArgMatches) -> Result<(), Problem> {
-    let (mut path, mut matches) = (Vec::new(), matches);
+/// The command's own matches, below those of the commands that it belongs to.
+fn innermost(mut matches: &ArgMatches) -> (Vec<&str>, &ArgMatches) {
+    let mut path = Vec::new();
     while let Some((name, inner)) = matches.subcommand() {
         path.push(name);
         matches = inner;
     }
+    (path, matches)
+}
+
+/// Whether a command line asks for JSON; errors are JSON then too.
+pub(crate) fn wants_json(matches: &ArgMatches) -> bool {
+    matches!(innermost(matches).1.try_get_one::<bool>("json"), Ok(Some(true)))
+}
+
+/// Takes the fields that a command line names, and looks whether its command's document has them.
+pub(crate) fn take(matches: &ArgMatches) -> Result<(), Problem> {
+    let (path, matches) = innermost(matches);
     let given = matches.try_get_raw("json").ok().flatten();
     let given = given.filter(|_| matches.value_source("json") == Some(ValueSource::CommandLine));
     let text: String = given.into_iter().flatten().map(|text| text.to_string_lossy()).collect();

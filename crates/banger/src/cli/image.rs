@@ -7,7 +7,7 @@
 use super::asset::{self, List, Rm, Show};
 use super::problem::Problem;
 use super::progress::Progress;
-use super::reach::Reach;
+use super::reach::{Asked, Reach};
 use super::{manner, output, size, text};
 use crate::api::asset::{About, Asset};
 use crate::api::{Call, Fault, Request, Stage, StageState, client};
@@ -129,11 +129,8 @@ struct Made {
     /// Give it the name though an image has it.
     #[arg(long)]
     force: bool,
-    /// Print the image as JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    reach: Reach,
+    asked: Asked,
 }
 
 impl Image {
@@ -154,21 +151,6 @@ impl Image {
     }
 }
 
-impl Image {
-    /// Whether errors are to be JSON.
-    pub(crate) fn wants_json(&self) -> bool {
-        match self {
-            Image::Build(build) => build.made.json,
-            Image::Import(import) => import.made.json,
-            Image::Pull(pull) => pull.made.json,
-            Image::Promote(promote) => promote.made.json,
-            Image::List(list) => list.json,
-            Image::Show(show) => show.json,
-            Image::Rm(rm) => rm.json,
-        }
-    }
-}
-
 impl Build {
     fn run(&self) -> Result<(), Problem> {
         let script = self.script.as_deref().map(|path| {
@@ -182,9 +164,9 @@ impl Build {
             size: self.disk.bytes(),
             mirror: self.mirror.clone(),
         };
-        let about: About = self.made.reach.ask(Request::ImageAbout {})?;
-        let made = build(&self.made.reach, &about, &self.name, &recipe, self.made.force)?;
-        tell(&made, self.made.json, &made.name)
+        let about: About = self.made.asked.reach.ask(Request::ImageAbout {})?;
+        let made = build(&self.made.asked.reach, &about, &self.name, &recipe, self.made.force)?;
+        tell(&made, self.made.asked.json, &made.name)
     }
 }
 
@@ -206,14 +188,14 @@ impl Import {
             layers: None,
             force: self.made.force,
         };
-        let made = with_inputs(&self.made.reach, request, &[archive])?;
-        tell(&made, self.made.json, &made.digest)
+        let made = with_inputs(&self.made.asked.reach, request, &[archive])?;
+        tell(&made, self.made.asked.json, &made.digest)
     }
 }
 
 impl Pull {
     fn run(&self) -> Result<(), Problem> {
-        let (reach, force) = (&self.made.reach, self.made.force);
+        let (reach, force) = (&self.made.asked.reach, self.made.force);
         not_root("pulled")?;
         let about: About = reach.ask(Request::ImageAbout {})?;
         let name = self.name.clone().unwrap_or_else(|| self.reference.short_name());
@@ -244,7 +226,7 @@ impl Pull {
         let made: Asset = client::ask_with(&reach.socket, &call, &inputs, told).map_err(Problem::of_fault)?;
         drop(progress);
         oci::forget(&pulled.paths);
-        tell(&made, self.made.json, &made.digest)
+        tell(&made, self.made.asked.json, &made.digest)
     }
 }
 
@@ -256,8 +238,9 @@ impl Promote {
             _ => return Err(Problem::usage("banger image promote VM as NAME")),
         };
         let (vm, name) = (self.vm.clone(), name.clone());
-        let made = with_inputs(&self.made.reach, Request::ImagePromote { vm, name, force: self.made.force }, &[])?;
-        tell(&made, self.made.json, &made.digest)
+        let made =
+            with_inputs(&self.made.asked.reach, Request::ImagePromote { vm, name, force: self.made.force }, &[])?;
+        tell(&made, self.made.asked.json, &made.digest)
     }
 }
 

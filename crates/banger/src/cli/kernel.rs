@@ -3,7 +3,7 @@
 use super::asset::{self, List, Rm, Show};
 use super::image::{tell, with_inputs};
 use super::problem::Problem;
-use super::reach::Reach;
+use super::reach::Asked;
 use crate::api::Request;
 use crate::api::asset::Asset;
 use clap::{Args, Subcommand};
@@ -42,11 +42,8 @@ pub(crate) struct Import {
     /// Give it the name though a kernel has it.
     #[arg(long)]
     force: bool,
-    /// Print the kernel as JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    reach: Reach,
+    asked: Asked,
 }
 
 impl Kernel {
@@ -64,35 +61,23 @@ impl Kernel {
     }
 }
 
-impl Kernel {
-    /// Whether errors are to be JSON.
-    pub(crate) fn wants_json(&self) -> bool {
-        match self {
-            Kernel::Import(import) => import.json,
-            Kernel::List(list) => list.json,
-            Kernel::Show(show) => show.json,
-            Kernel::Rm(rm) => rm.json,
-        }
-    }
-}
-
 impl Import {
     fn run(&self) -> Result<(), Problem> {
         let (name, force) = (self.name.clone(), self.force);
         let made: Asset = match &self.file {
             None => {
                 let version = self.debian.clone().filter(|version| !version.is_empty());
-                self.reach.ask(Request::KernelFetch { name, version, force })?
+                self.asked.reach.ask(Request::KernelFetch { name, version, force })?
             }
             Some(file) => {
                 let files: Vec<File> =
                     std::iter::once(file).chain(&self.initrd).map(|path| open(path)).collect::<Result<_, _>>()?;
                 let inputs: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
                 let (source, with_initrd) = (file.display().to_string(), self.initrd.is_some());
-                with_inputs(&self.reach, Request::KernelImport { name, source, with_initrd, force }, &inputs)?
+                with_inputs(&self.asked.reach, Request::KernelImport { name, source, with_initrd, force }, &inputs)?
             }
         };
-        tell(&made, self.json, &made.name)
+        tell(&made, self.asked.json, &made.name)
     }
 }
 

@@ -245,8 +245,8 @@ pub fn main() -> ExitCode {
         Command::TryInside(wanted) => return trial::inside(wanted),
         _ => {}
     }
-    let (runs, json) = (command.runs_a_command(), command.wants_json());
-    if json {
+    let runs = command.runs_a_command();
+    if fields::wants_json(&matches) {
         output::failures_as_json();
     }
     match fields::take(&matches).and_then(|()| configure(&command)).and_then(|()| command.run()) {
@@ -266,27 +266,6 @@ impl Command {
             Command::Vm(command) => command.runs_a_command(),
             Command::Run(_) | Command::Exec(_) => true,
             _ => false,
-        }
-    }
-
-    /// Whether errors are to be JSON.
-    fn wants_json(&self) -> bool {
-        match self {
-            Command::Vm(command) => command.wants_json(),
-            Command::Image(command) => command.wants_json(),
-            Command::Kernel(command) => command.wants_json(),
-            Command::Template(command) => command.wants_json(),
-            Command::Run(run) => run.json,
-            Command::Exec(exec) => exec.json,
-            Command::Ps(list) => list.json,
-            Command::Doctor(doctor) => doctor.json,
-            Command::Config(command) => command.wants_json(),
-            Command::Helper(Helper::List(list)) => list.json,
-            Command::Helper(Helper::Probe(probe)) => probe.json,
-            Command::Helper(Helper::Init(_) | Helper::Call(_)) => false,
-            Command::Try(_) | Command::TryInside(_) | Command::Version => false,
-            Command::Completion(_) | Command::CompleteNames(_) => false,
-            Command::Explain(_) | Command::Schema(_) | Command::SshConfig(_) | Command::Ssh(_) => false,
         }
     }
 

@@ -14,6 +14,16 @@ use std::time::Duration;
 /// Nobody waits longer for names that a shell proposes.
 const SOON: Duration = Duration::from_millis(100);
 
+/// What every command takes that asks bangerd and prints a document.
+#[derive(Args)]
+pub(crate) struct Asked {
+    /// Print one JSON document, or these fields of it alone. An error is JSON too.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
 /// The daemon's socket.
 #[derive(Args, Clone)]
 pub(crate) struct Reach {

@@ -10,6 +10,7 @@ use crate::near;
 use clap::Args;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
+use schemars::transform::{RecursiveTransform, Transform};
 use serde_json::Value;
 
 #[derive(Args)]
@@ -94,8 +95,9 @@ pub(crate) fn of_document(name: &str) -> Option<Value> {
 /// The schema of what is written: what may be unknown is there all the same.
 fn of<T: JsonSchema>() -> Value {
     let mut schema = SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>();
-    // Names of types of ours: nobody's business.
+    // Names of types of ours: nobody's business. And what is read where it is missing is written all the same.
     schema.remove("title");
+    RecursiveTransform(|schema: &mut schemars::Schema| drop(schema.remove("default"))).transform(&mut schema);
     schema.to_value()
 }
 

@@ -3,7 +3,7 @@
 use super::asset::outcome;
 use super::documents::OneOrMore;
 use super::problem::Problem;
-use super::reach::Reach;
+use super::reach::Asked;
 use super::{config, manner, output, several, size, table, text};
 use crate::api::Request;
 use crate::api::template::{Removed, Template as Shown, Templates};
@@ -41,20 +41,15 @@ pub(crate) struct Build {
     /// Their memory: 512M, 1.5G [default: as vm run's].
     #[arg(long, short, value_name = "SIZE", value_parser = size::mebibytes)]
     memory: Option<u64>,
-    /// Print the template as JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    reach: Reach,
+    asked: Asked,
 }
 
 #[derive(Args)]
+#[command(mut_arg("json", |json| json.conflicts_with("quiet")))]
 pub(crate) struct List {
-    /// Print one JSON document, an array.
-    #[arg(long, conflicts_with = "quiet")]
-    json: bool,
     #[command(flatten)]
-    reach: Reach,
+    asked: Asked,
 }
 
 #[derive(Args)]
@@ -62,11 +57,8 @@ pub(crate) struct Show {
     /// 4 or more digits of ids, or images' names.
     #[arg(required = true, value_name = "ID")]
     names: Vec<String>,
-    /// Print one JSON document: an object, or for several an array.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    reach: Reach,
+    asked: Asked,
 }
 
 #[derive(Args)]
@@ -77,11 +69,8 @@ pub(crate) struct Rm {
     /// One that is not there is no error.
     #[arg(short, long)]
     force: bool,
-    /// Print what was done as JSON.
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    reach: Reach,
+    asked: Asked,
 }
 
 impl Template {
@@ -92,16 +81,6 @@ impl Template {
             Template::List(list) => list.run().map(|()| 0),
             Template::Show(show) => show.run(),
             Template::Rm(rm) => rm.run(),
-        }
-    }
-
-    /// Whether errors are to be JSON.
-    pub(crate) fn wants_json(&self) -> bool {
-        match self {
-            Template::Build(build) => build.json,
-            Template::List(list) => list.json,
-            Template::Show(show) => show.json,
-            Template::Rm(rm) => rm.json,
         }
     }
 }
@@ -115,15 +94,15 @@ impl Build {
             memory_mib: self.memory.or(config().memory_mib),
             ..Machine::default()
         };
-        let made: Shown = self.reach.ask(Request::TemplateBuild { machine })?;
-        if self.json { output::json(&made) } else { output::data(&format!("{}\n", text::line(&made.id))) }
+        let made: Shown = self.asked.reach.ask(Request::TemplateBuild { machine })?;
+        if self.asked.json { output::json(&made) } else { output::data(&format!("{}\n", text::line(&made.id))) }
     }
 }
 
 impl List {
     fn run(&self) -> Result<(), Problem> {
-        let all: Templates = self.reach.ask(Request::TemplateList {})?;
-        if self.json {
+        let all: Templates = self.asked.reach.ask(Request::TemplateList {})?;
+        if self.asked.json {
             return output::json(&all.templates);
         }
         let rows: Vec<Vec<String>> = all.templates.iter().map(|one| row(one, output::on_terminal())).collect();
@@ -169,9 +148,9 @@ fn row(template: &Shown, short: bool) -> Vec<String> {
 
 impl Show {
     fn run(&self) -> Result<u8, Problem> {
-        let one = |name: &String| self.reach.ask::<Shown>(Request::TemplateShow { name: name.clone() });
+        let one = |name: &String| self.asked.reach.ask::<Shown>(Request::TemplateShow { name: name.clone() });
         let (all, status) = several::told(self.names.iter().map(one).collect())?;
-        match self.json {
+        match self.asked.json {
             true => output::json(&OneOrMore::of(all, self.names.len()))?,
             false => output::data(&all.iter().map(lines).collect::<Vec<_>>().join("\n"))?,
         }
@@ -199,13 +178,13 @@ impl Rm {
     fn run(&self) -> Result<u8, Problem> {
         let (mut done, mut failures) = (Vec::new(), Vec::new());
         for name in &self.names {
-            match self.reach.try_ask::<Removed>(Request::TemplateRm { name: name.clone() }) {
+            match self.asked.reach.try_ask::<Removed>(Request::TemplateRm { name: name.clone() }) {
                 Ok(removed) => done.push(removed),
                 Err(fault) if self.force && fault.code == "no_such_template" => {}
                 Err(fault) => failures.push(fault),
             }
         }
-        if self.json {
+        if self.asked.json {
             output::json(&done)?;
         } else {
             for removed in &done {

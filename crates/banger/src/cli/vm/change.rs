@@ -6,7 +6,7 @@ use super::machine::MachineArgs;
 use crate::api::vm::{Changed, Vm, Vms};
 use crate::api::{Fault, Request};
 use crate::cli::problem::Problem;
-use crate::cli::reach::{Reach, milliseconds};
+use crate::cli::reach::{Asked, Reach, milliseconds};
 use crate::cli::{config, manner, output, several, text};
 use crate::duration;
 use clap::Args;
@@ -24,11 +24,8 @@ pub(crate) struct Create {
     start: bool,
     #[arg(long, hide = true, conflicts_with = "start")]
     no_start: bool,
-    /// Print the VM as JSON.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 #[derive(Args)]
@@ -39,11 +36,8 @@ pub(crate) struct Start {
     /// How long an agent may take to answer [default: 60s; 3m under emulation].
     #[arg(long, alias = "boot-timeout", value_name = "D", value_parser = duration::parse)]
     timeout: Option<Duration>,
-    /// Print what was done as JSON.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 #[derive(Args)]
@@ -57,11 +51,8 @@ pub(crate) struct Stop {
     /// Kill what has not ended after this time [default: 10s].
     #[arg(short, long, value_name = "D", value_parser = duration::parse)]
     timeout: Option<Duration>,
-    /// Print what was done as JSON.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 #[derive(Args)]
@@ -72,11 +63,8 @@ pub(crate) struct Kill {
     /// TERM, KILL, INT, HUP, QUIT, USR1, USR2 or ABRT.
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
     signal: String,
-    /// Print what was done as JSON.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 #[derive(Args)]
@@ -90,25 +78,23 @@ pub(crate) struct Rm {
     /// Those with changes to a work tree that were not pulled, too.
     #[arg(long)]
     discard_changes: bool,
-    /// Print what was done as JSON.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 pub(super) fn create(create: &Create) -> Result<Status, Problem> {
-    create.machine.need_base(&create.reach)?;
+    create.machine.need_base(&create.asked.reach)?;
     let machine = create.machine.machine(create.name.clone());
-    let mut vm: Vm = create.reach.ask(Request::VmCreate { machine })?;
+    let mut vm: Vm = create.asked.reach.ask(Request::VmCreate { machine })?;
     if create.start {
         let done: Changed = create
+            .asked
             .reach
             .ask(Request::VmStart { name: vm.name.clone(), boot_timeout_ms: milliseconds(config().boot_timeout) })?;
         vm = done.vm.unwrap_or(vm);
     }
     let name = text::line(&vm.name);
-    if create.json {
+    if create.asked.json {
         output::json(&vm)?;
     } else {
         output::data(&format!("{name}\n"))?;
@@ -122,7 +108,7 @@ pub(super) fn create(create: &Create) -> Result<Status, Problem> {
 pub(super) fn start(start: &Start) -> Result<Status, Problem> {
     let boot_timeout_ms = milliseconds(start.timeout.or(config().boot_timeout));
     let ask = |name: String| vec![Request::VmStart { name, boot_timeout_ms }];
-    let several = Several { reach: &start.reach, names: &start.names, json: start.json, forgives: None };
+    let several = Several { reach: &start.asked.reach, names: &start.names, json: start.asked.json, forgives: None };
     several.each(ask, started)
 }
 
@@ -134,7 +120,7 @@ pub(super) fn restart(start: &Start) -> Result<Status, Problem> {
             Request::VmStart { name, boot_timeout_ms },
         ]
     };
-    let several = Several { reach: &start.reach, names: &start.names, json: start.json, forgives: None };
+    let several = Several { reach: &start.asked.reach, names: &start.names, json: start.asked.json, forgives: None };
     several.each(ask, started)
 }
 
@@ -150,14 +136,14 @@ fn started(name: &str, done: &Changed) -> (String, Vec<String>) {
 
 pub(super) fn stop(stop: &Stop) -> Result<Status, Problem> {
     let names = if stop.all {
-        let Vms { vms } = stop.reach.ask(Request::VmList {})?;
+        let Vms { vms } = stop.asked.reach.ask(Request::VmList {})?;
         vms.into_iter().filter(|vm| vm.state == "running").map(|vm| vm.name).collect()
     } else {
         stop.names.clone()
     };
     let timeout_ms = milliseconds(stop.timeout.or(config().stop_timeout));
     let ask = |name: String| vec![Request::VmStop { name, timeout_ms }];
-    let several = Several { reach: &stop.reach, names: &names, json: stop.json, forgives: None };
+    let several = Several { reach: &stop.asked.reach, names: &names, json: stop.asked.json, forgives: None };
     several.each(ask, |name, done| {
         let seconds = done.ms as f64 / 1000.0;
         match done.changed {
@@ -169,14 +155,14 @@ pub(super) fn stop(stop: &Stop) -> Result<Status, Problem> {
 
 pub(super) fn kill(kill: &Kill) -> Result<Status, Problem> {
     let ask = |name: String| vec![Request::VmKill { name, signal: kill.signal.clone() }];
-    let several = Several { reach: &kill.reach, names: &kill.names, json: kill.json, forgives: None };
+    let several = Several { reach: &kill.asked.reach, names: &kill.names, json: kill.asked.json, forgives: None };
     several.each(ask, |name, _| (format!("{name}  signalled"), vec![]))
 }
 
 pub(super) fn rm(rm: &Rm) -> Result<Status, Problem> {
     let ask = |name: String| vec![Request::VmRm { name, force: rm.force, discard_changes: rm.discard_changes }];
     let forgives = rm.force.then_some("no_such_vm");
-    let several = Several { reach: &rm.reach, names: &rm.names, json: rm.json, forgives };
+    let several = Several { reach: &rm.asked.reach, names: &rm.names, json: rm.asked.json, forgives };
     several.each(ask, |name, done| {
         let what = if done.changed { "removed" } else { "was not there" };
         (format!("{name}  {what}"), vec![])

@@ -5,13 +5,14 @@ use crate::api::Request;
 use crate::api::vm::{Published, Vm, Vms};
 use crate::cli::documents::OneOrMore;
 use crate::cli::problem::Problem;
-use crate::cli::reach::Reach;
+use crate::cli::reach::Asked;
 use crate::cli::{output, several, size, table, text};
 use crate::time;
 use clap::Args;
 use std::net::SocketAddr;
 
 #[derive(Args)]
+#[command(mut_arg("json", |json| json.conflicts_with("quiet")))]
 pub(crate) struct List {
     /// Those that run or start alone.
     #[arg(long)]
@@ -19,11 +20,8 @@ pub(crate) struct List {
     /// Those of this image alone.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Print one JSON document, an array.
-    #[arg(long, conflicts_with = "quiet")]
-    pub(crate) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(crate) asked: Asked,
 }
 
 #[derive(Args)]
@@ -31,11 +29,8 @@ pub(crate) struct Show {
     /// VMs: names, or 4 or more digits of their ids.
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Print one JSON document: an object, or for several names an array.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 const HEADER: [&str; 9] = ["NAME", "STATE", "IMAGE", "IP", "CPUS", "MEM", "DISK", "WORKSPACE", "AGE"];
@@ -43,7 +38,7 @@ const HEADER: [&str; 9] = ["NAME", "STATE", "IMAGE", "IP", "CPUS", "MEM", "DISK"
 const UP: [&str; 3] = ["starting", "running", "stopping"];
 
 pub(super) fn list(list: &List) -> Result<(), Problem> {
-    let Vms { mut vms } = list.reach.ask(Request::VmList {})?;
+    let Vms { mut vms } = list.asked.reach.ask(Request::VmList {})?;
     let none = match (vms.is_empty(), &list.image) {
         (true, _) => "no VMs yet: banger vm run -- uname -a\n",
         (false, Some(_)) => "none of them: banger vm list shows all\n",
@@ -51,7 +46,7 @@ pub(super) fn list(list: &List) -> Result<(), Problem> {
     };
     vms.retain(|vm| !list.running || UP.contains(&vm.state.as_str()));
     vms.retain(|vm| list.image.as_ref().is_none_or(|image| *image == vm.image.name));
-    if list.json {
+    if list.asked.json {
         return output::json(&vms);
     }
     if vms.is_empty() && output::on_terminal() {
@@ -93,9 +88,9 @@ fn tree_name(host: &str, short: bool) -> String {
 }
 
 pub(super) fn show(show: &Show) -> Result<Status, Problem> {
-    let one = |name: &String| show.reach.ask::<Vm>(Request::VmShow { name: name.clone() });
+    let one = |name: &String| show.asked.reach.ask::<Vm>(Request::VmShow { name: name.clone() });
     let (vms, status) = several::told(show.names.iter().map(one).collect())?;
-    match show.json {
+    match show.asked.json {
         true => output::json(&OneOrMore::of(vms, show.names.len()))?,
         false => output::data(&vms.iter().map(lines).collect::<Vec<_>>().join("\n"))?,
     }
@@ -111,6 +106,7 @@ fn lines(vm: &Vm) -> String {
     line("state", &vm.state);
     line("image", &with(&vm.image.name, vm.image.digest.as_deref()));
     line("kernel", &vm.kernel);
+    line("init", if vm.init { "the image's own" } else { "the agent" });
     line("cpus", &vm.cpus.to_string());
     line("memory", &size::shown(vm.memory_bytes));
     let method = vm.disk.method.as_deref().unwrap_or("not made yet");

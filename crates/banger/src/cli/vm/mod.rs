@@ -109,25 +109,4 @@ impl Vm {
     pub(crate) fn runs_a_command(&self) -> bool {
         matches!(self, Vm::Run(_) | Vm::Exec(_))
     }
-
-    /// Whether errors are to be JSON.
-    pub(crate) fn wants_json(&self) -> bool {
-        match self {
-            Vm::Run(run) => run.json,
-            Vm::Exec(exec) => exec.json,
-            Vm::Create(create) => create.json,
-            Vm::Start(start) | Vm::Restart(start) => start.json,
-            Vm::Stop(stop) => stop.json,
-            Vm::Kill(kill) => kill.json,
-            Vm::Rm(rm) => rm.json,
-            Vm::Prune(prune) => prune.json,
-            Vm::List(list) | Vm::Ps(list) => list.json,
-            Vm::Show(show) => show.json,
-            Vm::Cp(cp) => cp.json,
-            Vm::Ports(ports) => ports.json,
-            Vm::Stats(stats) => stats.json,
-            Vm::Workspace(tree) => tree.wants_json(),
-            Vm::Ssh(_) | Vm::Logs(_) | Vm::Dial(_) | Vm::Forward(_) => false,
-        }
-    }
 }

@@ -4,7 +4,7 @@ use super::{Status, link};
 use crate::api::vm::Vm;
 use crate::cli::documents::Listening;
 use crate::cli::problem::Problem;
-use crate::cli::reach::Reach;
+use crate::cli::reach::Asked;
 use crate::cli::{output, table};
 use agent::protocol::Listener;
 use clap::Args;
@@ -15,18 +15,15 @@ pub(crate) struct Ports {
     /// VMs: names, or 4 or more digits of their ids; none: all that run.
     #[arg(value_name = "NAME")]
     names: Vec<String>,
-    /// Print one JSON document, an array.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 const HEADER: [&str; 5] = ["NAME", "PROTO", "LISTENS", "PROCESS", "REACH"];
 
 pub(super) fn ports(ports: &Ports) -> Result<Status, Problem> {
-    let (vms, found) = link::named(&ports.reach, &ports.names)?;
-    let (answers, status) = link::ask_each(&ports.reach, vms, |client| client.listeners())?;
+    let (vms, found) = link::named(&ports.asked.reach, &ports.names)?;
+    let (answers, status) = link::ask_each(&ports.asked.reach, vms, |client| client.listeners())?;
     let (mut objects, mut rows) = (Vec::new(), Vec::new());
     for (vm, (mut listeners, left_out)) in answers {
         if left_out > 0 {
@@ -40,7 +37,7 @@ pub(super) fn ports(ports: &Ports) -> Result<Status, Problem> {
             objects.push(Listening { name, proto, address: one.address, port: one.port, process, reach, published });
         }
     }
-    if ports.json {
+    if ports.asked.json {
         output::json(&objects)?;
     } else {
         table::print(&HEADER, &rows)?;

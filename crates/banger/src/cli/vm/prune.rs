@@ -5,7 +5,7 @@ use crate::api::Request;
 use crate::api::vm::{Changed, Vm, Vms};
 use crate::cli::documents::{Gone, Pruned};
 use crate::cli::problem::Problem;
-use crate::cli::reach::Reach;
+use crate::cli::reach::Asked;
 use crate::cli::{manner, output, several, size, table, text};
 use crate::daemon::vm::is_made_up;
 use crate::{duration, time};
@@ -26,11 +26,8 @@ pub(crate) struct Prune {
     /// Don't ask.
     #[arg(short, long, short_alias = 'y', alias = "yes")]
     force: bool,
-    /// Print what was taken away as JSON.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 const HEADER: [&str; 4] = ["NAME", "STATE", "DISK", "LAST STARTED"];
@@ -38,7 +35,7 @@ const HEADER: [&str; 4] = ["NAME", "STATE", "DISK", "LAST STARTED"];
 const DOWN: [&str; 3] = ["planned", "stopped", "failed"];
 
 pub(super) fn prune(prune: &Prune) -> Result<Status, Problem> {
-    let Vms { vms } = prune.reach.ask(Request::VmList {})?;
+    let Vms { vms } = prune.asked.reach.ask(Request::VmList {})?;
     let now = time::unix_now();
     let chosen: Vec<Vm> = vms.into_iter().filter(|vm| is_chosen(prune, vm, now)).collect();
     // What would be lost with one of these was not made by banger and is nowhere else.
@@ -51,7 +48,7 @@ pub(super) fn prune(prune: &Prune) -> Result<Status, Problem> {
         ));
     }
     let bytes: u64 = gone.iter().filter_map(|vm| vm.disk.used_bytes).sum();
-    if !gone.is_empty() && !prune.json {
+    if !gone.is_empty() && !prune.asked.json {
         let rows: Vec<Vec<String>> = gone.iter().map(|vm| row(vm, now)).collect();
         output::ours(&table::table(&HEADER, &rows, output::width()));
     }
@@ -106,7 +103,7 @@ fn remove(prune: &Prune, vms: Vec<Vm>) -> (Vec<Vm>, Status) {
     for vm in vms {
         // By its id: another may have got the name since. One that runs by now is refused.
         let gone = Request::VmRm { name: vm.id.clone(), force: false, discard_changes: false };
-        match prune.reach.try_ask::<Changed>(gone) {
+        match prune.asked.reach.try_ask::<Changed>(gone) {
             Ok(_) => removed.push(vm),
             Err(fault) if fault.code == "no_such_vm" => {}
             Err(fault) => {
@@ -125,7 +122,7 @@ fn gone(vm: &Vm) -> Gone<'_> {
 
 fn tell(prune: &Prune, removed: &[Vm]) -> Result<(), Problem> {
     let bytes: u64 = removed.iter().filter_map(|vm| vm.disk.used_bytes).sum();
-    if prune.json {
+    if prune.asked.json {
         let vms = removed.iter().map(gone).collect();
         return output::json(&Pruned { vms, freed_bytes: bytes, dry_run: prune.dry_run });
     }

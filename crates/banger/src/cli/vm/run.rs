@@ -31,18 +31,18 @@ const REASON: Duration = Duration::from_secs(3);
 pub(super) fn run(run: &Run) -> Result<Status, Problem> {
     let stays = run.detach || run.keep || (run.name.is_some() && !run.rm);
     let trip = Trip::of(run, stays)?;
-    run.machine.need_base(&run.reach)?;
+    run.machine.need_base(&run.asked.reach)?;
     // One that holds changes is taken away when they are here.
     let keep = stays || trip.as_ref().is_some_and(Trip::comes_back);
     let mut machine = run.machine.machine(run.name.clone());
     machine.boot_timeout_ms = milliseconds(run.boot_timeout.or(config().boot_timeout));
     (machine.stages, machine.cold) = (run.timings, run.cold);
-    let call = run.reach.call(Request::VmRun { machine, keep });
+    let call = run.asked.reach.call(Request::VmRun { machine, keep });
     if run.detach {
         return detached(run, &call);
     }
-    let timings = run.timings.then_some(run.json);
-    let (reach, program, command) = (&run.reach, &run.program, run.command.as_slice());
+    let timings = run.timings.then_some(run.asked.json);
+    let (reach, program, command) = (&run.asked.reach, &run.program, run.command.as_slice());
     let status = Session { reach, program, command, timings, trip: trip.as_ref() }.go(&call)?;
     if trip.is_none() && status != 0 {
         trip::hint(command);
@@ -53,8 +53,8 @@ pub(super) fn run(run: &Run) -> Result<Status, Problem> {
 /// One that stays up: its name is all that is said.
 fn detached(run: &Run, call: &Call) -> Result<Status, Problem> {
     let signals = session::Signals::watch(&call.op_id)?;
-    let progress = Progress::begin(run.reach.progress(), &call.op_id);
-    let mut running = client::begin(&run.reach.socket, call).map_err(Problem::of_fault)?;
+    let progress = Progress::begin(run.asked.reach.progress(), &call.op_id);
+    let mut running = client::begin(&run.asked.reach.socket, call).map_err(Problem::of_fault)?;
     signals.cancel_by(running.voice().map_err(|error| Problem::of_fault(Fault::bug(error)))?);
     let (attached, _) = attach(&mut running, |stage| progress.stage(stage))?;
     drop(progress);
@@ -68,14 +68,15 @@ fn detached(run: &Run, call: &Call) -> Result<Status, Problem> {
 pub(super) fn exec(exec: &Exec) -> Result<Status, Problem> {
     if exec.start {
         let boot_timeout_ms = milliseconds(config().boot_timeout);
-        let started: Changed = exec.reach.ask(Request::VmStart { name: exec.name.clone(), boot_timeout_ms })?;
+        let started: Changed = exec.asked.reach.ask(Request::VmStart { name: exec.name.clone(), boot_timeout_ms })?;
         started.warnings.iter().for_each(|warning| output::warning(warning));
     }
     if exec.auto_prepare {
-        trip::prepare(&exec.reach, &exec.name)?;
+        trip::prepare(&exec.asked.reach, &exec.name)?;
     }
-    let call = exec.reach.call(Request::VmExec { name: exec.name.clone() });
-    Session { reach: &exec.reach, program: &exec.program, command: &exec.command, timings: None, trip: None }.go(&call)
+    let call = exec.asked.reach.call(Request::VmExec { name: exec.name.clone() });
+    Session { reach: &exec.asked.reach, program: &exec.program, command: &exec.command, timings: None, trip: None }
+        .go(&call)
 }
 
 /// A command's way: the call that gives a connection, the command on it, the call's end.

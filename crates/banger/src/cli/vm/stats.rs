@@ -3,7 +3,7 @@
 use super::{Status, link};
 use crate::api::vm::Vm;
 use crate::cli::problem::Problem;
-use crate::cli::reach::Reach;
+use crate::cli::reach::Asked;
 use crate::cli::{documents, output, size, table, text};
 use crate::{duration, time};
 use agent::protocol::Stats as Figures;
@@ -23,11 +23,8 @@ pub(crate) struct Stats {
     #[arg(long, value_name = "D", num_args = 0..=1, require_equals = true, default_missing_value = "2s",
           value_parser = duration::parse)]
     watch: Option<Duration>,
-    /// Print one JSON document, an array; with --watch a line for each VM each time.
-    #[arg(long)]
-    pub(super) json: bool,
     #[command(flatten)]
-    reach: Reach,
+    pub(super) asked: Asked,
 }
 
 const HEADER: [&str; 8] = ["NAME", "CPU", "MEM", "DISK", "NET↓", "NET↑", "LOAD", "UP"];
@@ -61,8 +58,8 @@ struct Shown {
 
 /// Asks all of them; `before` has the last figures of each VM, by its id.
 fn look(stats: &Stats, before: &mut HashMap<String, Figures>) -> Result<(Vec<Shown>, Status), Problem> {
-    let (vms, found) = link::named(&stats.reach, &stats.names)?;
-    let (answers, status) = link::ask_each(&stats.reach, vms, |client| client.stats())?;
+    let (vms, found) = link::named(&stats.asked.reach, &stats.names)?;
+    let (answers, status) = link::ask_each(&stats.asked.reach, vms, |client| client.stats())?;
     let then: HashMap<String, Figures> = answers.iter().map(|(vm, now)| (vm.id.clone(), now.clone())).collect();
     let then = std::mem::replace(before, then);
     let show = |(vm, now): (Vm, Figures)| {
@@ -79,7 +76,7 @@ fn cpu_percent(then: &Figures, now: &Figures) -> Option<f64> {
 }
 
 fn print(stats: &Stats, shown: &[Shown]) -> Result<(), Problem> {
-    match (stats.json, stats.watch) {
+    match (stats.asked.json, stats.watch) {
         (true, None) => output::json(&shown.iter().map(Shown::object).collect::<Vec<_>>()),
         (true, Some(_)) => shown.iter().try_for_each(|one| output::json(&one.object())),
         (false, watch) => {

@@ -44,14 +44,14 @@ fn push(push: &Push) -> Result<Status, Problem> {
     let begun = Instant::now();
     let wanted = push.tree.wanted(&push.path, push.to.as_deref(), push.mode, push.readonly);
     let name = push.name.clone().unwrap_or_default();
-    let at: WorkspaceAt = push.reach.ask(Request::VmWorkspace { name })?;
+    let at: WorkspaceAt = push.asked.reach.ask(Request::VmWorkspace { name })?;
     let (shipped, done) = if push.dry_run {
         let folder = folder(&at)?;
         (push::ready(&wanted, &folder).map_err(Problem::of_fault)?.shipped.clone(), "would be shipped: ")
     } else {
-        (ship(&push.reach, &at, &Shipment { wanted, force: push.force })?, "")
+        (ship(&push.asked.reach, &at, &Shipment { wanted, force: push.force })?, "")
     };
-    if push.json {
+    if push.asked.json {
         let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         output::json(&documents::Pushed {
             vm: at.vm,
@@ -219,10 +219,10 @@ fn take_away(guest: &Guest<'_>, ready: &Ready) -> Result<(), Problem> {
 
 fn pull(pull: &Pull) -> Result<Status, Problem> {
     let begun = Instant::now();
-    if pull.json && pull.patch.as_deref() == Some(Path::new("-")) {
+    if pull.asked.json && pull.patch.as_deref() == Some(Path::new("-")) {
         return Err(Problem::usage("standard output is for the patch or for JSON").fix("--patch FILE --json"));
     }
-    let at: WorkspaceAt = pull.reach.ask(Request::VmWorkspace { name: pull.name.clone() })?;
+    let at: WorkspaceAt = pull.asked.reach.ask(Request::VmWorkspace { name: pull.name.clone() })?;
     let how = How {
         patch: pull.patch.as_deref(),
         branch: pull.branch.as_deref(),
@@ -230,8 +230,8 @@ fn pull(pull: &Pull) -> Result<Status, Problem> {
         apply: pull.apply,
         force: pull.force,
     };
-    let fetched = fetch(&pull.reach, &at, &how)?;
-    if pull.json {
+    let fetched = fetch(&pull.asked.reach, &at, &how)?;
+    if pull.asked.json {
         let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let Size { files, added, deleted } = fetched.size;
         let (branch, commit) = fetched.branch.as_ref().map(|made| (made.name.clone(), made.commit.clone())).unzip();

@@ -66,6 +66,7 @@ pub(crate) fn shown(daemon: &Daemon, vm: Vm) -> Shown {
         state: state.shown().to_owned(),
         image: Image { name: vm.base.image, digest: vm.base.digest },
         kernel: vm.base.kernel,
+        init: vm.init,
         cpus: vm.cpus,
         memory_bytes: vm.memory_mib << 20,
         disk: Disk { size_bytes: vm.base.bytes, used_bytes, method: vm.disk_method },

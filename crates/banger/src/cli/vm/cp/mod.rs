@@ -10,7 +10,7 @@ use super::link::{self, Link};
 use crate::api::{Fault, Stage, StageState};
 use crate::cli::problem::Problem;
 use crate::cli::progress::Progress;
-use crate::cli::reach::Reach;
+use crate::cli::reach::Asked;
 use crate::cli::size;
 use agent::copy::{Copied, CopyError, Pack, Rules};
 use agent::host::{self, CopyFailure, Failure};
@@ -41,9 +41,6 @@ pub(crate) struct Cp {
     /// Leave what is there already as it is.
     #[arg(long)]
     no_clobber: bool,
-    /// Print what was copied as JSON.
-    #[arg(long)]
-    pub(super) json: bool,
     /// Files and directories: a path here, NAME:PATH in a VM, DIR/. for what is in DIR; - is a tar on standard input.
     #[arg(required = true, value_name = "SOURCE")]
     sources: Vec<OsString>,
@@ -51,7 +48,7 @@ pub(crate) struct Cp {
     #[arg(value_name = "DESTINATION")]
     destination: OsString,
     #[command(flatten)]
-    reach: Reach,
+    asked: Asked,
 }
 
 /// How often the line with what has come is drawn anew.
@@ -62,7 +59,7 @@ pub(super) fn cp(cp: &Cp) -> Result<(), Problem> {
     let ends: Vec<End> = cp.sources.iter().map(|text| end(text)).collect::<Result<_, _>>()?;
     let to = end(&cp.destination)?;
     check(cp, &ends, &to)?;
-    let copy = Copy { cp, progress: Progress::begin(cp.reach.progress(), ""), begun };
+    let copy = Copy { cp, progress: Progress::begin(cp.asked.reach.progress(), ""), begun };
     let mut all = Copied::default();
     match &to {
         End::Guest { vm, path } => copy.put_all(&ends, vm, path, &mut all)?,
@@ -210,7 +207,7 @@ impl Copy<'_> {
             }
             true
         };
-        let done = link::call(&self.cp.reach, vm, |link| make(link, &mut go_on), refine);
+        let done = link::call(&self.cp.asked.reach, vm, |link| make(link, &mut go_on), refine);
         self.stage(&about, StageState::Ended, gone);
         done
     }

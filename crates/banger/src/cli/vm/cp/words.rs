@@ -69,7 +69,7 @@ pub(super) fn tell(cp: &Cp, all: &Copied, took: Duration) -> Result<(), Problem>
     if all.stripped > 0 {
         output::warning(&format!("{} lost their set-id or sticky bits", all.stripped));
     }
-    if cp.json {
+    if cp.asked.json {
         let told = documents::Copied {
             files: all.files,
             bytes: all.bytes,

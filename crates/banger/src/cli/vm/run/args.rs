@@ -1,6 +1,6 @@
 //! What `vm run` and `vm exec` take.
 
-use crate::cli::reach::Reach;
+use crate::cli::reach::Asked;
 use crate::cli::vm::machine::MachineArgs;
 use crate::cli::vm::session::Program;
 use crate::cli::vm::workspace::args::{PullAs, TreeArgs};
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Args)]
+#[command(mut_arg("json", |json| json.help("With --timings: as JSON. An error is JSON too")))]
 pub(crate) struct Run {
     /// The VM's name; it then stays after the command.
     #[arg(long)]
@@ -35,9 +36,6 @@ pub(crate) struct Run {
     /// Show on standard error how long each stage took.
     #[arg(long)]
     pub(super) timings: bool,
-    /// With --timings: as JSON. An error is JSON too.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
     pub(super) program: Program,
     /// A directory of a git work tree: it is shipped first, and the command runs in it.
@@ -59,10 +57,11 @@ pub(crate) struct Run {
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,
     #[command(flatten)]
-    pub(super) reach: Reach,
+    pub(super) asked: Asked,
 }
 
 #[derive(Args)]
+#[command(mut_arg("json", |json| json.help("Print errors as JSON")))]
 pub(crate) struct Exec {
     #[command(flatten)]
     pub(super) program: Program,
@@ -72,14 +71,11 @@ pub(crate) struct Exec {
     /// Start the VM first, where it doesn't run.
     #[arg(long)]
     pub(super) start: bool,
-    /// Print errors as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     /// The VM: its name, or 4 or more digits of its id.
     pub(super) name: String,
     /// The command; none: the user's login shell.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,
     #[command(flatten)]
-    pub(super) reach: Reach,
+    pub(super) asked: Asked,
 }

@@ -1,6 +1,6 @@
 //! What `vm workspace` takes, and every command that ships a work tree.
 
-use crate::cli::reach::Reach;
+use crate::cli::reach::Asked;
 use crate::workspace::push::{Depth, Wanted};
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
@@ -14,16 +14,7 @@ pub(crate) struct Workspace {
     pub(super) push: Push,
 }
 
-impl Workspace {
-    /// Whether errors are to be JSON.
-    pub(crate) fn wants_json(&self) -> bool {
-        match &self.command {
-            Some(What::Push(push)) => push.json,
-            Some(What::Pull(pull)) => pull.json,
-            None => self.push.json,
-        }
-    }
-}
+impl Workspace {}
 
 const EXAMPLES: &str = "\
 Examples:
@@ -94,11 +85,8 @@ pub(crate) struct Push {
     /// Say what would be shipped; ship nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Print what was shipped as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) reach: Reach,
+    pub(crate) asked: Asked,
 }
 
 #[derive(Args)]
@@ -120,11 +108,8 @@ pub(crate) struct Pull {
     /// Replace a branch with other commits, or a file.
     #[arg(long)]
     pub(crate) force: bool,
-    /// Print what was fetched as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) reach: Reach,
+    pub(crate) asked: Asked,
 }
 
 /// As what changes come back.
