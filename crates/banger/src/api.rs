@@ -28,6 +28,8 @@ pub const MAX_LINE: usize = 1 << 20;
 pub struct Call {
     /// 1 to 64 letters, digits, `-`, `_`, `.`; the daemon makes one where it is empty.
     pub op_id: String,
+    /// Whether each call to the root helper is to be told. On the wire `trace`, absent where it isn't.
+    pub trace: bool,
     /// What is asked for.
     pub request: Request,
 }
@@ -273,6 +275,8 @@ pub enum Event {
     Stage(Stage),
     /// A descriptor comes with this line.
     Attached(Attached),
+    /// A call to the root helper is over; told where the call asks for it.
+    Helper(HelperCall),
     /// The call is over: its result.
     Done(Value),
     /// The call failed.
@@ -293,6 +297,22 @@ pub struct Stage {
     /// What came of it, for a person; may be empty.
     #[serde(default)]
     pub note: String,
+}
+
+/// A call to the root helper.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HelperCall {
+    /// Its name, as `priv.create_tap`.
+    pub method: String,
+    /// The id under which the helper's log has it.
+    pub op_id: String,
+    /// When it began, since the operation did, in microseconds.
+    pub at_us: u64,
+    /// How long it took, in microseconds.
+    pub us: u64,
+    /// The code with which it failed.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// Where a stage is.
@@ -368,6 +388,9 @@ impl Call {
         let mut value = serde_json::to_value(&self.request)?;
         if let Value::Object(map) = &mut value {
             map.insert("op_id".into(), Value::from(self.op_id.as_str()));
+            if self.trace {
+                map.insert("trace".into(), Value::from(true));
+            }
         }
         serde_json::to_string(&value)
     }
@@ -382,7 +405,8 @@ impl Call {
             Some(Value::String(id)) if is_op_id(&id) => id,
             _ => String::new(),
         };
-        Ok(Call { op_id, request: serde_json::from_value(Value::Object(map))? })
+        let trace = map.remove("trace") == Some(Value::from(true));
+        Ok(Call { op_id, trace, request: serde_json::from_value(Value::Object(map))? })
     }
 }
 
@@ -398,10 +422,12 @@ mod tests {
     #[test]
     fn a_call_reads_back() {
         let request = Request::VmRun { machine: Machine::default(), keep: true };
-        let call = Call { op_id: "op-1".into(), request };
+        let call = Call { op_id: "op-1".into(), trace: false, request };
         let line = call.to_line().unwrap();
         assert!(line.contains(r#""op":"vm.run""#) && line.contains(r#""op_id":"op-1""#), "{line}");
         assert_eq!(Call::parse(line.as_bytes()).unwrap(), call);
+        let call = Call { trace: true, ..call };
+        assert_eq!(Call::parse(call.to_line().unwrap().as_bytes()).unwrap(), call);
     }
 
     #[test]

@@ -40,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
 
 /// The longest reply that is taken, in bytes: a file of 64 MiB in base64, and room around it.
 pub const MAX_REPLY: usize = 96 << 20;
@@ -90,6 +91,20 @@ impl From<io::Error> for Error {
 pub struct Client<F> {
     connect: F,
     op_id: String,
+    told: Option<fn(&Told<'_>)>,
+}
+
+/// A call that is over, however it went.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// The method's name.
+    pub method: &'a str,
+    /// The operation's id; empty where it has none.
+    pub op_id: &'a str,
+    /// From before the connection to the end of the reply.
+    pub took: Duration,
+    /// Why it failed; `None` where it didn't.
+    pub error: Option<&'a Error>,
 }
 
 #[derive(Serialize)]
@@ -124,7 +139,14 @@ struct Empty {}
 impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
     /// A client over what `connect` opens. Timeouts are the stream's.
     pub fn new(connect: F) -> Client<F> {
-        Client { connect, op_id: String::new() }
+        Client { connect, op_id: String::new(), told: None }
+    }
+
+    /// Has each call told to `told` when it is over.
+    #[must_use]
+    pub fn told(mut self, told: fn(&Told<'_>)) -> Client<F> {
+        self.told = Some(told);
+        self
     }
 
     /// Sends that id with each call; the helper's log and its errors repeat it.
@@ -139,6 +161,15 @@ impl<S: Read + Write, F: Fn() -> io::Result<S>> Client<F> {
     }
 
     fn exchange<P: Serialize>(&self, method: &str, params: P) -> Result<Box<RawValue>, Error> {
+        let begun = Instant::now();
+        let result = self.try_exchange(method, params);
+        if let Some(told) = self.told {
+            told(&Told { method, op_id: &self.op_id, took: begun.elapsed(), error: result.as_ref().err() });
+        }
+        result
+    }
+
+    fn try_exchange<P: Serialize>(&self, method: &str, params: P) -> Result<Box<RawValue>, Error> {
         let says = Says { version: 1, method, params, op_id: &self.op_id };
         let mut stream = (self.connect)()?;
         // A helper that refuses the peer answers without reading: its reply says more than our broken pipe.

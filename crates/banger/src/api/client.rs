@@ -1,7 +1,7 @@
 //! The caller's side: a call, its events, and what can go wrong with the connection.
 
 use super::conn::Conn;
-use super::{Attached, Call, Event, Fault, Stage, Word};
+use super::{Attached, Call, Event, Fault, HelperCall, Stage, Word};
 use crate::daemon::error::exit;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -9,7 +9,15 @@ use std::io::{self, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+static TELL: OnceLock<fn(&HelperCall)> = OnceLock::new();
+
+/// Has calls to the root helper told to `tell`, where a [`Call`] asks for them.
+pub fn tell_helper_calls(tell: fn(&HelperCall)) {
+    let _ = TELL.set(tell);
+}
 
 /// A call that is under way.
 pub struct Running {
@@ -90,33 +98,50 @@ impl Running {
     /// # Errors
     /// The daemon's, which ends the call; `daemon_lost` where the connection ends before.
     pub fn event(&mut self) -> Result<Next, Fault> {
-        let line = self.conn.line();
-        self.read(line)
+        loop {
+            let line = self.conn.line();
+            if let Some(next) = self.read(line)? {
+                return Ok(next);
+            }
+        }
     }
 
-    fn read(&mut self, line: io::Result<Option<Vec<u8>>>) -> Result<Next, Fault> {
+    /// What a line says; `None` where it is told already.
+    fn read(&mut self, line: io::Result<Option<Vec<u8>>>) -> Result<Option<Next>, Fault> {
         let line = line.map_err(|error| self.lost(error))?;
         let line = line.ok_or_else(|| self.lost("the connection ended before the call did"))?;
-        match serde_json::from_slice(&line).map_err(|error| self.lost(error))? {
-            Event::Stage(stage) => Ok(Next::Stage(stage)),
+        Ok(Some(match serde_json::from_slice(&line).map_err(|error| self.lost(error))? {
+            Event::Stage(stage) => Next::Stage(stage),
             Event::Attached(attached) => match self.conn.descriptor() {
-                Some(descriptor) => Ok(Next::Attached(attached, descriptor)),
-                None => Err(self.lost("no descriptor came with it")),
+                Some(descriptor) => Next::Attached(attached, descriptor),
+                None => return Err(self.lost("no descriptor came with it")),
             },
-            Event::Done(value) => Ok(Next::Done(value)),
-            Event::Error(fault) => Err(fault),
-        }
+            Event::Helper(call) => {
+                TELL.get().iter().for_each(|tell| tell(&call));
+                return Ok(None);
+            }
+            Event::Done(value) => Next::Done(value),
+            Event::Error(fault) => return Err(fault),
+        }))
     }
 
     /// The next event, where it comes within that time; `None` where none does.
     pub fn event_within(&mut self, limit: Duration) -> Option<Result<Next, Fault>> {
-        // Zero would mean for ever.
-        self.conn.stream().set_read_timeout(Some(limit.max(Duration::from_millis(1)))).ok()?;
-        let line = self.conn.line();
-        self.conn.stream().set_read_timeout(None).ok()?;
-        match line {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            line => Some(self.read(line)),
+        let until = Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            // Zero would mean for ever.
+            self.conn.stream().set_read_timeout(Some(left.max(Duration::from_millis(1)))).ok()?;
+            let line = self.conn.line();
+            self.conn.stream().set_read_timeout(None).ok()?;
+            match line {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                line => match self.read(line) {
+                    Ok(None) => {}
+                    Ok(Some(next)) => return Some(Ok(next)),
+                    Err(fault) => return Some(Err(fault)),
+                },
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use super::output;
 use super::problem::Problem;
 use super::progress::Style;
+use crate::api::client;
 use clap::{ArgAction, Args, ColorChoice, ValueEnum};
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -15,7 +16,8 @@ static MANNER: OnceLock<Manner> = OnceLock::new();
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Every command's options")]
 pub(crate) struct Manner {
-    /// Say more: stages with their times, and what is asked of bangerd under which id.
+    /// Say more: stages with their times, and what is asked of bangerd under which id. Twice: each call of bangerd's to the
+    /// root helper too, with its time.
     #[arg(short, long, global = true, action = ArgAction::Count, overrides_with = "quiet")]
     verbose: u8,
     /// Say less: no stages, no hints; what lists VMs or changes them prints names alone.
@@ -56,6 +58,9 @@ pub(crate) enum Paint {
 impl Manner {
     /// From now on.
     pub(crate) fn take(self) {
+        if self.verbose > 1 {
+            client::tell_helper_calls(super::progress::helper_call);
+        }
         let _ = MANNER.set(self);
     }
 
@@ -83,6 +88,11 @@ pub(crate) fn is_quiet() -> bool {
 /// Whether more is wanted than usual.
 pub(crate) fn is_verbose() -> bool {
     manner().verbose > 0
+}
+
+/// Whether calls to the root helper are to be told.
+pub(crate) fn traces() -> bool {
+    manner().verbose > 1
 }
 
 /// How stages are told where neither flag nor configuration says it.

@@ -2,7 +2,7 @@
 //! Nothing is drawn in the first 300 ms, so what is quick shows nothing.
 
 use super::{documents, output, text};
-use crate::api::{Stage, StageState};
+use crate::api::{HelperCall, Stage, StageState};
 use std::io::{IsTerminal, stderr};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -85,6 +85,15 @@ impl Progress {
             _ => {}
         }
     }
+}
+
+/// Tells of a call of bangerd's to the root helper.
+pub(crate) fn helper_call(call: &HelperCall) {
+    let ms = |us: u64| us as f64 / 1000.0;
+    let failed = call.error.as_deref().map_or(String::new(), |code| format!("  {code}"));
+    let (method, op_id) = (text::line(&call.method), text::line(&call.op_id));
+    let line = format!("helper  {method}  {:.1} ms at {:.1} ms  {op_id}", ms(call.us), ms(call.at_us));
+    output::ours(&format!("{line}{}\n", text::line(&failed)));
 }
 
 impl Drop for Progress {

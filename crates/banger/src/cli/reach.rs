@@ -52,7 +52,7 @@ impl Reach {
             let (at, name) = (text::line(&self.socket.display().to_string()), crate::daemon::ops::name(&request));
             output::ours(&format!("asked of {at}: {name}, {op_id}\n"));
         }
-        Call { op_id, request }
+        Call { op_id, trace: manner::traces(), request }
     }
 
     /// Asks, shows the stages, and gives the result.
@@ -72,7 +72,7 @@ impl Reach {
 /// it. The thread ends with the process.
 pub(crate) fn soon<T: DeserializeOwned + Send + 'static>(request: Request) -> Option<T> {
     let socket = std::env::var_os("BANGER_SOCKET").map_or(crate::daemon::settings::SOCKET.into(), PathBuf::from);
-    let call = Call { op_id: crate::daemon::serve::new_op_id(), request };
+    let call = Call { op_id: crate::daemon::serve::new_op_id(), trace: false, request };
     let (tell, told) = mpsc::channel::<Result<T, Fault>>();
     thread::Builder::new().spawn(move || tell.send(client::ask(&socket, &call, |_| {}))).ok()?;
     told.recv_timeout(SOON).ok()?.ok()

@@ -17,6 +17,7 @@ pub mod settings;
 pub mod ssh;
 pub mod start;
 pub mod store;
+mod trace;
 pub mod vm;
 pub mod vmm;
 
@@ -64,6 +65,6 @@ pub struct Daemon {
 impl Daemon {
     /// A client of the root helper; each of its calls carries the operation's id.
     pub fn helper(&self, op_id: &str) -> Client<impl Fn() -> io::Result<root::Stream> + use<'_>> {
-        root::client(&self.settings.helper, HELPER).op_id(op_id)
+        root::client(&self.settings.helper, HELPER).op_id(op_id).told(trace::note)
     }
 }

@@ -2,13 +2,15 @@
 
 use super::error::exit;
 use super::store::vms::Process;
-use super::{Daemon, log, ops};
+use super::{Daemon, log, ops, trace};
 use crate::api::conn::Conn;
 use crate::api::{Attached, Call, Event, Fault, Stage, StageState, Word};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
+use serde::Serialize;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -71,6 +73,9 @@ fn call(daemon: &Arc<Daemon>, stream: UnixStream, place: Place) {
     let (what, done) = match admit(&mut caller, place.1).and_then(|()| read(&mut caller)) {
         Ok(call) => {
             caller.op_id = if call.op_id.is_empty() { new_op_id() } else { call.op_id };
+            if call.trace {
+                trace::begin(begun);
+            }
             let what = ops::name(&call.request);
             (what, ops::run(daemon, &mut caller, call.request))
         }
@@ -131,6 +136,8 @@ pub struct Caller {
     begun: Instant,
     /// Nobody reads any more, so nothing is written either.
     gone: bool,
+    /// It has had its answer, and the operation goes on without it.
+    released: bool,
 }
 
 /// What a wait ended with.
@@ -152,7 +159,7 @@ impl Caller {
     pub(crate) fn new(stream: UnixStream) -> Caller {
         let limits = stream.set_read_timeout(Some(REQUEST)).and_then(|()| stream.set_write_timeout(Some(UNREAD)));
         let conn = Conn::new(stream);
-        Caller { conn, op_id: String::new(), begun: Instant::now(), gone: limits.is_err() }
+        Caller { conn, op_id: String::new(), begun: Instant::now(), gone: limits.is_err(), released: false }
     }
 
     /// Who asks for what the daemon does unasked, until the stream that comes with him is closed. What he is told nobody reads.
@@ -184,6 +191,21 @@ impl Caller {
         self.send(&Event::Attached(attached), Some(descriptor));
     }
 
+    /// Answers now; what the operation does from here on is nobody's to see or to cancel.
+    pub fn release(&mut self, result: &impl Serialize) {
+        if self.released {
+            return;
+        }
+        let event = match serde_json::to_value(result) {
+            Ok(value) => Event::Done(value),
+            Err(error) => Event::Error(Fault::bug(error)),
+        };
+        self.send(&event, None);
+        // A caller waits for the answer alone.
+        let _ = self.conn.stream().shutdown(Shutdown::Both);
+        self.released = true;
+    }
+
     /// What the caller gives to read; it comes right behind the request.
     ///
     /// # Errors
@@ -200,6 +222,9 @@ impl Caller {
 
     /// What the caller said meanwhile, without waiting; [`Woken::Time`] for nothing.
     pub fn heard(&mut self) -> Woken {
+        if self.released {
+            return Woken::Time;
+        }
         if self.gone {
             return Woken::Gone;
         }
@@ -228,12 +253,14 @@ impl Caller {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             let timeout = left.map(timespec);
             let conn = self.conn.as_fd();
-            let mut fds: Vec<PollFd<'_>> =
-                std::iter::once(&conn).chain(others).map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+            // The end of one that has had its answer is no news.
+            let own = usize::from(!self.released);
+            let all = std::iter::once(&conn).take(own).chain(others);
+            let mut fds: Vec<PollFd<'_>> = all.map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(0) => return Woken::Time,
                 Ok(_) => {
-                    let ready = fds[1..].iter().position(|fd| !fd.revents().is_empty());
+                    let ready = fds[own..].iter().position(|fd| !fd.revents().is_empty());
                     if let Some(ready) = ready {
                         return Woken::Ready(ready);
                     }
@@ -261,6 +288,16 @@ impl Caller {
     }
 
     fn send(&mut self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
+        if self.released {
+            return;
+        }
+        for call in trace::take() {
+            self.send_now(&Event::Helper(call), None);
+        }
+        self.send_now(event, descriptor);
+    }
+
+    fn send_now(&mut self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
         if !self.gone && self.conn.send(event, descriptor).is_err() {
             self.gone = true;
         }
@@ -291,6 +328,22 @@ mod tests {
         // What it isn't told any more is no failure.
         caller.stage("plan", StageState::Begun, "web", "");
         assert_eq!(caller.heard(), Woken::Gone);
+    }
+
+    #[test]
+    fn one_that_has_had_its_answer_cancels_nothing() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (other, mut far) = UnixStream::pair().unwrap();
+        let mut caller = Caller::new(ours);
+        caller.release(&7);
+        caller.stage("boot", StageState::Ended, "web", "");
+        let mut read = String::new();
+        std::io::Read::read_to_string(&mut { theirs }, &mut read).unwrap();
+        assert_eq!(read, "{\"done\":7}\n");
+        assert!(caller.go_on().is_ok());
+        assert_eq!(caller.wait(&[other.as_fd()], Some(Instant::now())), Woken::Time);
+        far.write_all(b"x").unwrap();
+        assert_eq!(caller.wait(&[other.as_fd()], None), Woken::Ready(0));
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Places<'_> {
 
     pub(super) fn daemon(&self) -> Found {
         let begun = Instant::now();
-        let call = Call { op_id: String::new(), request: Request::Ping {} };
+        let call = Call { op_id: String::new(), trace: false, request: Request::Ping {} };
         match crate::api::client::ask::<serde_json::Value>(self.daemon, &call, |_| {}) {
             Ok(_) => Found::new(State::Ok, format!("bangerd answers in {:.1} ms", ms(begun))),
             Err(fault) => Found::of(fault),
@@ -250,7 +250,7 @@ impl Places<'_> {
         let request = Request::VmRun { machine: Machine::default(), keep: false };
         let begun = Instant::now();
         let mut answered = None;
-        let ran = begin(self.daemon, &Call { op_id: String::new(), request }).and_then(|mut running| {
+        let ran = begin(self.daemon, &Call { op_id: String::new(), trace: false, request }).and_then(|mut running| {
             loop {
                 match running.event()? {
                     Next::Attached(..) => {
