@@ -15,6 +15,7 @@ pub mod ssh;
 pub mod template;
 pub mod vm;
 
+use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -53,6 +54,20 @@ pub enum Request {
         /// Whether it stays.
         keep: bool,
     },
+    /// What [`Request::VmRun`] and [`Request::VmCreate`] would make; nothing is.
+    #[serde(rename = "vm.plan")]
+    VmPlan {
+        /// What it is to be.
+        machine: Machine,
+        /// Whether it stays.
+        keep: bool,
+    },
+    /// When a VM's console had grown to which length.
+    #[serde(rename = "vm.log.times")]
+    VmLogTimes {
+        /// Its name or a part of its id.
+        name: String,
+    },
     /// Makes a VM that doesn't run yet.
     #[serde(rename = "vm.create")]
     VmCreate {
@@ -66,6 +81,9 @@ pub enum Request {
         name: String,
         /// How long its agent may take to answer, in milliseconds.
         boot_timeout_ms: Option<u64>,
+        /// What is waited for; absent where it is the agent.
+        #[serde(default, skip_serializing_if = "WaitFor::is_agent")]
+        wait: WaitFor,
     },
     /// Ends a VM in an orderly way; one that doesn't run stays as it is.
     #[serde(rename = "vm.stop")]
@@ -253,6 +271,26 @@ pub enum Request {
         /// Whether VMs may have been made of it.
         force: bool,
     },
+}
+
+/// What a start is over with for its caller. The daemon goes on by itself, and keeps why a start failed as the VM's last
+/// error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitFor {
+    /// The agent answers: commands can be run.
+    #[default]
+    Agent,
+    /// The VMM runs: the guest boots.
+    Boot,
+    /// Nothing: the start is begun.
+    None,
+}
+
+impl WaitFor {
+    fn is_agent(&self) -> bool {
+        *self == WaitFor::Agent
+    }
 }
 
 /// What the caller may say after its request.

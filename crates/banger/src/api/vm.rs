@@ -69,6 +69,46 @@ pub struct Changed {
     pub warnings: Vec<String>,
 }
 
+/// The result of `vm.plan`: a VM as it would be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Plan {
+    /// Its name; one that is made up now may be another when it is made.
+    pub name: String,
+    /// Whether it stays when its command is over.
+    pub keep: bool,
+    /// What its disk would be made from.
+    pub image: Image,
+    /// Its kernel's name.
+    pub kernel: String,
+    /// Whether the image's own init would be its first process.
+    pub init: bool,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Memory.
+    pub memory_bytes: u64,
+    /// The disk; `method` is the one that is tried first.
+    pub disk: Disk,
+    /// Its network.
+    pub network: Network,
+    /// What would run it: `firecracker` or `banger-qemu`.
+    pub vmm: String,
+    /// `kvm` or `emulation`.
+    pub accel: String,
+    /// The template that it would go on from; `null` where it would boot.
+    pub template: Option<String>,
+    /// Why it would boot.
+    pub why: Option<String>,
+}
+
+/// The result of `vm.log.times`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogTimes {
+    /// The console's length in bytes, and when it was seen to be so long, in milliseconds since 1970; the earliest first.
+    pub times: Vec<(u64, u64)>,
+}
+
 /// A VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]

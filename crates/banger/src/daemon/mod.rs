@@ -56,6 +56,8 @@ pub struct Daemon {
     pub ahead: ahead::Ahead,
     /// Files of VMs that are gone.
     pub aside: aside::Aside,
+    /// When consoles' bytes come.
+    pub stamps: Arc<vm::stamps::Stamps>,
     /// Ports of guests that are listened for here.
     pub published: vm::publish::Published,
     /// Where the names of VMs are answered for, where they are.

@@ -17,6 +17,8 @@ pub(crate) fn name(request: &Request) -> &'static str {
         Request::Ping {} => "ping",
         Request::Version {} => "version",
         Request::VmRun { .. } => "vm.run",
+        Request::VmPlan { .. } => "vm.plan",
+        Request::VmLogTimes { .. } => "vm.log.times",
         Request::VmCreate { .. } => "vm.create",
         Request::VmStart { .. } => "vm.start",
         Request::VmStop { .. } => "vm.stop",
@@ -55,8 +57,12 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, request: Request) -
         Request::Ping {} => Ok(json!({})),
         Request::Version {} => done(Ok(Version { bangerd: env!("CARGO_PKG_VERSION").into() })),
         Request::VmRun { machine, keep } => done(vm::run::run(daemon, caller, &machine, keep)),
+        Request::VmPlan { machine, keep } => done(vm::run::planned(daemon, caller, &machine, keep)),
+        Request::VmLogTimes { name } => done(vm::life::log_times(daemon, caller, &name)),
         Request::VmCreate { machine } => done(vm::life::create(daemon, caller, &machine)),
-        Request::VmStart { name, boot_timeout_ms } => done(vm::life::start(daemon, caller, &name, boot_timeout_ms)),
+        Request::VmStart { name, boot_timeout_ms, wait } => {
+            done(vm::life::start(daemon, caller, &name, boot_timeout_ms, wait))
+        }
         Request::VmStop { name, timeout_ms } => done(vm::life::stop(daemon, caller, &name, timeout_ms)),
         Request::VmKill { name, signal } => done(vm::life::kill(daemon, caller, &name, &signal)),
         Request::VmRm { name, force, discard_changes } => {

@@ -4,6 +4,7 @@ use super::error::exit;
 use super::store::vms::Process;
 use super::{Daemon, log, ops, trace};
 use crate::api::conn::Conn;
+use crate::api::vm::Changed;
 use crate::api::{Attached, Call, Event, Fault, Stage, StageState, Word};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
@@ -138,6 +139,8 @@ pub struct Caller {
     gone: bool,
     /// It has had its answer, and the operation goes on without it.
     released: bool,
+    /// The stage with whose end it has its answer.
+    until: Option<&'static str>,
 }
 
 /// What a wait ended with.
@@ -159,7 +162,7 @@ impl Caller {
     pub(crate) fn new(stream: UnixStream) -> Caller {
         let limits = stream.set_read_timeout(Some(REQUEST)).and_then(|()| stream.set_write_timeout(Some(UNREAD)));
         let conn = Conn::new(stream);
-        Caller { conn, op_id: String::new(), begun: Instant::now(), gone: limits.is_err(), released: false }
+        Caller { conn, op_id: String::new(), begun: Instant::now(), gone: limits.is_err(), released: false, until: None }
     }
 
     /// Who asks for what the daemon does unasked, until the stream that comes with him is closed. What he is told nobody reads.
@@ -183,7 +186,16 @@ impl Caller {
     pub fn stage(&mut self, name: &str, state: StageState, about: &str, note: impl Into<String>) {
         let at_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         let (name, about, note) = (name.to_owned(), about.to_owned(), note.into());
+        let is_last = state == StageState::Ended && self.until == Some(name.as_str());
         self.send(&Event::Stage(Stage { name, state, at_us, about, note }), None);
+        if is_last {
+            self.release(&Changed { changed: true, ms: at_us / 1000, ..Changed::default() });
+        }
+    }
+
+    /// Has it answered with that stage's end, as [`Caller::release`] does.
+    pub fn until(&mut self, stage: &'static str) {
+        self.until = Some(stage);
     }
 
     /// Hands a descriptor over.

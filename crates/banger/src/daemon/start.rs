@@ -117,6 +117,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
         vmm,
         ahead,
         aside,
+        stamps: super::vm::stamps::Stamps::begin(),
         published: super::vm::publish::Published::default(),
         names,
     });

@@ -3,8 +3,9 @@
 
 use super::Status;
 use super::machine::MachineArgs;
+use super::plan;
 use crate::api::vm::{Changed, Vm, Vms};
-use crate::api::{Fault, Request};
+use crate::api::{Fault, Request, WaitFor};
 use crate::cli::problem::Problem;
 use crate::cli::reach::{Asked, Reach, milliseconds};
 use crate::cli::{config, manner, output, several, text};
@@ -24,6 +25,9 @@ pub(crate) struct Create {
     start: bool,
     #[arg(long, hide = true, conflicts_with = "start")]
     no_start: bool,
+    /// Say what would be made, and of what; make nothing.
+    #[arg(long, conflicts_with = "start")]
+    dry_run: bool,
     #[command(flatten)]
     pub(super) asked: Asked,
 }
@@ -36,6 +40,10 @@ pub(crate) struct Start {
     /// How long an agent may take to answer [default: 60s; 3m under emulation].
     #[arg(long, alias = "boot-timeout", value_name = "D", value_parser = duration::parse)]
     timeout: Option<Duration>,
+    /// What to wait for: that commands can be run, that it boots, or nothing. What comes after is bangerd's, and a start that
+    /// fails then is told by vm show.
+    #[arg(long, value_name = "FOR", value_enum, default_value_t = WaitFor::Agent)]
+    wait: WaitFor,
     #[command(flatten)]
     pub(super) asked: Asked,
 }
@@ -83,14 +91,16 @@ pub(crate) struct Rm {
 }
 
 pub(super) fn create(create: &Create) -> Result<Status, Problem> {
-    create.machine.need_base(&create.asked.reach)?;
     let machine = create.machine.machine(create.name.clone());
+    if create.dry_run {
+        return plan::show(&create.asked, machine, true).map(|()| 0);
+    }
+    create.machine.need_base(&create.asked.reach)?;
     let mut vm: Vm = create.asked.reach.ask(Request::VmCreate { machine })?;
     if create.start {
-        let done: Changed = create
-            .asked
-            .reach
-            .ask(Request::VmStart { name: vm.name.clone(), boot_timeout_ms: milliseconds(config().boot_timeout) })?;
+        let (name, boot_timeout_ms) = (vm.name.clone(), milliseconds(config().boot_timeout));
+        let request = Request::VmStart { name, boot_timeout_ms, wait: WaitFor::Agent };
+        let done: Changed = create.asked.reach.ask(request)?;
         vm = done.vm.unwrap_or(vm);
     }
     let name = text::line(&vm.name);
@@ -107,9 +117,9 @@ pub(super) fn create(create: &Create) -> Result<Status, Problem> {
 
 pub(super) fn start(start: &Start) -> Result<Status, Problem> {
     let boot_timeout_ms = milliseconds(start.timeout.or(config().boot_timeout));
-    let ask = |name: String| vec![Request::VmStart { name, boot_timeout_ms }];
+    let ask = |name: String| vec![Request::VmStart { name, boot_timeout_ms, wait: start.wait }];
     let several = Several { reach: &start.asked.reach, names: &start.names, json: start.asked.json, forgives: None };
-    several.each(ask, started)
+    several.each(ask, |name, done| started(name, done, start.wait))
 }
 
 pub(super) fn restart(start: &Start) -> Result<Status, Problem> {
@@ -117,19 +127,26 @@ pub(super) fn restart(start: &Start) -> Result<Status, Problem> {
     let ask = |name: String| {
         vec![
             Request::VmStop { name: name.clone(), timeout_ms: milliseconds(config().stop_timeout) },
-            Request::VmStart { name, boot_timeout_ms },
+            Request::VmStart { name, boot_timeout_ms, wait: start.wait },
         ]
     };
     let several = Several { reach: &start.asked.reach, names: &start.names, json: start.asked.json, forgives: None };
-    several.each(ask, started)
+    several.each(ask, |name, done| started(name, done, start.wait))
 }
 
-fn started(name: &str, done: &Changed) -> (String, Vec<String>) {
+fn started(name: &str, done: &Changed, wait: WaitFor) -> (String, Vec<String>) {
     let seconds = done.ms as f64 / 1000.0;
     let ip = done.vm.as_ref().map_or("", |vm| vm.network.ip.as_str());
     let dns = done.vm.as_ref().and_then(|vm| vm.network.dns.as_deref()).unwrap_or("");
     match done.changed {
-        true => (format!("{name}  ready in {seconds:.1} s  {ip}  {dns}"), vec![done.ms.to_string(), ip.into()]),
+        true => {
+            let how = match wait {
+                WaitFor::Agent => "ready in",
+                WaitFor::Boot => "boots after",
+                WaitFor::None => "starts after",
+            };
+            (format!("{name}  {how} {seconds:.1} s  {ip}  {dns}"), vec![done.ms.to_string(), ip.into()])
+        }
         false => (format!("{name}  runs already  {ip}"), vec!["0".into(), ip.into()]),
     }
 }
@@ -232,7 +249,15 @@ impl Several<'_> {
     fn ask(&self, requests: Vec<Request>) -> Result<Changed, Fault> {
         let mut all = Changed { vm: None, changed: false, ms: 0, warnings: Vec::new() };
         for request in requests {
-            let done: Changed = self.reach.try_ask(request)?;
+            let goes_on = match &request {
+                Request::VmStart { name, wait, .. } if *wait != WaitFor::Agent => Some(name.clone()),
+                _ => None,
+            };
+            let mut done: Changed = self.reach.try_ask(request)?;
+            if let Some(name) = goes_on.filter(|_| done.vm.is_none()) {
+                // It was answered in the middle.
+                done.vm = self.reach.try_ask(Request::VmShow { name }).ok();
+            }
             let warnings = [all.warnings, done.warnings].concat();
             all = Changed { vm: done.vm, changed: done.changed, ms: all.ms + done.ms, warnings };
         }

@@ -17,6 +17,9 @@ pub(crate) struct List {
     /// Those that run or start alone.
     #[arg(long)]
     running: bool,
+    /// Show more of each, and nothing cut short.
+    #[arg(short, long)]
+    long: bool,
     /// Those of this image alone.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
@@ -34,6 +37,9 @@ pub(crate) struct Show {
 }
 
 const HEADER: [&str; 9] = ["NAME", "STATE", "IMAGE", "IP", "CPUS", "MEM", "DISK", "WORKSPACE", "AGE"];
+const LONG: [&str; 14] = [
+    "NAME", "ID", "STATE", "IMAGE", "KERNEL", "INIT", "IP", "CPUS", "MEM", "DISK", "USED", "METHOD", "WORKSPACE", "CREATED",
+];
 /// States in which a VM has something in the kernel.
 const UP: [&str; 3] = ["starting", "running", "stopping"];
 
@@ -51,6 +57,9 @@ pub(super) fn list(list: &List) -> Result<(), Problem> {
     }
     if vms.is_empty() && output::on_terminal() {
         output::hint(none);
+    }
+    if list.long {
+        return table::print(&LONG, &vms.iter().map(long).collect::<Vec<_>>());
     }
     let rows: Vec<Vec<String>> = vms.iter().map(|vm| row(vm, output::on_terminal())).collect();
     table::print(&HEADER, &rows)
@@ -77,6 +86,28 @@ fn row(vm: &Vm, short: bool) -> Vec<String> {
         vm.disk.used_bytes.map_or(String::new(), bytes),
         vm.workspace.as_ref().map_or(String::new(), |tree| tree_name(&tree.pushed.host, short)),
         age,
+    ];
+    cells.iter().map(|content| table::cell(content)).collect()
+}
+
+/// A row of `-l`.
+fn long(vm: &Vm) -> Vec<String> {
+    let bytes = |bytes: u64| if output::on_terminal() { size::shown(bytes) } else { bytes.to_string() };
+    let cells = [
+        vm.name.clone(),
+        vm.id.clone(),
+        vm.state.clone(),
+        vm.image.name.clone(),
+        vm.kernel.clone(),
+        if vm.init { "own" } else { "agent" }.to_owned(),
+        vm.network.ip.clone(),
+        vm.cpus.to_string(),
+        bytes(vm.memory_bytes),
+        bytes(vm.disk.size_bytes),
+        vm.disk.used_bytes.map_or(String::new(), bytes),
+        vm.disk.method.clone().unwrap_or_default(),
+        vm.workspace.as_ref().map_or(String::new(), |tree| tree.pushed.host.clone()),
+        vm.created_at.clone(),
     ];
     cells.iter().map(|content| table::cell(content)).collect()
 }

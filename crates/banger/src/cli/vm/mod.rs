@@ -9,6 +9,7 @@ mod guest;
 mod link;
 mod list;
 mod machine;
+mod plan;
 mod ports;
 mod prune;
 mod run;

@@ -4,12 +4,13 @@ pub(crate) mod args;
 
 use self::args::{Exec, Run};
 use super::Status;
+use super::plan;
 use super::session::{self, Command, Program};
 use super::timings::Timings;
 use super::trip::{self, Trip};
 use crate::api::client::{self, Next, Running};
 use crate::api::vm::Changed;
-use crate::api::{Attached, Call, Fault, Request, Word};
+use crate::api::{Attached, Call, Fault, Request, WaitFor, Word};
 use crate::cli::problem::Problem;
 use crate::cli::progress::Progress;
 use crate::cli::reach::{Reach, milliseconds};
@@ -31,12 +32,17 @@ const REASON: Duration = Duration::from_secs(3);
 pub(super) fn run(run: &Run) -> Result<Status, Problem> {
     let stays = run.detach || run.keep || (run.name.is_some() && !run.rm);
     let trip = Trip::of(run, stays)?;
-    run.machine.need_base(&run.asked.reach)?;
+    if !run.dry_run {
+        run.machine.need_base(&run.asked.reach)?;
+    }
     // One that holds changes is taken away when they are here.
     let keep = stays || trip.as_ref().is_some_and(Trip::comes_back);
     let mut machine = run.machine.machine(run.name.clone());
     machine.boot_timeout_ms = milliseconds(run.boot_timeout.or(config().boot_timeout));
     (machine.stages, machine.cold) = (run.timings, run.cold);
+    if run.dry_run {
+        return plan::show(&run.asked, machine, keep).map(|()| 0);
+    }
     let call = run.asked.reach.call(Request::VmRun { machine, keep });
     if run.detach {
         return detached(run, &call);
@@ -68,7 +74,7 @@ fn detached(run: &Run, call: &Call) -> Result<Status, Problem> {
 pub(super) fn exec(exec: &Exec) -> Result<Status, Problem> {
     if exec.start {
         let boot_timeout_ms = milliseconds(config().boot_timeout);
-        let started: Changed = exec.asked.reach.ask(Request::VmStart { name: exec.name.clone(), boot_timeout_ms })?;
+        let started: Changed = exec.asked.reach.ask(Request::VmStart { name: exec.name.clone(), boot_timeout_ms, wait: WaitFor::Agent })?;
         started.warnings.iter().for_each(|warning| output::warning(warning));
     }
     if exec.auto_prepare {

@@ -9,6 +9,7 @@ use crate::daemon::image::template::Files;
 use crate::daemon::store::vms::Vm;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -60,6 +61,21 @@ pub(crate) fn make(work: &Work<'_>, vm: &Vm, from: &Path) -> Result<&'static str
         OpenOptions::new().write(true).open(&to).and_then(|file| file.set_len(vm.base.bytes)).map_err(failed)?;
     }
     Ok(method)
+}
+
+/// The method that [`make`] tries first.
+pub(crate) fn first(work: &Work<'_>, vm: &Vm) -> Result<&'static str, Fault> {
+    if has_device_mapper() && !is_longer(vm)? {
+        return Ok(SNAPSHOT);
+    }
+    // Into a file without a name, which goes with its descriptor.
+    let clones = || -> io::Result<()> {
+        let source = File::open(&vm.base.root)?;
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let target = rustix::fs::open(&work.daemon.settings.state, flags, Mode::from(0o600))?;
+        Ok(rustix::fs::ioctl_ficlone(&target, &source)?)
+    };
+    Ok(if clones().is_ok() { REFLINK } else { COPY })
 }
 
 /// Whether the disk is to be longer than its image.

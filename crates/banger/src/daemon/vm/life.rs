@@ -5,9 +5,9 @@ use super::run::{self, ms};
 use super::slots::START;
 use super::start::Way;
 use super::work::Work;
-use super::{find, plan, show, start, whole, workspace};
-use crate::api::vm::{Changed, Machine, Vm as Shown};
-use crate::api::{Attached, Fault, Handed};
+use super::{find, plan, show, stamps, start, whole, workspace};
+use crate::api::vm::{Changed, LogTimes, Machine, Vm as Shown};
+use crate::api::{Attached, Fault, Handed, WaitFor};
 use crate::daemon::error::exit;
 use crate::daemon::image::template;
 use crate::daemon::serve::Caller;
@@ -42,6 +42,7 @@ pub(crate) fn start(
     caller: &mut Caller,
     reference: &str,
     boot_timeout_ms: Option<u64>,
+    wait: WaitFor,
 ) -> Result<Changed, Fault> {
     let begun = Instant::now();
     let vm = daemon.store.change(|t| find(t, reference))?;
@@ -53,6 +54,11 @@ pub(crate) fn start(
     if !vm.kept {
         return Err(Fault::new("is_going", exit::STATE, format!("{} is being taken away", vm.name))
             .fix("banger vm create makes another"));
+    }
+    match wait {
+        WaitFor::Agent => {}
+        WaitFor::Boot => caller.until("launch"),
+        WaitFor::None => caller.release(&Changed { changed: true, ms: ms(begun), ..Changed::default() }),
     }
     let mut work = Work::new(daemon, caller.op_id());
     if !vm.state.is_down() {
@@ -202,6 +208,13 @@ pub(crate) fn logs(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str) -
     let accel = vm.accel.clone().unwrap_or_default();
     caller.hand_over(Attached { vm: vm.name.clone(), what: Handed::Console, accel, workspace: None }, file.as_fd());
     Ok(show::shown(daemon, vm))
+}
+
+/// When its console had grown to which length.
+pub(crate) fn log_times(daemon: &Arc<Daemon>, caller: &Caller, reference: &str) -> Result<LogTimes, Fault> {
+    let vm = daemon.store.change(|t| find(t, reference))?;
+    let console = Work::new(daemon, caller.op_id()).places(&vm).console();
+    Ok(LogTimes { times: stamps::read(&console) })
 }
 
 fn changed(daemon: &Daemon, vm: Vm, changed: bool, begun: Instant) -> Changed {

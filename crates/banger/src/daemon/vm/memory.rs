@@ -10,6 +10,7 @@ use crate::api::Fault;
 use crate::daemon::error::exit;
 use crate::daemon::image::template;
 use crate::daemon::store::vms::{self, State, Vm};
+use rusqlite::Connection;
 use std::fs;
 
 /// Memory of a VM that names none: an eighth of the machine's, within these bounds, in MiB.
@@ -51,12 +52,25 @@ pub(super) fn admit(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
 /// else was let, so that of many that are asked for at once as many begin as there is memory for.
 fn admit_now(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
     work.daemon.store.change(|t| {
-        let others: Vec<Vm> = vms::all(t)?.into_iter().filter(|other| other.id != vm.id && may_run(other)).collect();
-        fits(vm.memory_mib, &others, meminfo("MemAvailable")?, held)?;
+        room(t, vm)?;
         vms::save(t, &Vm { state: State::Wired, ..vm.clone() })
     })?;
     vm.state = State::Wired;
     Ok(())
+}
+
+/// Whether a start would be let begin now.
+///
+/// # Errors
+/// As [`admit`].
+pub(super) fn has_room(work: &Work<'_>, vm: &Vm) -> Result<(), Fault> {
+    work.daemon.store.change(|t| room(t, vm))
+}
+
+fn room(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
+    let all = vms::all(connection)?.into_iter();
+    let others: Vec<Vm> = all.filter(|other| other.id != vm.id && may_run(other)).collect();
+    fits(vm.memory_mib, &others, meminfo("MemAvailable")?, held)
 }
 
 /// Whether it has a VMM, or is about to.

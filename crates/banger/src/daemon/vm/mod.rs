@@ -17,6 +17,7 @@ pub(crate) mod run;
 pub(crate) mod show;
 pub(crate) mod slots;
 mod ssh;
+pub mod stamps;
 pub(crate) mod start;
 pub(crate) mod told;
 pub(crate) mod watch;

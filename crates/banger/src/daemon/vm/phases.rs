@@ -344,6 +344,7 @@ fn has_begun(work: &Work<'_>, vm: &mut Vm, pid: i32) -> Result<PidFd, Fault> {
     vm.boot_id = pidfd::boot_id().ok();
     vm.started_at = Some(unix_now());
     work.save(vm)?;
+    work.daemon.stamps.add(&work.places(vm).console());
     pidfd::open(pid).map_err(|error| Fault::bug(error).at("launch"))
 }
 

@@ -1,23 +1,61 @@
 //! What a new VM is to be: checked, completed with defaults, given a name, an address and a CID, and written down.
 
 use super::work::Work;
-use super::{memory, name, publish};
+use super::publish::{self, Listening};
+use super::{memory, name};
 use crate::api::Fault;
-use crate::api::vm::Machine;
+use crate::api::vm::{Machine, Published};
 use crate::daemon::error::exit;
 use crate::daemon::store::ports;
 use crate::daemon::store::vms::{self, Process, State, Vm};
 use crate::daemon::vmm::Accel;
 use crate::daemon::{addresses, image};
 use crate::time::unix_now;
+use rusqlite::Transaction;
 use std::collections::BTreeSet;
 use wire::vm::MAX_VCPUS;
 
 /// The longest disk that ext4 of 4 KiB blocks has without more than 32 bits for their numbers.
 const MOST_DISK: u64 = 16 << 40;
 
+/// What a new VM would be: nothing is written down, and its ports are held as long as this is.
+pub(crate) struct Draft {
+    pub(crate) vm: Vm,
+    listening: Vec<Listening>,
+}
+
+impl Draft {
+    /// Its ports on this machine.
+    pub(crate) fn ports(&self) -> Vec<Published> {
+        let ports = self.listening.iter().map(|one| one.port);
+        ports.map(|it| Published { address: it.address, port: it.port, guest_port: it.guest, open: false }).collect()
+    }
+}
+
 /// Plans it. One that is not kept goes with its caller, who is remembered beyond this daemon's own end.
 pub(crate) fn plan(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Process>) -> Result<Vm, Fault> {
+    let caller = caller.filter(|_| !kept);
+    let Draft { vm, listening } = drafted(work, machine, kept, |t, vm, listening| {
+        vm.caller = caller;
+        vms::save(t, vm)?;
+        listening.iter().try_for_each(|one| ports::add(t, &vm.id, &one.port))
+    })?;
+    work.daemon.published.hold(&vm.id, listening);
+    Ok(vm)
+}
+
+/// What [`plan`] would plan.
+pub(crate) fn draft(work: &Work<'_>, machine: &Machine, kept: bool) -> Result<Draft, Fault> {
+    drafted(work, machine, kept, |_, _, _| Ok(()))
+}
+
+/// Checks and completes it; `keep` is done in the same transaction as the look at which names and addresses are taken.
+fn drafted(
+    work: &Work<'_>,
+    machine: &Machine,
+    kept: bool,
+    keep: impl FnOnce(&Transaction<'_>, &mut Vm, &[Listening]) -> Result<(), Fault>,
+) -> Result<Draft, Fault> {
     if let Some(name) = &machine.name {
         name::check(name)?;
     }
@@ -52,11 +90,11 @@ fn planned(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Proces
         };
         let addresses: BTreeSet<_> = all.iter().map(|vm| vm.address).collect();
         let cids: BTreeSet<_> = all.iter().map(|vm| vm.cid).collect();
-        let vm = Vm {
+        let mut vm = Vm {
             id: id.clone(),
             name,
             kept,
-            caller: caller.filter(|_| !kept),
+            caller: None,
             state: State::Planned,
             base: base.clone(),
             cpus,
@@ -80,12 +118,10 @@ fn planned(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Proces
             ready_ms: None,
             last_error: None,
         };
-        vms::save(transaction, &vm)?;
-        listening.iter().try_for_each(|one| ports::add(transaction, &vm.id, &one.port))?;
+        keep(transaction, &mut vm, &listening)?;
         Ok(vm)
     })?;
-    work.daemon.published.hold(&vm.id, listening);
-    Ok(vm)
+    Ok(Draft { vm, listening })
 }
 
 fn cpus(asked: Option<u8>, accel: Accel) -> Result<u8, Fault> {

@@ -5,8 +5,8 @@ use super::phases::{End, Launched, Ready};
 use super::slots::START;
 use super::start::Way;
 use super::work::Work;
-use super::{find, plan, show, start, workspace};
-use crate::api::vm::{Changed, Machine};
+use super::{disk, find, launch, memory, plan, show, start, workspace};
+use crate::api::vm::{Changed, Disk, Machine, Network, Plan as Planned};
 use crate::api::{Attached, Fault, Handed, StageState};
 use crate::daemon::error::exit;
 use crate::daemon::image::template;
@@ -65,6 +65,39 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     used?;
     let warnings = taken.err().map(|fault| fault.message.into()).into_iter().collect();
     Ok(Changed { vm: None, changed: true, ms: ms(ended), warnings })
+}
+
+/// What [`run`], or a `vm.create`, would make: by the same looks, and nothing is made.
+pub(crate) fn planned(
+    daemon: &Arc<Daemon>,
+    caller: &mut Caller,
+    machine: &Machine,
+    keep: bool,
+) -> Result<Planned, Fault> {
+    let work = Work::new(daemon, caller.op_id());
+    let draft = plan::draft(&work, machine, keep).map_err(|fault| fault.at("plan"))?;
+    memory::has_room(&work, &draft.vm).map_err(|fault| fault.at("plan"))?;
+    let choice = launch::choice(&work)?;
+    let (method, template, why) = match Way::of_first(&work, &draft.vm, machine.cold) {
+        Way::Warm(pick) => (disk::LAYER, Some(pick.id), None),
+        Way::Cold(why) => (disk::first(&work, &draft.vm)?, None, why),
+    };
+    let vm = show::shown(daemon, draft.vm.clone());
+    Ok(Planned {
+        name: vm.name,
+        keep,
+        image: vm.image,
+        kernel: vm.kernel,
+        init: vm.init,
+        cpus: vm.cpus,
+        memory_bytes: vm.memory_bytes,
+        disk: Disk { used_bytes: None, method: Some(method.into()), ..vm.disk },
+        network: Network { published: draft.ports(), ..vm.network },
+        vmm: choice.name.into(),
+        accel: choice.accel.name().into(),
+        template,
+        why,
+    })
 }
 
 /// Hands a connection to a running VM's agent over.

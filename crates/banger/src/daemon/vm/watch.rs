@@ -28,6 +28,7 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
     publish::begin(daemon, ready);
     let places = Places::of(&daemon.settings, &ready.vm);
     let (vsock, console_log) = (places.vsock(), places.console());
+    daemon.stamps.add(&console_log);
     // One from a template had its clock and its randomness before it was anybody's.
     let is_settled = ready.vm.template.is_some();
     let daemon = Arc::clone(daemon);

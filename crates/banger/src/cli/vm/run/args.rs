@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Args)]
-#[command(mut_arg("json", |json| json.help("With --timings: as JSON. An error is JSON too")))]
+#[command(mut_arg("json", |json| json.help("With --timings or --dry-run: as JSON. An error is JSON too")))]
 pub(crate) struct Run {
     /// The VM's name; it then stays after the command.
     #[arg(long)]
@@ -30,6 +30,10 @@ pub(crate) struct Run {
     /// How long its agent may take to answer [default: 60s; 3m under emulation].
     #[arg(long, value_name = "D", value_parser = duration::parse)]
     pub(super) boot_timeout: Option<Duration>,
+    /// Say what would be made, and of what; make nothing. The rest of bangerd's and the machine's state is looked at as by a
+    /// run.
+    #[arg(long, conflicts_with_all = ["timings", "result", "detach"])]
+    pub(super) dry_run: bool,
     /// Boot it, though there may be a template to go on from.
     #[arg(long)]
     pub(super) cold: bool,
