@@ -18,6 +18,18 @@ pub fn of_unix(seconds: u64) -> String {
     rfc3339(UNIX_EPOCH + std::time::Duration::from_secs(seconds.min(1 << 40)))
 }
 
+/// Milliseconds since 1970, now.
+pub fn unix_now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds since 1970 as a time in UTC, with them.
+pub fn of_unix_ms(ms: u64) -> String {
+    let seconds = of_unix(ms / 1000);
+    format!("{}.{:03}Z", seconds.trim_end_matches('Z'), ms % 1000)
+}
+
 /// The seconds since 1970 of a time as [`rfc3339`] writes it.
 pub fn parse_rfc3339(text: &str) -> Option<u64> {
     let digits = text.strip_suffix('Z')?;
@@ -62,6 +74,7 @@ mod tests {
             let want = String::from_utf8(out.stdout).unwrap();
             assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), want.trim());
             assert_eq!(parse_rfc3339(want.trim()), Some(seconds));
+            assert_eq!(of_unix_ms(seconds * 1000 + 7), want.trim().replace('Z', ".007Z"));
         }
     }
 }

@@ -196,6 +196,19 @@ pub(crate) struct Pulled {
     pub(crate) ms: u64,
 }
 
+/// A line of a console.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct LogLine<'a> {
+    /// When its first byte came, RFC 3339 in UTC; `null` where nobody knows.
+    pub(crate) t: Option<String>,
+    /// Who wrote it: the guest to its `console`, or the `vmm`.
+    pub(crate) source: &'static str,
+    /// The line, without its end; `null` where it isn't UTF-8.
+    pub(crate) data: Option<&'a str>,
+    /// The same in base64, where it isn't UTF-8.
+    pub(crate) data_b64: Option<String>,
+}
+
 /// How long a run's stages took.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct Timings<'a> {

@@ -75,7 +75,8 @@ pub(crate) fn json_beside<T: serde::Serialize + ?Sized>(value: &T) -> Result<(),
     Ok(())
 }
 
-fn of_command<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, Problem> {
+/// The document of [`json`], with its newline, for who writes it himself.
+pub(crate) fn of_command<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, Problem> {
     if !fields::are_chosen() {
         return document(value);
     }

@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use serde::Serialize;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -162,7 +162,14 @@ impl Caller {
     pub(crate) fn new(stream: UnixStream) -> Caller {
         let limits = stream.set_read_timeout(Some(REQUEST)).and_then(|()| stream.set_write_timeout(Some(UNREAD)));
         let conn = Conn::new(stream);
-        Caller { conn, op_id: String::new(), begun: Instant::now(), gone: limits.is_err(), released: false, until: None }
+        Caller {
+            conn,
+            op_id: String::new(),
+            begun: Instant::now(),
+            gone: limits.is_err(),
+            released: false,
+            until: None,
+        }
     }
 
     /// Who asks for what the daemon does unasked, until the stream that comes with him is closed. What he is told nobody reads.

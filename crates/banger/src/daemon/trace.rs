@@ -55,7 +55,10 @@ mod tests {
         assert!(take().is_empty(), "nobody wants to know");
         begin(Instant::now());
         call();
-        note(&Told { error: Some(&Error::Reply("?".into())), ..Told { method: "priv.y", op_id: "", took: Duration::ZERO, error: None } });
+        note(&Told {
+            error: Some(&Error::Reply("?".into())),
+            ..Told { method: "priv.y", op_id: "", took: Duration::ZERO, error: None }
+        });
         let told = take();
         assert_eq!((told.len(), told[0].us, told[0].method.as_str()), (2, 2000, "priv.x"));
         assert_eq!((told[0].error.as_deref(), told[1].error.as_deref()), (None, Some("no answer")));

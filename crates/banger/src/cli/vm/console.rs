@@ -1,12 +1,15 @@
 //! `vm logs`: a VM's console, read from the file that the daemon hands over.
 
+mod lines;
+
 use crate::api::client::{self, Next};
 use crate::api::vm::Vm;
 use crate::api::{Fault, Request};
 use crate::cli::problem::Problem;
-use crate::cli::reach::Reach;
+use crate::cli::reach::Asked;
 use crate::cli::{output, text};
-use clap::Args;
+use crate::{duration, time};
+use clap::{Args, ValueEnum};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::time::Duration;
@@ -21,8 +24,58 @@ pub(crate) struct Logs {
     /// Begin with the last N lines.
     #[arg(long, value_name = "N")]
     tail: Option<usize>,
+    /// Begin with what was written since then: 10m ago, 7d ago, or a time as 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "T", value_parser = since)]
+    since: Option<u64>,
+    /// What the guest wrote to its console, what its VMM wrote, or both.
+    #[arg(long, value_enum, default_value_t = Source::All)]
+    source: Source,
+    /// Write before each line when its first byte came.
+    #[arg(long)]
+    timestamps: bool,
     #[command(flatten)]
-    reach: Reach,
+    asked: Asked,
+}
+
+/// Who wrote a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Source {
+    /// Both.
+    All,
+    /// The guest, to its console.
+    Console,
+    /// The VMM: what it says of itself.
+    Vmm,
+    /// Commands: nothing of theirs is kept.
+    #[value(hide = true)]
+    Exec,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Source::All => "all",
+            Source::Console => "console",
+            Source::Vmm => "vmm",
+            Source::Exec => "exec",
+        }
+    }
+}
+
+impl Logs {
+    /// Whether it matters when lines were written.
+    fn needs_times(&self) -> bool {
+        self.timestamps || self.since.is_some() || self.asked.json
+    }
+}
+
+/// A time, or how long ago one was: milliseconds since 1970.
+fn since(text: &str) -> Result<u64, String> {
+    if let Some(seconds) = time::parse_rfc3339(text) {
+        return Ok(seconds * 1000);
+    }
+    let ago = duration::age(text).map_err(|error| format!("{error}; or a time: 2026-01-31T12:00:00Z"))?;
+    Ok(time::unix_now_ms().saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// How often a console is looked at for more.
@@ -31,11 +84,17 @@ const LOOK: Duration = Duration::from_millis(100);
 const ASK: u32 = 10;
 
 pub(super) fn logs(logs: &Logs) -> Result<(), Problem> {
+    if logs.source == Source::Exec {
+        let kept = "what commands print goes to whoever runs them; nothing of it is kept";
+        return Err(Problem::usage(kept).fix(format!("banger vm exec {} -- CMD 2>&1 | tee FILE", logs.name)));
+    }
     let mut file = console(logs).map_err(Problem::of_fault)?;
     let failed = |error: io::Error| Problem::new("console", "the console can't be read or shown").why(error);
     // A long console's beginning was given back.
-    if let Ok(begin) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0)) {
-        file.seek(SeekFrom::Start(begin)).map_err(failed)?;
+    let begin = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0)).unwrap_or(0);
+    file.seek(SeekFrom::Start(begin)).map_err(failed)?;
+    if logs.needs_times() || logs.source != Source::All {
+        return lines::show(logs, file, begin);
     }
     if let Some(lines) = logs.tail {
         to_last_lines(&mut file, lines).map_err(failed)?;
@@ -60,8 +119,8 @@ pub(super) fn logs(logs: &Logs) -> Result<(), Problem> {
 }
 
 fn console(logs: &Logs) -> Result<File, Fault> {
-    let call = logs.reach.call(Request::VmLogs { name: logs.name.clone() });
-    let mut running = client::begin(&logs.reach.socket, &call)?;
+    let call = logs.asked.reach.call(Request::VmLogs { name: logs.name.clone() });
+    let mut running = client::begin(&logs.asked.reach.socket, &call)?;
     loop {
         match running.event()? {
             Next::Attached(_, console) => return Ok(File::from(console)),
@@ -72,7 +131,7 @@ fn console(logs: &Logs) -> Result<File, Fault> {
 }
 
 fn runs(logs: &Logs) -> Result<bool, Problem> {
-    match logs.reach.try_ask::<Vm>(Request::VmShow { name: logs.name.clone() }) {
+    match logs.asked.reach.try_ask::<Vm>(Request::VmShow { name: logs.name.clone() }) {
         Ok(vm) => Ok(["starting", "running", "stopping"].contains(&vm.state.as_str())),
         Err(fault) if fault.code == "no_such_vm" => Ok(false),
         Err(fault) => Err(Problem::of_fault(fault)),
@@ -125,6 +184,16 @@ fn to_last_lines(file: &mut File, lines: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_and_ages() {
+        assert_eq!(since("2026-01-31T12:00:00Z"), Ok(1_769_860_800_000));
+        let hour = time::unix_now_ms() - since("1h").unwrap();
+        assert!((3_600_000..3_700_000).contains(&hour), "{hour}");
+        for bad in ["", "yesterday", "2026-01-31", "-1h"] {
+            assert!(since(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_last_lines() {

@@ -38,7 +38,20 @@ pub(crate) struct Show {
 
 const HEADER: [&str; 9] = ["NAME", "STATE", "IMAGE", "IP", "CPUS", "MEM", "DISK", "WORKSPACE", "AGE"];
 const LONG: [&str; 14] = [
-    "NAME", "ID", "STATE", "IMAGE", "KERNEL", "INIT", "IP", "CPUS", "MEM", "DISK", "USED", "METHOD", "WORKSPACE", "CREATED",
+    "NAME",
+    "ID",
+    "STATE",
+    "IMAGE",
+    "KERNEL",
+    "INIT",
+    "IP",
+    "CPUS",
+    "MEM",
+    "DISK",
+    "USED",
+    "METHOD",
+    "WORKSPACE",
+    "CREATED",
 ];
 /// States in which a VM has something in the kernel.
 const UP: [&str; 3] = ["starting", "running", "stopping"];

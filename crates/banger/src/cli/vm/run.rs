@@ -74,7 +74,11 @@ fn detached(run: &Run, call: &Call) -> Result<Status, Problem> {
 pub(super) fn exec(exec: &Exec) -> Result<Status, Problem> {
     if exec.start {
         let boot_timeout_ms = milliseconds(config().boot_timeout);
-        let started: Changed = exec.asked.reach.ask(Request::VmStart { name: exec.name.clone(), boot_timeout_ms, wait: WaitFor::Agent })?;
+        let started: Changed = exec.asked.reach.ask(Request::VmStart {
+            name: exec.name.clone(),
+            boot_timeout_ms,
+            wait: WaitFor::Agent,
+        })?;
         started.warnings.iter().for_each(|warning| output::warning(warning));
     }
     if exec.auto_prepare {

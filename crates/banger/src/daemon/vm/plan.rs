@@ -1,7 +1,7 @@
 //! What a new VM is to be: checked, completed with defaults, given a name, an address and a CID, and written down.
 
-use super::work::Work;
 use super::publish::{self, Listening};
+use super::work::Work;
 use super::{memory, name};
 use crate::api::Fault;
 use crate::api::vm::{Machine, Published};
