@@ -41,10 +41,20 @@ fn name(command: &Command) -> &str {
 fn page(command: &Command) -> Result<String> {
     let mut page = Vec::new();
     Man::new(command.clone()).render(&mut page)?;
-    let page = String::from_utf8(page)?.replace("\n.br\n\n.br\n", "\n.sp\n");
+    let mut page = String::from_utf8(page)?.replace("\n.br\n\n.br\n", "\n.sp\n");
+    if let Some(examples) = command.get_before_help() {
+        page.push_str(&self::examples(&examples.to_string()));
+    }
     let title = format!(".TH {} 1 \"\" \"banger {}\" \"banger\"", name(command), env!("CARGO_PKG_VERSION"));
     let line = |line: &str| if line.starts_with(".TH ") { title.clone() } else { line.trim_end().to_owned() };
     Ok(page.lines().map(|text| line(text) + "\n").collect())
+}
+
+/// The section of what help begins with: lines as they are.
+fn examples(help: &str) -> String {
+    let line = |line: &str| format!("{}\n", line.trim_start().replace('\\', "\\e").replace('-', "\\-"));
+    let lines: String = help.lines().skip(1).map(line).collect();
+    format!(".SH EXAMPLES\n.nf\n{lines}.fi\n")
 }
 
 #[cfg(test)]
@@ -69,6 +79,7 @@ mod tests {
                 let entry = |line: &str| line.starts_with("\\fB\\-") && line.contains(&shown);
                 assert!(page.lines().any(entry), "{}: {flag}", name(command));
             }
+            assert!(name(command).starts_with("bangerd") || page.contains(".SH EXAMPLES"), "{}", name(command));
             for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
                 assert!(page.contains(&name(inner).replace('-', "\\-")), "{}: {}", name(command), name(inner));
                 read(name(inner));

@@ -126,6 +126,9 @@ pub enum Request {
     VmExec {
         /// Its name or a part of its id.
         name: String,
+        /// Whether nothing is changed in the guest, so that its work tree stays pulled; absent where not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        looks: bool,
     },
     /// The git work tree that was shipped into a VM.
     #[serde(rename = "vm.workspace")]

@@ -154,6 +154,8 @@ fn a_narrow_terminal_has_fewer_columns_and_every_name() {
     let daemon = StandIn::with_vms(&["calm-otter"]);
     let heads = |width: &str| daemon.on_terminal("vm list", &[("COLUMNS", width)]).0;
     assert!(heads("200").lines().next().unwrap().ends_with("AGE"));
-    assert_eq!(heads("20"), "NAME        STATE\ncalm-otter  stopped\n");
+    assert_eq!(heads("20"), "NAME        STATE\ncalm-otter  \x1b[2mstopped\x1b[0m\n");
+    let plain = daemon.on_terminal("vm list --color never", &[("COLUMNS", "20")]).0;
+    assert_eq!(plain, "NAME        STATE\ncalm-otter  stopped\n");
     assert!(daemon.run("vm list", &[("COLUMNS", "20")]).stdout.ends_with(b"T21:00:01Z\n"), "a pipe is not cut");
 }

@@ -56,6 +56,12 @@ fn a_vm_is_told_of_from_its_plan_to_its_last_line() {
         assert_eq!((cells.len(), cells[0], cells[5]), (14, "web", "agent"), "{long}");
         assert_eq!(ok(&["vm", "list", "--image", "nosuch"]), "");
 
+        // What is in its guest is proposed to who completes a path, where that comes in time.
+        let proposed = |path: &str| ok(&["complete-names", "--", "banger", "vm", "cp", path]);
+        until("paths are proposed", || proposed("web:/etc/hostna") == "web:/etc/hostname\n");
+        until("so are directories", || proposed("web:/et") == "web:/etc/\n");
+        assert_eq!(proposed("nosuch:/et"), "");
+
         // Its console: who wrote what, and when.
         let say = |word: &str| ok(&["vm", "exec", "web", "--", "sh", "-c", &format!("echo {word} > /dev/console")]);
         say("one-word");

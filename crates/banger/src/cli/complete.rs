@@ -1,6 +1,6 @@
 //! Completion: the shells' scripts know commands and flags; names they ask for, of this program, which asks bangerd.
 
-use super::{explain, output, schema};
+use super::{explain, output, schema, vm};
 use crate::api::Request;
 use crate::api::asset::Assets;
 use crate::api::vm::{Vm, Vms};
@@ -31,6 +31,8 @@ enum Kind {
     Vms(Option<bool>),
     /// A VM's name and a colon, before a path.
     VmPaths,
+    /// A path in a VM's guest.
+    GuestPaths,
     Images,
     Kernels,
     Codes,
@@ -61,12 +63,15 @@ _banger_names() {
     local -a names=()
     while IFS= read -r name; do
         names+=("$name")
-    done < <("$1" complete-names -- "${COMP_WORDS[@]:0:COMP_CWORD}" "$2" 2>/dev/null)
+    done < <("$1" complete-names -- "${COMP_WORDS[@]:0:COMP_CWORD+1}" 2>/dev/null)
     if [[ ${#names[@]} -eq 0 ]]; then
         _banger "$@"
         return
     fi
     COMPREPLY=("${names[@]}")
+    if [[ "${names[0]}" == */* ]]; then
+        compopt -o nospace 2>/dev/null
+    fi
     if [[ "${names[0]}" == *: ]]; then
         compopt -o nospace 2>/dev/null
         while IFS= read -r name; do
@@ -82,6 +87,8 @@ const ZSH: &str = r#"_banger_names() {
     names=(${(f)"$("$words[1]" complete-names -- "${(@)words[1,CURRENT]}" 2>/dev/null)"})
     if (( ! $#names )); then
         _banger "$@"
+    elif [[ $names[1] == *:*/* ]]; then
+        compadd -S '' -a names
     elif [[ $names[1] == *: ]]; then
         compadd -S '' -a names
         _files
@@ -107,10 +114,16 @@ pub(crate) fn names(wanted: &Names) -> Result<(), Problem> {
     command.build();
     let found = look(&command, &wanted.words);
     let mut names: Vec<String> = found.commands;
-    if let Some(kind) = found.kind {
-        names.extend(known(kind));
+    match found.kind {
+        Some(Kind::GuestPaths) => {
+            let directory = found.begun.rfind('/').map_or("", |end| &found.begun[..=end]);
+            let there = vm::paths::listed(&found.vm, directory).unwrap_or_default();
+            names.extend(there.iter().map(|name| format!("{directory}{name}")));
+        }
+        Some(kind) => names.extend(known(kind)),
+        None => {}
     }
-    let is_plain = |name: &&String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
+    let is_plain = |name: &&String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+@%,".contains(&b));
     let lines = names.iter().filter(is_plain).filter(|name| name.starts_with(&found.begun));
     output::data(&lines.map(|name| format!("{}{name}\n", found.before)).collect::<String>())
 }
@@ -121,13 +134,41 @@ struct Found {
     kind: Option<Kind>,
     /// Commands that may stand in the name's place.
     commands: Vec<String>,
-    /// What of the word is no name: `--image=`.
+    /// What of the word is no name: `--image=`, `web:`.
     before: String,
+    /// The VM in whose guest a path is.
+    vm: String,
     /// How the name begins.
     begun: String,
 }
 
+/// What is in a line is a word. Bash takes `web:/etc` apart, and wants the last part alone.
 fn look(root: &Command, words: &[String]) -> Found {
+    let mut whole: Vec<String> = Vec::new();
+    let mut apart = false;
+    for word in words {
+        match whole.last_mut() {
+            Some(last) if word == ":" || (apart && last.ends_with(':')) => {
+                last.push_str(word);
+                apart = true;
+            }
+            _ => {
+                whole.push(word.clone());
+                apart = false;
+            }
+        }
+    }
+    let mut found = look_at(root, &whole);
+    if found.kind == Some(Kind::VmPaths)
+        && let Some((vm, path)) = found.begun.split_once(':').filter(|(vm, _)| !vm.contains('/'))
+    {
+        let before = if apart { String::new() } else { format!("{vm}:") };
+        found = Found { kind: Some(Kind::GuestPaths), before, vm: vm.into(), begun: path.into(), ..Found::default() };
+    }
+    found
+}
+
+fn look_at(root: &Command, words: &[String]) -> Found {
     let Some((last, before)) = words.split_last() else { return Found::default() };
     let (mut command, mut path, mut positional) = (root, Vec::new(), 0);
     let mut awaiting: Option<&Arg> = None;
@@ -215,6 +256,8 @@ fn known(kind: Kind) -> Vec<String> {
     match kind {
         Kind::Vms(runs) => vms(&|vm| runs.is_none_or(|runs| runs == (vm.state == "running"))),
         Kind::VmPaths => vms(&|vm| vm.state == "running").iter().map(|name| format!("{name}:")).collect(),
+        // It takes a directory to know these.
+        Kind::GuestPaths => Vec::new(),
         Kind::Images => assets(Request::ImageList {}),
         Kind::Kernels => assets(Request::KernelList {}),
         Kind::Codes => explain::codes().map(str::to_owned).collect(),
@@ -250,6 +293,12 @@ mod tests {
             ("banger vm create x --kernel ", Some(Kind::Kernels), "", ""),
             ("banger vm delete we", Some(Kind::Vms(None)), "", "we"),
             ("banger vm cp src we", Some(Kind::VmPaths), "", "we"),
+            ("banger vm cp src web:/et", Some(Kind::GuestPaths), "web:", "/et"),
+            ("banger vm cp src web : /et", Some(Kind::GuestPaths), "", "/et"),
+            ("banger vm cp web :", Some(Kind::GuestPaths), "", ""),
+            ("banger vm cp web : /etc/x db : ", Some(Kind::GuestPaths), "", ""),
+            ("banger vm cp ./a:b", Some(Kind::VmPaths), "", "./a:b"),
+            ("banger vm run -p 80 : 80 --image de", Some(Kind::Images), "", "de"),
             ("banger vm workspace ", Some(Kind::Vms(None)), "", ""),
             ("banger vm workspace pull we", Some(Kind::Vms(None)), "", "we"),
             ("banger image promote we", Some(Kind::Vms(Some(false))), "", "we"),

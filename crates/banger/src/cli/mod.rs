@@ -10,6 +10,7 @@ mod doctor;
 mod documents;
 mod explain;
 mod fields;
+mod help;
 mod image;
 mod init;
 mod kernel;
@@ -41,23 +42,13 @@ use std::time::Duration;
 
 /// Throw-away Linux machines.
 #[derive(Parser)]
-#[command(name = "banger", version, before_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 120)]
+#[command(name = "banger", version, disable_help_subcommand = true, max_term_width = 120)]
 struct Banger {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
     manner: manner::Manner,
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  banger vm run -- uname -a                    a command in a new VM; the VM is gone afterwards
-  banger vm run --name web -- make test        one that stays: then vm exec, stop, start, rm
-  banger image build dev --include gcc,make    an image to make VMs of: --image dev
-  sudo banger helper init --owner \"$USER\"      once: whose VMs these are
-  banger helper call priv.delete_tap '{\"tap_name\":\"tap-fc-1\"}'
-  banger helper list                           what of banger's is in the kernel now
-  banger helper probe tap-fc-1 172.16.0.2      which rule a guest's packets end at";
 
 static CONFIG: OnceLock<Config> = OnceLock::new();
 
@@ -228,7 +219,7 @@ pub(crate) fn problem(fault: crate::api::Fault) -> impl std::fmt::Display {
 
 /// The definition of the command line, of which help, the manual and completions are made.
 pub fn command() -> clap::Command {
-    fields::with_fields(Banger::command())
+    help::with_examples(fields::with_fields(Banger::command()))
 }
 
 /// Runs the command line of this process; its exit status.

@@ -69,13 +69,22 @@ impl Reach {
 }
 
 /// Asks bangerd for what can be done without; `None` where it isn't there or needs longer than anybody would wait for
-/// it. The thread ends with the process.
+/// it.
 pub(crate) fn soon<T: DeserializeOwned + Send + 'static>(request: Request) -> Option<T> {
-    let socket = std::env::var_os("BANGER_SOCKET").map_or(crate::daemon::settings::SOCKET.into(), PathBuf::from);
     let call = Call { op_id: crate::daemon::serve::new_op_id(), trace: false, request };
-    let (tell, told) = mpsc::channel::<Result<T, Fault>>();
-    thread::Builder::new().spawn(move || tell.send(client::ask(&socket, &call, |_| {}))).ok()?;
-    told.recv_timeout(SOON).ok()?.ok()
+    in_time(move || client::ask::<T>(&socket(), &call, |_| {}))?.ok()
+}
+
+/// The daemon's socket, where no flag says it.
+pub(crate) fn socket() -> PathBuf {
+    std::env::var_os("BANGER_SOCKET").map_or(crate::daemon::settings::SOCKET.into(), PathBuf::from)
+}
+
+/// What `act` gives, where it does so soon. Its thread ends with the process.
+pub(crate) fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tell, told) = mpsc::channel();
+    thread::Builder::new().spawn(move || tell.send(act())).ok()?;
+    told.recv_timeout(SOON).ok()
 }
 
 /// A duration in milliseconds, as requests carry it.

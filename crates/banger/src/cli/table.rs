@@ -1,5 +1,6 @@
 //! Rows: a table on a terminal, tab-separated and without a header elsewhere.
 
+use super::manner::Paint;
 use super::problem::Problem;
 use super::text;
 use super::{manner, output};
@@ -36,11 +37,25 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>], room: usize) -> Strin
     });
     let columns = fitting.count().max(1);
     let line = |row: &Vec<String>| {
-        let cells: String =
-            row.iter().zip(&widths).take(columns).map(|(cell, &width)| format!("{cell:<width$}  ")).collect();
+        let shown = |((cell, &width), head): ((&String, &usize), &String)| {
+            let room = " ".repeat(width + 2 - cell.chars().count().min(width));
+            if head == "STATE" { format!("{}{room}", state(cell)) } else { format!("{cell}{room}") }
+        };
+        let cells: String = row.iter().zip(&widths).zip(&header).take(columns).map(shown).collect();
         format!("{}\n", cells.trim_end())
     };
     all().map(line).collect()
+}
+
+/// A state in its colour, where standard output shows colours.
+pub(crate) fn state(state: &str) -> String {
+    match state {
+        "running" | "up" | "runs" => manner::data(Paint::Green, state),
+        "planned" | "starting" | "stopping" | "unfinished" => manner::data(Paint::Yellow, state),
+        "failed" | "lost" => manner::data(Paint::Red, state),
+        "stopped" | "down" => manner::data(Paint::Dim, state),
+        _ => state.to_owned(),
+    }
 }
 
 /// A cell's text: escaped, and `-` where there is none, so that columns can be told apart.

@@ -70,7 +70,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, request: Request) -
         }
         Request::VmList {} => done(vm::show::list(daemon)),
         Request::VmShow { name } => done(vm::show::one(daemon, &name)),
-        Request::VmExec { name } => done(vm::run::exec(daemon, caller, &name)),
+        Request::VmExec { name, looks } => done(vm::run::exec(daemon, caller, &name, looks)),
         Request::VmWorkspace { name } => done(vm::workspace::about(daemon, &name)),
         Request::VmWorkspacePushed { name, pushed } => done(vm::workspace::pushed(daemon, &name, &pushed)),
         Request::VmWorkspacePulled { name, commit } => done(vm::workspace::pulled(daemon, &name, commit.as_deref())),

@@ -165,7 +165,7 @@ impl Places<'_> {
 
     /// What there is that VMs go on from, of what there may be.
     pub(super) fn templates(&self) -> Found {
-        let call = Call { op_id: String::new(), request: Request::TemplateList {} };
+        let call = Call { op_id: String::new(), trace: false, request: Request::TemplateList {} };
         match crate::api::client::ask::<Templates>(self.daemon, &call, |_| {}) {
             Ok(all) => {
                 let how = if all.unasked { "the first run of an image leaves one" } else { "none is made unasked" };

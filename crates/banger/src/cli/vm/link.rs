@@ -25,7 +25,7 @@ pub(super) struct Link {
 impl Link {
     /// Connects to the agent of a VM that runs.
     pub(super) fn to(reach: &Reach, name: &str) -> Result<Link, Problem> {
-        let call = reach.call(Request::VmExec { name: name.to_owned() });
+        let call = reach.call(Request::VmExec { name: name.to_owned(), looks: false });
         let mut running = client::begin(&reach.socket, &call).map_err(Problem::of_fault)?;
         let (attached, socket) = run::attach(&mut running, |_| {})?;
         Ok(Link { running, attached, socket })

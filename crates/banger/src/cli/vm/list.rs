@@ -144,7 +144,11 @@ pub(super) fn show(show: &Show) -> Result<Status, Problem> {
 /// All that is known of one, a line each.
 fn lines(vm: &Vm) -> String {
     let mut out = String::new();
-    let mut line = |key: &str, value: &str| out.push_str(&format!("{key:<9} {}\n", text::line(value)));
+    let mut line = |key: &str, value: &str| {
+        let shown = text::line(value);
+        let shown = if key == "state" { table::state(&shown) } else { shown };
+        out.push_str(&format!("{key:<9} {shown}\n"));
+    };
     line("name", &vm.name);
     line("id", &vm.id);
     line("state", &vm.state);

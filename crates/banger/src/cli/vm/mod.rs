@@ -9,6 +9,7 @@ mod guest;
 mod link;
 mod list;
 mod machine;
+pub(crate) mod paths;
 mod plan;
 mod ports;
 mod prune;

@@ -84,7 +84,7 @@ pub(super) fn exec(exec: &Exec) -> Result<Status, Problem> {
     if exec.auto_prepare {
         trip::prepare(&exec.asked.reach, &exec.name)?;
     }
-    let call = exec.asked.reach.call(Request::VmExec { name: exec.name.clone() });
+    let call = exec.asked.reach.call(Request::VmExec { name: exec.name.clone(), looks: false });
     Session { reach: &exec.asked.reach, program: &exec.program, command: &exec.command, timings: None, trip: None }
         .go(&call)
 }
@@ -200,7 +200,7 @@ impl Session<'_> {
     }
 
     fn once_more(&self, vm: &str) -> Result<(Running, UnixStream), Problem> {
-        let call = self.reach.call(Request::VmExec { name: vm.to_owned() });
+        let call = self.reach.call(Request::VmExec { name: vm.to_owned(), looks: false });
         let mut running = client::begin(&self.reach.socket, &call).map_err(Problem::of_fault)?;
         let (_, socket) = attach(&mut running, |_| {})?;
         Ok((running, socket))

@@ -34,6 +34,27 @@ impl Draft {
 
 /// Plans it. One that is not kept goes with its caller, who is remembered beyond this daemon's own end.
 pub(crate) fn plan(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Process>) -> Result<Vm, Fault> {
+    check_name(machine)?;
+    planned(work, machine, kept, caller)
+}
+
+/// The same of a VM in the making of a template; its name is one that no other VM may have.
+pub(crate) fn of_template(work: &Work<'_>, machine: &Machine, id: &str) -> Result<Vm, Fault> {
+    let machine = Machine { name: Some(name::of_template(id)), ..machine.clone() };
+    planned(work, &machine, false, None)
+}
+
+/// What [`plan`] would plan.
+pub(crate) fn draft(work: &Work<'_>, machine: &Machine, kept: bool) -> Result<Draft, Fault> {
+    check_name(machine)?;
+    drafted(work, machine, kept, |_, _, _| Ok(()))
+}
+
+fn check_name(machine: &Machine) -> Result<(), Fault> {
+    machine.name.as_deref().map_or(Ok(()), name::check)
+}
+
+fn planned(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Process>) -> Result<Vm, Fault> {
     let caller = caller.filter(|_| !kept);
     let Draft { vm, listening } = drafted(work, machine, kept, |t, vm, listening| {
         vm.caller = caller;
@@ -44,31 +65,13 @@ pub(crate) fn plan(work: &Work<'_>, machine: &Machine, kept: bool, caller: Optio
     Ok(vm)
 }
 
-/// What [`plan`] would plan.
-pub(crate) fn draft(work: &Work<'_>, machine: &Machine, kept: bool) -> Result<Draft, Fault> {
-    drafted(work, machine, kept, |_, _, _| Ok(()))
-}
-
-/// Checks and completes it; `keep` is done in the same transaction as the look at which names and addresses are taken.
+/// Completes it; `keep` is done in the same transaction as the look at which names and addresses are taken.
 fn drafted(
     work: &Work<'_>,
     machine: &Machine,
     kept: bool,
     keep: impl FnOnce(&Transaction<'_>, &mut Vm, &[Listening]) -> Result<(), Fault>,
 ) -> Result<Draft, Fault> {
-    if let Some(name) = &machine.name {
-        name::check(name)?;
-    }
-    planned(work, machine, kept, caller)
-}
-
-/// The same of a VM in the making of a template; its name is one that no other VM may have.
-pub(crate) fn of_template(work: &Work<'_>, machine: &Machine, id: &str) -> Result<Vm, Fault> {
-    let machine = Machine { name: Some(name::of_template(id)), ..machine.clone() };
-    planned(work, &machine, false, None)
-}
-
-fn planned(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Process>) -> Result<Vm, Fault> {
     let choice = super::launch::choice(work)?;
     let cpus = cpus(machine.cpus, choice.accel)?;
     let memory_mib = memory::of_new(machine.memory_mib)?;

@@ -101,9 +101,12 @@ pub(crate) fn planned(
 }
 
 /// Hands a connection to a running VM's agent over.
-pub(crate) fn exec(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str) -> Result<(), Fault> {
+pub(crate) fn exec(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, looks: bool) -> Result<(), Fault> {
     let vm = daemon.store.change(|t| find(t, reference))?;
     is_running(&vm)?;
+    if looks {
+        return hand_over(daemon, caller, &vm);
+    }
     // Before and after: what is written down while the command runs is not true of what it does then.
     workspace::touch(daemon, &vm)?;
     let done = hand_over(daemon, caller, &vm);

@@ -6,22 +6,13 @@ use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Workspace {
     #[command(subcommand)]
     pub(super) command: Option<What>,
     #[command(flatten)]
     pub(super) push: Push,
 }
-
-impl Workspace {}
-
-const EXAMPLES: &str = "\
-Examples:
-  banger vm workspace web                      ship the work tree here to web:/root/NAME
-  banger vm exec web -- make test              commands run in it
-  banger vm workspace pull web                 its changes, on the branch banger/web
-  banger vm workspace pull web --patch -       as a patch";
 
 #[derive(Subcommand)]
 pub(super) enum What {
