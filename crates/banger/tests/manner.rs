@@ -135,7 +135,12 @@ fn what_is_behind_a_name_is_the_other_programs() {
 #[test]
 fn a_bad_flag_of_run_is_ours_wherever_the_colours_are_named() {
     let daemon = StandIn::with_vms(&[]);
-    for words in ["--color never vm run --nosuch", "vm --color never run --nosuch", "vm run --memory huge"] {
+    for words in [
+        "--color never vm run --nosuch",
+        "--socket /x vm run --nosuch",
+        "vm --color never run --nosuch",
+        "vm run --memory huge",
+    ] {
         assert_eq!(daemon.run(words, &[]).status.code(), Some(125), "{words}");
     }
 }
@@ -147,6 +152,18 @@ fn the_version_is_the_daemons_too_where_it_answers() {
     assert_eq!(text(&daemon.run("version", &[]).stdout), format!("{ours}bangerd 9.9\n"));
     let out = daemon.run("version", &[("BANGER_SOCKET", "/nosuch/socket")]);
     assert_eq!((text(&out.stdout), text(&out.stderr)), (ours.as_str(), ""));
+}
+
+#[test]
+fn the_socket_may_be_named_before_the_command_and_is_its_own() {
+    let daemon = StandIn::with_vms(&["web"]);
+    let asked = |words: &str, socket: &str| text(&daemon.run(words, &[("BANGER_SOCKET", socket)]).stderr).to_owned();
+    for words in ["--socket /flag vm list", "vm --socket /flag list", "vm list --socket /flag", "--socket=/flag ps"] {
+        assert!(asked(words, "/env").contains("error[daemon_down]: bangerd doesn't answer on /flag\n"), "{words}");
+    }
+    assert!(asked("vm list", "/env").contains("on /env\n"));
+    let helper = asked("helper list", "/env");
+    assert!(helper.contains("error[helper_down]") && !helper.contains("/env"), "that is bangerd's: {helper}");
 }
 
 #[test]

@@ -48,6 +48,8 @@ struct Banger {
     command: Command,
     #[command(flatten)]
     manner: manner::Manner,
+    #[command(flatten)]
+    early: reach::Early,
 }
 
 static CONFIG: OnceLock<Config> = OnceLock::new();
@@ -226,7 +228,7 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let definition = command().color(manner::choice(std::env::args_os()));
     let parsed = definition.try_get_matches().and_then(|matches| Ok((Banger::from_arg_matches(&matches)?, matches)));
-    let (Banger { command, manner }, matches) = match parsed {
+    let (Banger { command, manner, early: _ }, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => return refused(&error),
     };
@@ -301,7 +303,8 @@ fn versions() -> Result<(), problem::Problem> {
 fn refused(error: &clap::Error) -> ExitCode {
     let mut after = String::new();
     let mut is_word = |word: &String| {
-        let is_value = std::mem::replace(&mut after, word.clone()) == "--color";
+        let is_value =
+            ["--color", "--socket", "--progress"].contains(&std::mem::replace(&mut after, word.clone()).as_str());
         !is_value && !word.starts_with('-')
     };
     let all = || std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());

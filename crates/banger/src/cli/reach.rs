@@ -24,6 +24,17 @@ pub(crate) struct Asked {
     pub(crate) reach: Reach,
 }
 
+/// What may stand before the command's name too: the command's own flags of these names take it from here.
+#[derive(Args)]
+pub(crate) struct Early {
+    /// The socket of who is asked: bangerd's, of banger helper the root helper's.
+    #[arg(long, value_name = "PATH", global = true)]
+    socket: Option<PathBuf>,
+    /// How to tell of stages on standard error [default: auto].
+    #[arg(long, value_name = "HOW", global = true)]
+    progress: Option<Style>,
+}
+
 /// The daemon's socket.
 #[derive(Args, Clone)]
 pub(crate) struct Reach {

@@ -91,6 +91,7 @@ impl Fault {
                 Fault::new("helper_down", exit::MACHINE, format!("banger's root helper doesn't answer on {at}"))
                     .why(format!("{doing}: {error}"))
                     .fix("sudo systemctl start bangerd-root")
+                    .fix("or, without installing anything: banger try -- CMD")
             }
             Error::Reply(what) => {
                 Fault::new("bad_reply", exit::FAILED, format!("what answers on {at} is no root helper")).why(what)
