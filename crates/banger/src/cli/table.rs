@@ -12,7 +12,10 @@ pub(crate) fn print(header: &[&str], rows: &[Vec<String>]) -> Result<(), Problem
         names.dedup();
         return output::data(&names.iter().map(|name| format!("{name}\n")).collect::<String>());
     }
-    if output::on_terminal() { output::data(&table(header, rows, output::width())) } else { output::data(&lines(rows)) }
+    match output::on_terminal() {
+        true => output::data(&drawn(header, rows, output::width(), state)),
+        false => output::data(&lines(rows)),
+    }
 }
 
 /// Tab-separated lines.
@@ -23,6 +26,11 @@ fn lines(rows: &[Vec<String>]) -> String {
 /// Columns as wide as their widest cell; nothing for no rows. Where they don't fit, those to the right are left out, never
 /// the first, which has the names.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>], room: usize) -> String {
+    drawn(header, rows, room, str::to_owned)
+}
+
+/// The same; `paint` gives states their colour.
+fn drawn(header: &[&str], rows: &[Vec<String>], room: usize, paint: impl Fn(&str) -> String) -> String {
     if rows.is_empty() {
         return String::new();
     }
@@ -39,7 +47,7 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>], room: usize) -> Strin
     let line = |row: &Vec<String>| {
         let shown = |((cell, &width), head): ((&String, &usize), &String)| {
             let room = " ".repeat(width + 2 - cell.chars().count().min(width));
-            if head == "STATE" { format!("{}{room}", state(cell)) } else { format!("{cell}{room}") }
+            if head == "STATE" { format!("{}{room}", paint(cell)) } else { format!("{cell}{room}") }
         };
         let cells: String = row.iter().zip(&widths).zip(&header).take(columns).map(shown).collect();
         format!("{}\n", cells.trim_end())
