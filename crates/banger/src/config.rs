@@ -63,6 +63,8 @@ pub struct Config {
     pub template_count: Option<u16>,
     /// What they may take on the disk together, in MiB.
     pub template_mib: Option<u64>,
+    /// VMs that are kept ready, paused.
+    pub warm_pool: Option<u8>,
     /// The resolver that guests are told.
     pub default_dns: Option<Ipv4Addr>,
     /// What is logged: `debug`, `info`, `warn` or `error`, and what is worse.
@@ -165,6 +167,8 @@ keys! {
         |config, value| config.template_count = Some(number(value, 1, 1000)?);
     "template_size" = "4G", None, "what templates may take on the disk together", "4G, 512M":
         |config, value| config.template_mib = Some(size::mebibytes(value.as_str()?).ok()?);
+    "warm_pool" = "0", None, "how many VMs of the usual kind are kept ready, paused, where there is a template", "0 to 64":
+        |config, value| config.warm_pool = Some(number(value, 0, 64)?);
     "default_dns" = "", None, "the resolver that guests are told; built in: this machine's", "an IPv4 address":
         |config, value| config.default_dns = Some(value.as_str()?.parse().ok()?);
     "log_level" = "info", Some("BANGER_LOG_LEVEL"), "what bangerd logs, and what is worse", "debug, info, warn or error":

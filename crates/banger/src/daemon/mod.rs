@@ -58,6 +58,8 @@ pub struct Daemon {
     pub aside: aside::Aside,
     /// When consoles' bytes come.
     pub stamps: Arc<vm::stamps::Stamps>,
+    /// VMs that nobody has yet.
+    pub(crate) pool: vm::pool::Pool,
     /// Ports of guests that are listened for here.
     pub published: vm::publish::Published,
     /// Where the names of VMs are answered for, where they are.

@@ -8,6 +8,7 @@ use super::settings::{self, ImageFiles, Settings, TemplateBounds};
 use super::ssh::Ssh;
 use super::store::Store;
 use super::store::vms::{self, State};
+use super::vm::pool::{self, Pool, Usual};
 use super::{Daemon, ahead, log, names, reconcile, serve};
 use crate::api::Fault;
 use crate::config::Config;
@@ -50,6 +51,9 @@ struct Bangerd {
     /// Whether the first run of an image leaves a template behind: auto or off [default: auto].
     #[arg(long, value_name = "WHEN", value_parser = ["auto", "off"])]
     templates: Option<String>,
+    /// How many VMs of the usual kind are kept ready, paused, where there is a template for them [default: 0].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
+    warm_pool: Option<u8>,
     /// What is logged, and what is worse [default: info].
     #[arg(long, value_name = "LEVEL", value_enum, env = "BANGER_LOG_LEVEL")]
     log_level: Option<log::Level>,
@@ -94,6 +98,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     }
     let taps = given.taps_ahead.or(config.tap_pool_size).unwrap_or(4);
     let disks = given.disks_ahead.or(config.disk_pool_size).unwrap_or(2);
+    let pool = Pool::new(given.warm_pool.or(config.warm_pool).unwrap_or(0).into(), Usual::of(&config));
     let amount = Amount { taps: taps.into(), disks: disks.into() };
     let settings = check(given, config)?;
     let _lock = lock(&settings.state)?;
@@ -118,6 +123,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
         ahead,
         aside,
         stamps: super::vm::stamps::Stamps::begin(),
+        pool,
         published: super::vm::publish::Published::default(),
         names,
     });
@@ -130,6 +136,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     reconcile::begin(&daemon, losses)?;
     ahead::begin(&daemon, woken)?;
     image::template::begin_unasked(&daemon)?;
+    pool::begin(&daemon)?;
     let listener = listen(&daemon.settings.socket)?;
     if let Ok(systemd) = std::env::var("NOTIFY_SOCKET") {
         // Where nobody hears it, nobody waits for it.

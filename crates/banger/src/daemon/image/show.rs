@@ -7,6 +7,7 @@ use crate::daemon::Daemon;
 use crate::daemon::error::exit;
 use crate::daemon::store::assets::{self, Asset, Kind};
 use crate::daemon::store::vms::{self, Base, Vm};
+use crate::daemon::vm::pool;
 use crate::image::debian;
 use crate::image::store::{Shelf, Stored};
 use crate::time::of_unix;
@@ -143,6 +144,8 @@ fn default_kernel(connection: &Connection) -> Result<Asset, Fault> {
 pub(crate) fn rm(daemon: &Daemon, kind: Kind, reference: &str, force: bool) -> Result<Removed, Fault> {
     // A template that nobody asked for is no use of it.
     template::give_way(daemon);
+    // Nobody's VMs are in nobody's way.
+    let _none = pool::empty(daemon)?;
     let asset = daemon.store.change(|t| {
         let asset = find(t, kind, reference)?;
         let users = users(&asset, &vms::all(t)?);

@@ -141,7 +141,8 @@ mod tests {
         let guest: serde_json::Value = serde_json::from_str(&text("/etc/banger/guest.json")).unwrap();
         assert_eq!((&guest["address"], &guest["gateway"]), (&json!("172.16.0.9/24"), &json!("172.16.0.1")));
         assert_eq!(text("/etc/machine-id").len(), 33);
-        let start = start(&Settings::of_test(), &planned(9), vec![hosts(&planned(9)).unwrap()]).unwrap();
+        let of_run = Vm { kept: false, ..planned(9) };
+        let start = start(&Settings::of_test(), &of_run, vec![hosts(&of_run).unwrap()]).unwrap();
         let network = start.network.unwrap();
         assert_eq!((start.hostname.as_deref(), network.address.as_str()), (Some("vm-9"), "172.16.0.9/24"));
         assert_eq!(
@@ -153,6 +154,8 @@ mod tests {
             ("/etc/hosts", text("/etc/hosts").as_str())
         );
         assert_ne!(start.machine_id.unwrap(), text("/etc/machine-id").trim());
+        let stays = Vm { kept: true, ..planned(9) };
+        assert_eq!(mac(&stays).unwrap(), VmId::new(&stays.id).unwrap().mac(), "as when it boots");
     }
 
     #[test]

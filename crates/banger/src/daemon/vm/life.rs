@@ -30,7 +30,7 @@ const GIVEN_UP: Duration = Duration::from_secs(60);
 /// Makes one that doesn't run yet.
 pub(crate) fn create(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine) -> Result<Shown, Fault> {
     let work = Work::new(daemon, caller.op_id());
-    let vm = plan::plan(&work, machine, true, None)?;
+    let vm = plan::plan(&work, machine, true, None, plan::From::New)?;
     // They were free, and are taken again by each start.
     daemon.published.let_go(&vm.id);
     Ok(show::shown(daemon, vm))

@@ -5,6 +5,7 @@
 
 use super::effort;
 use super::is_of_template;
+use super::pool;
 use super::work::Work;
 use crate::api::Fault;
 use crate::daemon::error::exit;
@@ -35,16 +36,22 @@ pub(super) fn of_new(asked: Option<u64>) -> Result<u64, Fault> {
     }
 }
 
-/// Lets a start begin where there is the memory that it may take; a template that nobody asked for gives up for it.
+/// Lets a start begin where there is the memory that it may take; a template that nobody asked for, and VMs that
+/// nobody has yet, give way to it.
 ///
 /// # Errors
 /// `no_memory`; the VM is as it was.
 pub(super) fn admit(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
-    match admit_now(work, vm) {
-        Err(fault) if fault.code == "no_memory" && !is_of_template(&vm.name) && template::give_way(work.daemon) => {
-            admit_now(work, vm)
+    let is_somebodys = !is_of_template(&vm.name) && !pool::is_of(vm);
+    loop {
+        match admit_now(work, vm) {
+            Err(fault) if fault.code == "no_memory" && is_somebodys => {
+                if !template::give_way(work.daemon) && !pool::give_way(work.daemon)? {
+                    return Err(fault);
+                }
+            }
+            done => return done,
         }
-        done => done,
     }
 }
 

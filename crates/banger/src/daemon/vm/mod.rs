@@ -12,6 +12,7 @@ mod name;
 pub(crate) mod phases;
 pub(crate) mod places;
 pub(crate) mod plan;
+pub(crate) mod pool;
 pub mod publish;
 pub(crate) mod run;
 pub(crate) mod show;

@@ -123,6 +123,7 @@ impl Planned {
     /// its disk perhaps, they stay too.
     pub(crate) fn remove(self, work: &mut Work<'_>) -> Result<(), Fault> {
         work.daemon.published.let_go(&self.vm.id);
+        let _ = work.daemon.pool.take(&self.vm.id);
         if work.troubles.is_empty() {
             let places = work.places(&self.vm);
             let gone = work.daemon.aside.remove(&places.dir()).and(remove_tree(&places.sockets()));

@@ -2,7 +2,7 @@
 
 use super::publish::{self, Listening};
 use super::work::Work;
-use super::{memory, name};
+use super::{memory, name, pool};
 use crate::api::Fault;
 use crate::api::vm::{Machine, Published};
 use crate::daemon::error::exit;
@@ -17,6 +17,17 @@ use wire::vm::MAX_VCPUS;
 
 /// The longest disk that ext4 of 4 KiB blocks has without more than 32 bits for their numbers.
 const MOST_DISK: u64 = 16 << 40;
+
+/// Where a VM comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// From nothing.
+    New,
+    /// From nothing, to wait in the pool.
+    ForPool,
+    /// Out of the pool, where one there is as it is to be. It is `launched` then.
+    Pool,
+}
 
 /// What a new VM would be: nothing is written down, and its ports are held as long as this is.
 pub(crate) struct Draft {
@@ -33,30 +44,36 @@ impl Draft {
 }
 
 /// Plans it. One that is not kept goes with its caller, who is remembered beyond this daemon's own end.
-pub(crate) fn plan(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Process>) -> Result<Vm, Fault> {
+pub(crate) fn plan(
+    work: &Work<'_>,
+    machine: &Machine,
+    kept: bool,
+    caller: Option<Process>,
+    from: From,
+) -> Result<Vm, Fault> {
     check_name(machine)?;
-    planned(work, machine, kept, caller)
+    planned(work, machine, kept, caller, from)
 }
 
 /// The same of a VM in the making of a template; its name is one that no other VM may have.
 pub(crate) fn of_template(work: &Work<'_>, machine: &Machine, id: &str) -> Result<Vm, Fault> {
     let machine = Machine { name: Some(name::of_template(id)), ..machine.clone() };
-    planned(work, &machine, false, None)
+    planned(work, &machine, false, None, From::New)
 }
 
 /// What [`plan`] would plan.
 pub(crate) fn draft(work: &Work<'_>, machine: &Machine, kept: bool) -> Result<Draft, Fault> {
     check_name(machine)?;
-    drafted(work, machine, kept, |_, _, _| Ok(()))
+    drafted(work, machine, kept, From::New, |_, _, _| Ok(()))
 }
 
 fn check_name(machine: &Machine) -> Result<(), Fault> {
     machine.name.as_deref().map_or(Ok(()), name::check)
 }
 
-fn planned(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Process>) -> Result<Vm, Fault> {
+fn planned(work: &Work<'_>, machine: &Machine, kept: bool, caller: Option<Process>, from: From) -> Result<Vm, Fault> {
     let caller = caller.filter(|_| !kept);
-    let Draft { vm, listening } = drafted(work, machine, kept, |t, vm, listening| {
+    let Draft { vm, listening } = drafted(work, machine, kept, from, |t, vm, listening| {
         vm.caller = caller;
         vms::save(t, vm)?;
         listening.iter().try_for_each(|one| ports::add(t, &vm.id, &one.port))
@@ -70,6 +87,7 @@ fn drafted(
     work: &Work<'_>,
     machine: &Machine,
     kept: bool,
+    from: From,
     keep: impl FnOnce(&Transaction<'_>, &mut Vm, &[Listening]) -> Result<(), Fault>,
 ) -> Result<Draft, Fault> {
     let choice = super::launch::choice(work)?;
@@ -89,11 +107,12 @@ fn drafted(
                 Some(there) => return Err(name_taken(there)),
                 None => name.clone(),
             },
+            None if from == From::ForPool => pool::name(&id),
             None => name::made_up(seed, is_taken).unwrap_or_else(|| format!("vm-{id}")),
         };
         let addresses: BTreeSet<_> = all.iter().map(|vm| vm.address).collect();
         let cids: BTreeSet<_> = all.iter().map(|vm| vm.cid).collect();
-        let mut vm = Vm {
+        let vm = Vm {
             id: id.clone(),
             name,
             kept,
@@ -121,6 +140,8 @@ fn drafted(
             ready_ms: None,
             last_error: None,
         };
+        let pooled = if from == From::Pool { work.daemon.pool.fitting(&all, &vm) } else { None };
+        let mut vm = pooled.map_or(vm.clone(), |pooled| pool::given_out(pooled, vm));
         keep(transaction, &mut vm, &listening)?;
         Ok(vm)
     })?;

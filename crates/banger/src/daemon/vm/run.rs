@@ -2,6 +2,7 @@
 //! is the middle of it.
 
 use super::phases::{End, Launched, Ready};
+use super::plan::From;
 use super::slots::START;
 use super::start::Way;
 use super::work::Work;
@@ -27,13 +28,15 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     let mut work = Work::new(daemon, caller.op_id());
     work.stages = machine.stages;
     caller.stage("plan", StageState::Begun, "", "");
-    let vm = plan::plan(&work, machine, keep, caller.process()).map_err(|fault| fault.at("plan"))?;
+    let from = if machine.cold { From::New } else { From::Pool };
+    let vm = plan::plan(&work, machine, keep, caller.process(), from).map_err(|fault| fault.at("plan"))?;
     let (id, name) = (vm.id.clone(), vm.name.clone());
     caller.stage("plan", StageState::Ended, &name, format!("{}, {}", vm.base.image, vm.address));
     let started = {
         let held = daemon.slots.hold(&id, &name, START, Duration::ZERO)?;
         let way = Way::of_first(&work, &vm, machine.cold);
-        start::start(daemon, &mut work, caller, &held, vm, way, machine.boot_timeout_ms)
+        let start = if vm.state == State::Launched { start::start_pooled } else { start::start };
+        start(daemon, &mut work, caller, &held, vm, way, machine.boot_timeout_ms)
     };
     let ready = match started {
         Ok(ready) => ready,

@@ -2,7 +2,7 @@
 
 use super::is_of_template;
 use super::places::Places;
-use super::{disk, find, workspace};
+use super::{disk, find, pool, workspace};
 use crate::api::Fault;
 use crate::api::vm::{Agent, Disk, Image, Network, Port, Published, Vm as Shown, Vmm, Vms};
 use crate::daemon::store::ports;
@@ -11,10 +11,11 @@ use crate::daemon::{Daemon, names};
 use crate::time::of_unix;
 use sys::pidfd;
 
-/// All that are somebody's, by name: those in the making of a template are not.
+/// All that are somebody's, by name: those in the making of a template, and in the pool, are not.
 pub(crate) fn list(daemon: &Daemon) -> Result<Vms, Fault> {
     let all = daemon.store.change(|t| vms::all(t))?;
-    Ok(Vms { vms: all.into_iter().filter(|vm| !is_of_template(&vm.name)).map(|vm| shown(daemon, vm)).collect() })
+    let is_somebodys = |vm: &Vm| !is_of_template(&vm.name) && !pool::is_of(vm);
+    Ok(Vms { vms: all.into_iter().filter(is_somebodys).map(|vm| shown(daemon, vm)).collect() })
 }
 
 /// One.

@@ -1,10 +1,11 @@
 //! A VM's start: the phases one behind the other, each told to the caller as a stage.
 
-use super::phases::{Back, Failed, Planned, Ready, Step, Wait, Wired};
+use super::phases::{Back, Failed, Launched, Planned, Ready, Step, Wait, Wired};
 use super::slots::Held;
 use super::work::Work;
 use super::{disk, publish, watch};
 use crate::api::{Fault, StageState};
+use crate::daemon::error::exit;
 use crate::daemon::image::template::{self, Pick};
 use crate::daemon::serve::Caller;
 use crate::daemon::store::vms::Vm;
@@ -44,24 +45,65 @@ pub(crate) fn start(
     way: Way,
     boot_timeout_ms: Option<u64>,
 ) -> Step<Ready> {
-    let begun = Instant::now();
     let name = vm.name.clone();
+    let mut stage = Stages { name: &name, held, begun: Instant::now() };
     let planned = Planned { vm };
     if let Err(fault) = publish::before_start(daemon, &planned.vm.id) {
         return Err(Failed::new(planned, fault.at("plan")));
     }
-    let mut stage = Stages { name: &name, held };
     stage.begin(caller, "wire");
     let wired = planned.wire(work)?;
     let vm = wired.vm();
     let out = if vm.nat { "nat" } else { "no way out" };
     stage.end(caller, "wire", format!("{}, {out}", vm.address));
+    start_wired(daemon, work, caller, &mut stage, wired, way, boot_timeout_ms)
+}
+
+/// Starts one that waited in the pool; if that comes to nothing, as any other.
+pub(crate) fn start_pooled(
+    daemon: &Arc<Daemon>,
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    held: &Held,
+    vm: Vm,
+    way: Way,
+    boot_timeout_ms: Option<u64>,
+) -> Step<Ready> {
+    let name = vm.name.clone();
+    let mut stage = Stages { name: &name, held, begun: Instant::now() };
+    let ports = publish::before_start(daemon, &vm.id);
+    let launched = Launched::pooled(work, vm);
+    if let Err(fault) = ports {
+        return Err(Failed::new(launched.down(work), fault.at("plan")));
+    }
+    match pooled(work, caller, &mut stage, launched, &way) {
+        Ok(ready) => {
+            note(template::used(daemon, ready.vm.template.as_deref().unwrap_or_default()));
+            Ok(came_up(daemon, ready))
+        }
+        Err(Back::Failed(failed)) => Err(failed),
+        Err(Back::Cold(wired, fault)) => {
+            log::fault("pool", "", &fault);
+            start_wired(daemon, work, caller, &mut stage, *wired, way, boot_timeout_ms)
+        }
+    }
+}
+
+fn start_wired(
+    daemon: &Arc<Daemon>,
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    stage: &mut Stages<'_>,
+    wired: Wired,
+    way: Way,
+    boot_timeout_ms: Option<u64>,
+) -> Step<Ready> {
     if let Err(fault) = stage.go_on(caller) {
         return Err(Failed::new(wired.down(work), fault.at("wire")));
     }
     let (wired, why) = match way {
         Way::Cold(why) => (wired, why),
-        Way::Warm(pick) => match warm(work, caller, &mut stage, wired, &pick, begun) {
+        Way::Warm(pick) => match warm(work, caller, stage, wired, &pick) {
             Ok(ready) => {
                 note(template::used(daemon, &pick.id));
                 return Ok(came_up(daemon, ready));
@@ -81,7 +123,7 @@ pub(crate) fn start(
     let launched = disked.launch(work)?;
     stage.end(caller, "launch", run_by(&launched.vm));
     stage.begin(caller, "boot");
-    let wait = wait_for(&launched.vm, begun, boot_timeout_ms);
+    let wait = wait_for(&launched.vm, stage.begun, boot_timeout_ms);
     let ready = match stage.go_on(caller) {
         Ok(()) => launched.ready(work, caller, wait)?,
         Err(fault) => return Err(Failed::new(launched.down(work), fault.at("boot"))),
@@ -94,7 +136,32 @@ pub(crate) fn start(
 fn came_up(daemon: &Arc<Daemon>, ready: Ready) -> Ready {
     watch::begin(daemon, &ready);
     daemon.ahead.came_up(&ready.vm);
+    daemon.pool.wake();
     ready
+}
+
+/// Goes on as one that waited in the pool.
+fn pooled(
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    stage: &mut Stages<'_>,
+    launched: Launched,
+    way: &Way,
+) -> Result<Ready, Back> {
+    let template = launched.vm.template.clone().unwrap_or_default();
+    if !matches!(way, Way::Warm(pick) if pick.id == template) {
+        let fault = Fault::new("template_failed", exit::FAILED, "what waited in the pool is not right any more");
+        return Err(launched.back(work, fault));
+    }
+    stage.begin(caller, "disk");
+    stage.end(caller, "disk", format!("pool, layer on template {template}"));
+    if let Err(fault) = stage.go_on(caller) {
+        return Err(Failed::new(launched.down(work), fault.at("disk")).into());
+    }
+    stage.begin(caller, "launch");
+    let launched = launched.resumed(work)?;
+    stage.end(caller, "launch", format!("pool, {}", run_by(&launched.vm)));
+    become_itself(work, caller, stage, launched)
 }
 
 /// Goes on from a template.
@@ -104,7 +171,6 @@ fn warm(
     stage: &mut Stages<'_>,
     wired: Wired,
     pick: &Pick,
-    begun: Instant,
 ) -> Result<Ready, Back> {
     stage.begin(caller, "disk");
     let disked = wired.over(work, &pick.id, &pick.files)?;
@@ -119,11 +185,20 @@ fn warm(
     stage.begin(caller, "launch");
     let launched = disked.restore(work, &pick.files)?;
     stage.end(caller, "launch", run_by(&launched.vm));
+    become_itself(work, caller, stage, launched)
+}
+
+fn become_itself(
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    stage: &mut Stages<'_>,
+    launched: Launched,
+) -> Result<Ready, Back> {
     if let Err(fault) = stage.go_on(caller) {
         return Err(Failed::new(launched.down(work), fault.at("launch")).into());
     }
     stage.begin(caller, "boot");
-    let (ready, became) = launched.become_itself(work, begun)?;
+    let (ready, became) = launched.become_itself(work, stage.begun)?;
     let [answered, identity] = [became.answered, became.identity].map(|took| took.as_millis());
     stage.end(caller, "boot", format!("no boot: answer {answered}, identity {identity}"));
     Ok(ready)
@@ -159,6 +234,7 @@ pub(crate) fn wait_for(vm: &Vm, begun: Instant, boot_timeout_ms: Option<u64>) ->
 struct Stages<'a> {
     name: &'a str,
     held: &'a Held,
+    begun: Instant,
 }
 
 impl Stages<'_> {

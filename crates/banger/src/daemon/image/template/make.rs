@@ -363,6 +363,7 @@ impl Draft {
         synced(&place(daemon))?;
         room::add(daemon, template)?;
         self.is_published = true;
+        daemon.pool.wake();
         Ok(())
     }
 }

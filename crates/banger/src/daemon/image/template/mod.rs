@@ -20,7 +20,7 @@ use crate::daemon::store::templates::{self, Template};
 use crate::daemon::store::vms::{self, Base, Vm};
 use crate::daemon::vm::phases::remove_tree;
 use crate::daemon::vm::work::Work;
-use crate::daemon::vm::{disk, launch};
+use crate::daemon::vm::{disk, launch, pool};
 use crate::daemon::vmm::Over;
 use crate::time::of_unix;
 use key::Key;
@@ -244,6 +244,8 @@ fn find(connection: &Connection, reference: &str) -> Result<Template, Fault> {
 /// # Errors
 /// `no_such_template`; `in_use` where a VM's disk lies on it.
 pub(crate) fn rm(daemon: &Daemon, reference: &str) -> Result<Removed, Fault> {
+    // Nobody's VMs are in nobody's way.
+    let _none = pool::empty(daemon)?;
     let template = daemon.store.change(|t| {
         let template = find(t, reference)?;
         let users = users(&template, &vms::all(t)?);

@@ -10,6 +10,7 @@ use crate::daemon::guest::{self, Bounds, Doorbell};
 use crate::daemon::image::template::Files;
 use crate::daemon::serve::Caller;
 use crate::daemon::store::vms::{State, Vm};
+use crate::daemon::vm::pool::Pool;
 use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{disk, effort, identity, launch, told, whole};
 use crate::daemon::vmm::Over;
@@ -29,6 +30,11 @@ const EFFORT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 const ANSWER: Duration = Duration::from_secs(15);
 /// Whoever else starts, that is all.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// A VMM pauses its guest, and has it go on, within this time.
+const VMM: Duration = Duration::from_secs(10);
+const PAUSED: &str = r#"{"state":"Paused"}"#;
+const RESUMED: &str = r#"{"state":"Resumed"}"#;
 
 /// Why a VM did not go on from its template.
 pub(crate) enum Back {
@@ -149,6 +155,38 @@ impl Disked {
 }
 
 impl Launched {
+    /// One that waited in the pool.
+    pub(crate) fn pooled(work: &Work<'_>, vm: Vm) -> Launched {
+        let process = work.daemon.pool.take(&vm.id);
+        Launched { vm, process }
+    }
+
+    /// Stops its guest, which has answered once: it is nobody's yet, and takes no time of the processor's until it is.
+    pub(crate) fn paused(self, work: &mut Work<'_>) -> Step<Launched> {
+        let places = work.places(&self.vm);
+        let answered = guest::call(&places.vsock(), ANSWER).map(drop);
+        let paused = answered.and_then(|()| told::ask_for(&places.api(), VMM, "PATCH", "/vm", PAUSED));
+        match paused {
+            Ok(()) => Ok(self),
+            Err(error) => Err(Failed::new(self.down(work), not_going_on("can't be paused", &error).at("launch"))),
+        }
+    }
+
+    /// Has it go on.
+    pub(crate) fn resumed(self, work: &mut Work<'_>) -> Result<Launched, Back> {
+        match told::ask_for(&work.places(&self.vm).api(), VMM, "PATCH", "/vm", RESUMED) {
+            Ok(()) => Ok(self),
+            Err(error) => Err(self.back(work, not_going_on("does not go on", &error).at("launch"))),
+        }
+    }
+
+    /// Its process is the pool's.
+    pub(crate) fn given_to(self, pool: &Pool) {
+        if let Some(process) = self.process {
+            pool.keep(&self.vm.id, process);
+        }
+    }
+
     /// Ends a VMM whose guest came to nothing, and gives the disk up.
     pub(crate) fn back(self, work: &mut Work<'_>, fault: Fault) -> Back {
         self.ended(work).back(work, fault)
@@ -210,11 +248,13 @@ impl Launched {
     }
 }
 
+fn not_going_on(what: &str, error: &dyn std::fmt::Display) -> Fault {
+    Fault::new("template_failed", exit::FAILED, format!("the guest of the template {what}")).why(error)
+}
+
 /// HELLO and `start`.
 fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
-    let silent = |what: &str, error: &dyn std::fmt::Display| {
-        Fault::new("template_failed", exit::FAILED, format!("the guest of the template {what}")).why(error)
-    };
+    let silent = not_going_on;
     let begun = Instant::now();
     let mut files = vec![identity::hosts(vm)?];
     files.extend(work.own_ssh_files(vm));
