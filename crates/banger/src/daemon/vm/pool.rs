@@ -200,7 +200,9 @@ fn make(daemon: &Daemon) -> Result<bool, Fault> {
     // Where there is no image yet, say: who asks for a VM hears of that.
     let Ok(vm) = plan::plan(&work, &machine, false, None, From::ForPool) else { return Ok(false) };
     let held = daemon.slots.hold(&vm.id, &vm.name, "its making", Duration::ZERO)?;
-    let pick = template::pick(&work, &vm).ok();
+    // Where disks are layers: others take too long to be made ahead of nobody.
+    let is_layer = super::launch::choice(&work).is_ok_and(|choice| choice.is_qemu());
+    let pick = template::pick(&work, &vm).ok().filter(|_| is_layer);
     // What they lie on is of the past.
     while end_one(daemon, |vm| pick.as_ref().is_none_or(|pick| vm.template.as_ref() != Some(&pick.id)))? {}
     let count = daemon.store.change(|t| vms::all(t))?.iter().filter(|vm| daemon.pool.place(vm).is_some()).count();
@@ -224,7 +226,7 @@ fn make(daemon: &Daemon) -> Result<bool, Fault> {
 }
 
 fn restored(work: &mut Work<'_>, vm: Vm, pick: &Pick) -> Result<Launched, Back> {
-    let disked = Planned { vm }.wire(work)?.layer(work, &pick.id)?;
+    let disked = Planned { vm }.wire(work)?.over(work, &pick.id, &pick.files)?;
     if let Err(fault) = template::is_there(work.daemon, &pick.id) {
         return Err(disked.back(work, fault));
     }
