@@ -159,6 +159,13 @@ isolated! {
             assert!(code == "operation_failed" && message.contains(told), "{field}: {message}");
             assert_gone(1, field);
         }
+        // One that a jailer has made, as root, is a base.
+        make_dir("/mnt/s/roots/firecracker", 0, 0o755);
+        let mut asked = jailed(1);
+        asked["jailer"]["chroot_base_dir"] = json!("/mnt/s/roots");
+        let pid = pid_of(&helper.ok(LAUNCH, &asked));
+        helper.ok("priv.kill_process", &json!({"pid": pid}));
+        wait_until("the VMM is gone", || !Path::new(&format!("/proc/{pid}")).exists());
         // A base that is missing is made, the owner's.
         let mut asked = jailed(1);
         asked["jailer"]["chroot_base_dir"] = json!("/mnt/r/a/b");

@@ -110,10 +110,16 @@ pub(super) fn check(host: &Host, jailer: &Jailer) -> Result<(), Fail> {
     }
 }
 
-/// Whether the owner could make a jail's directory there himself: root makes it, and not where he could not.
+/// Whether the owner could make a jail's directory there himself: root makes it, and not where he could not. A base of root's
+/// that holds jails alone is one that a jailer made, which runs as root, when an earlier helper asked for it.
 fn is_his(base: &Dir, path: &HostPath, owner: &Identity) -> Result<(), Fail> {
+    let Err(error) = owner.may_write(base) else { return Ok(()) };
+    let is_a_jailers = Facts::of(base).is_ok_and(|facts| facts.uid == 0) && base.names().is_ok_and(|names| names == [PROGRAM]);
+    if is_a_jailers {
+        return Ok(());
+    }
     let refused = format!("chroot_base_dir {} can't be written by the owner", shown(path.as_str()));
-    owner.may_write(base).map_err(|error| Fail::new(refused).because(error))
+    Err(Fail::new(refused).because(error))
 }
 
 fn place<'a>(host: &'a Host, path: &HostPath) -> &'a Place {
