@@ -131,15 +131,6 @@ mod lab {
             }
 
             #[test]
-            fn without_device_mapper_each_has_a_copy() {
-                // Before anybody has it open.
-                let _without = WithoutDeviceMapper::begin();
-                let _installed = with_firecracker();
-                let id = build();
-                two_go_on(&id, &format!("copy of template {id}"));
-            }
-
-            #[test]
             fn whatever_firecracker_refuses_is_booted() {
                 let _installed = with_firecracker();
                 let id = build();
@@ -174,22 +165,3 @@ all = "".join(map(facts, ["state", "memory", "root.ext4"]))
 assert store.execute("UPDATE templates SET files = ?", [all]).rowcount == 1
 store.commit()
 "#;
-
-/// A kernel that has no device-mapper, as long as it is held.
-struct WithoutDeviceMapper;
-
-impl WithoutDeviceMapper {
-    fn begin() -> WithoutDeviceMapper {
-        shell(
-            "modprobe -r dm_snapshot; modprobe -r dm_mod; rm -f /dev/mapper/control; ! grep device-mapper /proc/misc",
-        );
-        WithoutDeviceMapper
-    }
-}
-
-impl Drop for WithoutDeviceMapper {
-    fn drop(&mut self) {
-        // Who needs it sees that it isn't there.
-        let _ = Command::new("modprobe").args(["-a", "dm_mod", "dm_snapshot"]).status();
-    }
-}

@@ -127,9 +127,11 @@ fn what_a_vm_wrote_outlives_a_daemon_that_is_killed_while_its_disk_is_made() {
             let files: Vec<String> = reached.iter().map(|part| file(name, part)).collect();
             let mut stopping = banger(&["vm", "stop", name]).spawn().unwrap();
             let end = Instant::now() + LONG;
-            while !files.iter().any(|file| Path::new(file).exists())
-                && !(files.is_empty() && field(name, "/state") == "stopping")
-            {
+            let is_there = || match files.is_empty() {
+                true => field(name, "/state") == "stopping",
+                false => files.iter().any(|file| Path::new(file).exists()),
+            };
+            while !is_there() {
                 assert!(Instant::now() < end, "{name} never came");
             }
             world.kill_daemon();

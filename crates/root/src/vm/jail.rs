@@ -114,7 +114,8 @@ pub(super) fn check(host: &Host, jailer: &Jailer) -> Result<(), Fail> {
 /// that holds jails alone is one that a jailer made, which runs as root, when an earlier helper asked for it.
 fn is_his(base: &Dir, path: &HostPath, owner: &Identity) -> Result<(), Fail> {
     let Err(error) = owner.may_write(base) else { return Ok(()) };
-    let is_a_jailers = Facts::of(base).is_ok_and(|facts| facts.uid == 0) && base.names().is_ok_and(|names| names == [PROGRAM]);
+    let is_a_jailers =
+        Facts::of(base).is_ok_and(|facts| facts.uid == 0) && base.names().is_ok_and(|names| names == [PROGRAM]);
     if is_a_jailers {
         return Ok(());
     }

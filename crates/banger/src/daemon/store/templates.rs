@@ -259,7 +259,8 @@ pub(crate) mod tests {
         assert!(given_up("a") && !given_up("b"));
         store.change(|t| key_is_good(t, "a")).unwrap();
         assert!(!given_up("a"));
-        [fail("a"), fail("a")];
+        fail("a");
+        fail("a");
         (0..REMEMBERED).for_each(|n| fail(&n.to_string()));
         assert!(!given_up("a"), "others came");
         fail("0");
