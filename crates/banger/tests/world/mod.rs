@@ -196,7 +196,8 @@ fn daemon(arguments: &[String]) -> Child {
     let templates = if configured { [].as_slice() } else { &["--templates", "off"] };
     command.args(arguments).args(templates).uid(OWNER).gid(OWNER).stdin(Stdio::null()).stderr(log);
     let daemon = command.spawn().expect("the daemon");
-    until("the daemon listens", || std::os::unix::net::UnixStream::connect(SOCKET).is_ok());
+    // A program that one before it was starting when it was killed may still have its socket: that one answers nobody.
+    until("the daemon answers", || run(&["vm", "list"]).status.success());
     daemon
 }
 
