@@ -21,7 +21,6 @@ pub(crate) const OWNER: u32 = 5501;
 pub(crate) const OTHER: u32 = 5502;
 const PROGRAMS: &str = "/run/bin";
 const STATE: &str = "/var/lib/banger";
-const SOCKET: &str = "/run/banger/bangerd.sock";
 /// A guest boots within this time, on a busy machine without KVM too.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 
