@@ -25,9 +25,9 @@ use super::{Request, children, enter};
 use crate::programs;
 
 /// How long one test may take, in seconds.
-const TEST_LIMIT: &str = "300";
+const TEST_LIMIT: &str = "600";
 /// For all of them together.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIMIT: Duration = Duration::from_secs(40 * 60);
 /// So many machines run tests at once: each has one processor's work for most of its time.
 const MACHINES: usize = 2;
 
