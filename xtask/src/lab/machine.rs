@@ -92,7 +92,7 @@ pub(super) fn hardware(nested: Nested) -> Vec<String> {
 
 /// What the kernel is told, but for the rate of its clock.
 pub(super) const KERNEL_WORDS: &str = "console=ttyS0 panic=-1 quiet loglevel=3 cryptomgr.notests mitigations=off \
-                                       random.trust_cpu=on nokaslr systemd.show_status=false tsc=reliable";
+                                       random.trust_cpu=on nokaslr systemd.show_status=false";
 
 impl Machine {
     /// Starts one, and speaks with QEMU; what runs in it isn't asked yet.
