@@ -9,8 +9,9 @@ use super::store::vms::Vm;
 use super::vm::disk;
 use super::{Daemon, addresses, log, serve};
 use crate::api::Fault;
+use crate::image::store::{sync, taken};
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -196,7 +197,7 @@ impl Ahead {
     fn has_room(&self, source: &Source) -> Result<bool, Fault> {
         let failed = |path: &Path, error: io::Error| Fault::file("looking at", path, &error);
         let room = rustix::fs::statvfs(&self.dir).map_err(|errno| failed(&self.dir, errno.into()))?;
-        let takes = fs::metadata(&source.path).map_err(|error| failed(&source.path, error))?.blocks() * 512;
+        let takes = taken(&source.path).map_err(|error| failed(&source.path, error))?;
         Ok(takes <= room.f_bavail * room.f_frsize / PART)
     }
 
@@ -204,7 +205,7 @@ impl Ahead {
         let (draft, to) = (self.dir.join(DRAFT), self.dir.join(source.key() + &addresses::id()?));
         // On the disk before it is asked for: who writes into it and syncs has then little to wait for.
         let made = disk::copy(&source.path, &draft).and_then(|how| {
-            File::open(&draft)?.sync_all()?;
+            sync(&draft)?;
             fs::rename(&draft, &to).map(|()| how)
         });
         let mut state = self.lock();
@@ -314,6 +315,7 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, woken: Receiver<()>) -> Result<(), Fau
 mod tests {
     use super::*;
     use crate::daemon::store::vms::tests::planned;
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::sync::mpsc;
 

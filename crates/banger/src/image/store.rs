@@ -168,7 +168,7 @@ impl Store {
             let draft = work.path.join("initrd");
             let failed = |cause| Error::file("write", &packed, &cause);
             fs::write(&draft, &archive).map_err(failed)?;
-            File::open(&draft).and_then(|file| file.sync_all()).map_err(failed)?;
+            sync(&draft).map_err(failed)?;
             fs::rename(&draft, &packed).map_err(failed)?;
         }
         Ok(packed)
@@ -200,7 +200,7 @@ impl Store {
         let work = self.work(0)?;
         match fs::rename(&from, work.path.join("gone")) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", &from, &cause)),
-            _ => sync(&place),
+            _ => synced(&place),
         }
     }
 
@@ -245,7 +245,7 @@ impl Store {
             Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(()),
             renamed => renamed.map_err(failed)?,
         }
-        sync(&place)
+        synced(&place)
     }
 
     fn sweep(&self) -> Result<(), Error> {
@@ -324,22 +324,33 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// What a file takes on the disk, in bytes.
-fn taken(path: &Path) -> io::Result<u64> {
+/// What a file takes on the disk, in bytes; its holes take nothing.
+///
+/// # Errors
+/// What the kernel says.
+pub fn taken(path: &Path) -> io::Result<u64> {
     Ok(std::os::unix::fs::MetadataExt::blocks(&fs::metadata(path)?) * 512)
 }
 
-fn sync(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::file("write", path, &cause))
+/// Writes a file, or a folder's names, through to the disk.
+///
+/// # Errors
+/// What the kernel says.
+pub fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn synced(path: &Path) -> Result<(), Error> {
+    sync(path).map_err(|cause| Error::file("write", path, &cause))
 }
 
 fn sync_below(folder: &Path) -> Result<(), Error> {
     let failed = |cause| Error::file("read", folder, &cause);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if entry.file_type().map_err(failed)?.is_dir() { sync_below(&entry.path())? } else { sync(&entry.path())? }
+        if entry.file_type().map_err(failed)?.is_dir() { sync_below(&entry.path())? } else { synced(&entry.path())? }
     }
-    sync(folder)
+    synced(folder)
 }
 
 /// The SHA-256 of a file, as `sha256sum` gives it; its holes are not read.

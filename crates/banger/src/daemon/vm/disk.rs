@@ -7,12 +7,13 @@ use crate::api::Fault;
 use crate::daemon::Daemon;
 use crate::daemon::image::template::Files;
 use crate::daemon::store::vms::Vm;
+use crate::image::store::taken;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use wire::disk::NewSnapshot;
 use wire::path::Root;
@@ -123,8 +124,7 @@ pub(crate) fn remove(places: &Places<'_>) -> Result<(), Fault> {
 
 /// What the disk takes, in bytes.
 pub(crate) fn used(places: &Places<'_>) -> Option<u64> {
-    let found = [places.disk(), places.cow(), places.layer()].into_iter().find_map(|path| fs::metadata(path).ok());
-    found.map(|facts| facts.blocks() * 512)
+    [places.disk(), places.cow(), places.layer()].into_iter().find_map(|path| taken(&path).ok())
 }
 
 fn has_device_mapper() -> bool {
@@ -230,6 +230,7 @@ fn copy_bytes(source: &File, target: &File, mut at: u64, end: u64) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_copy_is_the_same_and_as_sparse() {

@@ -5,6 +5,7 @@
 //! name in it is never looked at. What lies below is said by the caller.
 
 use super::disk;
+use crate::image::store::sync;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsString;
@@ -57,7 +58,7 @@ pub fn flatten(layer: &Path, base: &Path, to: &Path) -> io::Result<&'static str>
     let made = make(&layer, base, &part).and_then(|how| fs::rename(&part, to).map(|()| how));
     let how = made.inspect_err(|_| drop(remove(&part)))?;
     let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()?;
+    sync(dir)?;
     Ok(how)
 }
 

@@ -35,8 +35,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     let started = {
         let held = daemon.slots.hold(&id, &name, START, Duration::ZERO)?;
         let way = Way::of_first(&work, &vm, machine.cold);
-        let start = if vm.state == State::Launched { start::start_pooled } else { start::start };
-        start(daemon, &mut work, caller, &held, vm, way, machine.boot_timeout_ms)
+        start::start(daemon, &mut work, caller, &held, vm, way, machine.boot_timeout_ms)
     };
     let ready = match started {
         Ok(ready) => ready,

@@ -8,7 +8,7 @@ use crate::api::{Fault, StageState};
 use crate::daemon::error::exit;
 use crate::daemon::image::template::{self, Pick};
 use crate::daemon::serve::Caller;
-use crate::daemon::store::vms::Vm;
+use crate::daemon::store::vms::{State, Vm};
 use crate::daemon::vmm::Accel;
 use crate::daemon::{Daemon, guest, log};
 use std::sync::Arc;
@@ -35,7 +35,8 @@ impl Way {
     }
 }
 
-/// Starts a planned or stopped VM. `held` is the start's own hold of it.
+/// Starts a planned or stopped VM, or one that waits in the pool; if the pool's comes to nothing, as any other. `held` is the
+/// start's own hold of it.
 pub(crate) fn start(
     daemon: &Arc<Daemon>,
     work: &mut Work<'_>,
@@ -47,46 +48,35 @@ pub(crate) fn start(
 ) -> Step<Ready> {
     let name = vm.name.clone();
     let mut stage = Stages { name: &name, held, begun: Instant::now() };
-    let planned = Planned { vm };
-    if let Err(fault) = publish::before_start(daemon, &planned.vm.id) {
-        return Err(Failed::new(planned, fault.at("plan")));
-    }
-    stage.begin(caller, "wire");
-    let wired = planned.wire(work)?;
-    let vm = wired.vm();
-    let out = if vm.nat { "nat" } else { "no way out" };
-    stage.end(caller, "wire", format!("{}, {out}", vm.address));
+    let ports = publish::before_start(daemon, &vm.id).map_err(|fault| fault.at("plan"));
+    let wired = if vm.state == State::Launched {
+        let launched = Launched::pooled(work, vm);
+        if let Err(fault) = ports {
+            return Err(Failed::new(launched.down(work), fault));
+        }
+        match pooled(work, caller, &mut stage, launched, &way) {
+            Ok(ready) => {
+                note(template::used(daemon, ready.vm.template.as_deref().unwrap_or_default()));
+                return Ok(came_up(daemon, ready));
+            }
+            Err(Back::Failed(failed)) => return Err(failed),
+            Err(Back::Cold(wired, fault)) => {
+                log::fault("pool", "", &fault);
+                *wired
+            }
+        }
+    } else {
+        let planned = Planned { vm };
+        if let Err(fault) = ports {
+            return Err(Failed::new(planned, fault));
+        }
+        stage.begin(caller, "wire");
+        let wired = planned.wire(work)?;
+        let out = if wired.vm().nat { "nat" } else { "no way out" };
+        stage.end(caller, "wire", format!("{}, {out}", wired.vm().address));
+        wired
+    };
     start_wired(daemon, work, caller, &mut stage, wired, way, boot_timeout_ms)
-}
-
-/// Starts one that waited in the pool; if that comes to nothing, as any other.
-pub(crate) fn start_pooled(
-    daemon: &Arc<Daemon>,
-    work: &mut Work<'_>,
-    caller: &mut Caller,
-    held: &Held,
-    vm: Vm,
-    way: Way,
-    boot_timeout_ms: Option<u64>,
-) -> Step<Ready> {
-    let name = vm.name.clone();
-    let mut stage = Stages { name: &name, held, begun: Instant::now() };
-    let ports = publish::before_start(daemon, &vm.id);
-    let launched = Launched::pooled(work, vm);
-    if let Err(fault) = ports {
-        return Err(Failed::new(launched.down(work), fault.at("plan")));
-    }
-    match pooled(work, caller, &mut stage, launched, &way) {
-        Ok(ready) => {
-            note(template::used(daemon, ready.vm.template.as_deref().unwrap_or_default()));
-            Ok(came_up(daemon, ready))
-        }
-        Err(Back::Failed(failed)) => Err(failed),
-        Err(Back::Cold(wired, fault)) => {
-            log::fault("pool", "", &fault);
-            start_wired(daemon, work, caller, &mut stage, *wired, way, boot_timeout_ms)
-        }
-    }
 }
 
 fn start_wired(

@@ -16,10 +16,11 @@ use crate::daemon::vm::slots::Held;
 use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{plan, start, told};
 use crate::daemon::{addresses, log};
+use crate::image::store::{sync, taken};
 use crate::time::unix_now;
 use agent::client::Program;
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
@@ -342,17 +343,14 @@ impl Draft {
     fn freeze(&self) -> Result<(), Fault> {
         for path in self.files.all() {
             let frozen = fs::set_permissions(&path, Permissions::from_mode(0o444));
-            let synced = frozen.and_then(|()| File::open(&path)).and_then(|file| file.sync_all());
-            synced.map_err(|error| Fault::file("keeping", &path, &error))?;
+            frozen.and_then(|()| sync(&path)).map_err(|error| Fault::file("keeping", &path, &error))?;
         }
         synced(&self.files.0)
     }
 
     fn bytes(&self) -> Result<u64, Fault> {
-        let taken = |path: std::path::PathBuf| {
-            fs::metadata(&path).map(|facts| facts.blocks() * 512).map_err(|error| Fault::file("reading", &path, &error))
-        };
-        self.files.all().into_iter().map(taken).sum()
+        let bytes = |path: std::path::PathBuf| taken(&path).map_err(|error| Fault::file("reading", &path, &error));
+        self.files.all().into_iter().map(bytes).sum()
     }
 
     /// Gives it its name, and its row last.
@@ -380,7 +378,7 @@ impl Drop for Draft {
 }
 
 fn synced(dir: &Path) -> Result<(), Fault> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| Fault::file("keeping", dir, &error))
+    sync(dir).map_err(|error| Fault::file("keeping", dir, &error))
 }
 
 #[cfg(test)]

@@ -7,8 +7,7 @@ use crate::daemon::settings::TemplateBounds;
 use crate::daemon::store::templates::{self, Template};
 use crate::daemon::store::vms;
 use crate::daemon::{Daemon, log};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use crate::image::store::taken;
 use std::path::Path;
 
 /// Writes a new one's row, as one step with the removal of those that have to go for it.
@@ -65,7 +64,7 @@ fn full(size: u64, bounds: TemplateBounds) -> Fault {
 pub(super) fn need(daemon: &Daemon, place: &Path, root: &Path, memory_mib: u64) -> Result<(), Fault> {
     let failed = |path: &Path, error: std::io::Error| Fault::file("looking at", path, &error);
     let room = rustix::fs::statvfs(place).map_err(|errno| failed(place, errno.into()))?;
-    let image = fs::metadata(root).map_err(|error| failed(root, error))?.blocks() * 512;
+    let image = taken(root).map_err(|error| failed(root, error))?;
     if image > daemon.settings.templates.bytes {
         return Err(full(image, daemon.settings.templates));
     }
