@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use lab::{Command, Kind};
@@ -90,7 +90,7 @@ impl Session {
         self.send(Kind::Run, &command.to_body())?;
         self.feed(input);
         loop {
-            let (kind, body) = lab::receive(&mut self.from).context("the lab has ended")?;
+            let (kind, body) = lab::receive(&mut self.from).context("the lab has ended, or says nothing")?;
             match kind {
                 Kind::Output => streams.output(&body).context("can't write the command's output")?,
                 Kind::Errors => streams.errors(&body).context("can't write the command's output")?,
@@ -99,6 +99,21 @@ impl Session {
                 other => bail!("the lab says {other:?} where a command runs"),
             }
         }
+    }
+
+    /// The same, where each wait for the command's next word has a limit; after an error the session is of no more use.
+    pub(super) fn run_within(
+        &mut self,
+        limit: Duration,
+        command: &Command<'_>,
+        input: impl Read + Send + 'static,
+        streams: &mut impl Streams,
+    ) -> Result<i32> {
+        self.from.set_read_timeout(Some(limit))?;
+        let begun = Instant::now();
+        let status = self.run(command, input, streams);
+        self.from.set_read_timeout(None)?;
+        status.with_context(|| format!("after {:.0} s", begun.elapsed().as_secs_f64()))
     }
 
     /// Runs a command without input that is expected to succeed.
