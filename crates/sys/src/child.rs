@@ -45,6 +45,13 @@ pub fn spawn_confined(command: &mut Command, keep: &[BorrowedFd<'_>], rules: Opt
     command.spawn()
 }
 
+/// Has `command` started with no signal blocked, whatever this thread has blocked: who waits for signals as values passes that on
+/// to no program.
+pub fn unblocked(command: &mut Command) -> &mut Command {
+    // SAFETY: the closure runs after the fork and makes one system call: no allocation, no lock.
+    unsafe { command.pre_exec(unblock_signals) }
+}
+
 /// Marks every descriptor from 3 on to be closed at exec, and `keep` not to be.
 fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
     // SAFETY: marks descriptors only; all of them stay open in this process image, so nobody's is taken away.
@@ -71,10 +78,26 @@ fn unblock_signals() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{spawn_bound, spawn_confined};
+    use super::{spawn_bound, spawn_confined, unblocked};
     use crate::landlock::{Access, Ruleset};
     use std::os::fd::{AsFd, AsRawFd};
     use std::process::{Command, Stdio};
+
+    #[test]
+    fn what_is_blocked_here_is_not_there() {
+        // In a thread of its own: the mask is the thread's.
+        std::thread::spawn(|| {
+            crate::sigwait::block(&[libc::SIGTERM]).expect("blocked");
+            let blocked = |command: &mut Command| {
+                let out = command.args(["^SigBlk", "/proc/self/status"]).output().expect("grep");
+                String::from_utf8(out.stdout).expect("text").split_whitespace().last().map(str::to_owned)
+            };
+            assert_eq!(blocked(&mut Command::new("grep")).as_deref(), Some("0000000000004000"));
+            assert_eq!(blocked(unblocked(&mut Command::new("grep"))).as_deref(), Some("0000000000000000"));
+        })
+        .join()
+        .expect("the thread");
+    }
 
     #[test]
     fn the_child_holds_what_it_is_given_and_no_more() {

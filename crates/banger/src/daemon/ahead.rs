@@ -225,13 +225,18 @@ impl Ahead {
     }
 
     fn give_back(&self, daemon: &Daemon) -> Result<(), Fault> {
-        let taps = {
+        {
             let mut state = self.lock();
             state.source = None;
             discard(&mut state.disks);
             discard(&mut state.left);
-            std::mem::take(&mut state.taps)
-        };
+        }
+        self.give_taps_back(daemon)
+    }
+
+    /// The taps alone: copies are the next daemon's too.
+    pub(crate) fn give_taps_back(&self, daemon: &Daemon) -> Result<(), Fault> {
+        let taps = std::mem::take(&mut self.lock().taps);
         if taps.is_empty() {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 pub mod addresses;
 pub mod ahead;
 pub mod aside;
+mod end;
 pub mod error;
 pub(crate) mod guest;
 pub mod image;

@@ -27,23 +27,32 @@ const UNREAD: Duration = Duration::from_secs(10);
 /// When accepting fails for want of descriptors or memory, others may give some back.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves calls for ever.
-///
-/// # Errors
-/// The socket's, once it can't be used any more.
-pub fn forever(daemon: &Arc<Daemon>, listener: &UnixListener) -> io::Result<()> {
-    let calls = Arc::new(AtomicUsize::new(0));
+/// Calls that go on.
+#[derive(Debug, Default)]
+pub struct Calls(Arc<AtomicUsize>);
+
+impl Calls {
+    /// Waits until nothing is left of them but connections to guests, of which nothing passes through here.
+    pub(super) fn wait(&self, daemon: &Daemon) {
+        while self.0.load(Ordering::Relaxed) > daemon.slots.connections() {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Serves calls until the socket can't be used any more; why. `InvalidInput`: it was shut.
+pub fn until_shut(daemon: &Arc<Daemon>, listener: &UnixListener, calls: &Calls) -> io::Error {
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
-            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput) => return Err(error),
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput) => return error,
             Err(error) => {
                 log::fault("accept", "", &Fault::new("accept", exit::FAILED, error.to_string()));
                 std::thread::sleep(PAUSE);
                 continue;
             }
         };
-        let place = Place::take(&calls);
+        let place = Place::take(&calls.0);
         let daemon = Arc::clone(daemon);
         let started = std::thread::Builder::new().name("call".into()).spawn(move || call(&daemon, stream, place));
         if let Err(error) = started {

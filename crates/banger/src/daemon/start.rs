@@ -2,8 +2,10 @@
 
 use super::ahead::{Ahead, Amount};
 use super::aside::Aside;
+use super::end::{self, End};
 use super::error::exit;
 use super::image::{self, Images};
+use super::serve::Calls;
 use super::settings::{self, ImageFiles, Settings, TemplateBounds};
 use super::ssh::Ssh;
 use super::store::Store;
@@ -87,6 +89,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
         return Err(Fault::new("is_root", exit::USAGE, "bangerd is the owner's, and root is nobody's VM's owner")
             .fix("run it as the user whom `banger helper init` named"));
     }
+    let end = End::watch()?;
     // What is made here is this user's alone.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let given_names = given.names;
@@ -138,11 +141,15 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     image::template::begin_unasked(&daemon)?;
     pool::begin(&daemon)?;
     let listener = listen(&daemon.settings.socket)?;
-    if let Ok(systemd) = std::env::var("NOTIFY_SOCKET") {
-        // Where nobody hears it, nobody waits for it.
-        let _ = sys::notify::tell(&systemd, "READY=1");
+    end.shuts(&listener)?;
+    end::tell("READY=1");
+    let calls = Calls::default();
+    let shut = serve::until_shut(&daemon, &listener, &calls);
+    if shut.kind() != io::ErrorKind::InvalidInput {
+        return Err(Fault::file("listening on", &daemon.settings.socket, &shut));
     }
-    serve::forever(&daemon, &listener).map_err(|error| Fault::file("listening on", &daemon.settings.socket, &error))
+    end::come(&daemon, &calls);
+    Ok(())
 }
 
 fn check(given: Bangerd, mut config: Config) -> Result<Settings, Fault> {

@@ -113,7 +113,7 @@ fn path() -> OsString {
 }
 
 fn prepared(command: &mut Command) -> &mut Command {
-    command.env("PATH", path()).env("LC_ALL", "C.UTF-8").stdin(Stdio::null())
+    sys::child::unblocked(command).env("PATH", path()).env("LC_ALL", "C.UTF-8").stdin(Stdio::null())
 }
 
 /// What a command runs in the end: behind wrappers the word after the last `--`.

@@ -104,6 +104,18 @@ impl World {
         self.helper = helper();
     }
 
+    /// The daemon's process.
+    #[allow(dead_code, reason = "each file of tests has its own copy of this one")]
+    pub(crate) fn daemon(&mut self) -> &mut Child {
+        &mut self.daemon
+    }
+
+    /// The root helper's process.
+    #[allow(dead_code, reason = "each file of tests has its own copy of this one")]
+    pub(crate) fn helper(&mut self) -> &mut Child {
+        &mut self.helper
+    }
+
     /// Kills the daemon and starts it again.
     pub(crate) fn kill_daemon(&mut self) {
         self.without_daemon(|| {});

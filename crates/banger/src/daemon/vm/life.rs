@@ -173,11 +173,7 @@ pub(crate) fn rm(
     let mut work = Work::new(daemon, caller.op_id());
     let limit = if force { GIVEN_UP } else { OTHERS };
     if force {
-        daemon.slots.unwant(&vm.id);
-        // A start waits for its agent, which answers no more: so it fails now.
-        if let Some(pid) = vm.pid.and_then(|pid| wire::vm::Pid::new(pid.into())) {
-            let _ = work.helper().kill_process(pid);
-        }
+        give_up(&work, &vm);
     }
     let _held = daemon.slots.hold(&vm.id, &vm.name, "its removal", limit)?;
     // What was under way may have taken it away itself.
@@ -191,6 +187,15 @@ pub(crate) fn rm(
     }
     run::remove_held(&mut work, vm)?;
     Ok(Changed { vm: None, changed: true, ms: ms(begun), warnings: Vec::new() })
+}
+
+/// Has what goes on with it end soon.
+pub(crate) fn give_up(work: &Work<'_>, vm: &Vm) {
+    work.daemon.slots.unwant(&vm.id);
+    // A start waits for its agent, which answers no more: so it fails now.
+    if let Some(pid) = vm.pid.and_then(|pid| wire::vm::Pid::new(pid.into())) {
+        let _ = work.helper().kill_process(pid);
+    }
 }
 
 /// Hands its console over, open for reading.

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::daemon::image::template::{self, Pick};
 use crate::daemon::store::vms::{self, State, Vm};
 use crate::daemon::{Daemon, log, serve};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,7 +44,8 @@ impl Usual {
 /// What is known of them beside their rows.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    most: usize,
+    /// None from its close on.
+    most: AtomicUsize,
     usual: Usual,
     /// Their VMMs, that of the one that waits longest first: held from the start, so that no other process is taken for one.
     processes: Mutex<Vec<(String, PidFd)>>,
@@ -58,7 +60,7 @@ impl Pool {
     pub(crate) fn new(most: usize, usual: Usual) -> Pool {
         let (wake, woken) = channel();
         let (processes, making, woken) = (Mutex::default(), Mutex::default(), Mutex::new(Some(woken)));
-        Pool { most, usual, processes, making, wake, woken }
+        Pool { most: most.into(), usual, processes, making, wake, woken }
     }
 
     fn processes(&self) -> MutexGuard<'_, Vec<(String, PidFd)>> {
@@ -93,6 +95,15 @@ impl Pool {
     /// From now on one waits, whose VMM this is.
     pub(super) fn keep(&self, id: &str, process: PidFd) {
         self.processes().push((id.to_owned(), process));
+    }
+
+    /// No other one is made.
+    pub(crate) fn close(&self) {
+        self.most.store(0, Ordering::Relaxed);
+    }
+
+    fn most(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
     }
 
     /// One may be missing, or there is a template now.
@@ -154,7 +165,7 @@ fn end_one(daemon: &Daemon, is_so: impl Fn(&Vm) -> bool) -> Result<bool, Fault> 
 /// Makes what is missing, on a thread of its own; nothing where none is wanted.
 pub(crate) fn begin(daemon: &Arc<Daemon>) -> Result<(), Fault> {
     let woken = daemon.pool.woken.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(woken) = woken.filter(|_| daemon.pool.most > 0) else { return Ok(()) };
+    let Some(woken) = woken.filter(|_| daemon.pool.most() > 0) else { return Ok(()) };
     let daemon = Arc::clone(daemon);
     let work = move || {
         let mut next = Duration::ZERO;
@@ -206,7 +217,7 @@ fn make(daemon: &Daemon) -> Result<bool, Fault> {
     // What they lie on is of the past.
     while end_one(daemon, |vm| pick.as_ref().is_none_or(|pick| vm.template.as_ref() != Some(&pick.id)))? {}
     let count = daemon.store.change(|t| vms::all(t))?.iter().filter(|vm| daemon.pool.place(vm).is_some()).count();
-    let Some(pick) = pick.filter(|_| count < daemon.pool.most) else {
+    let Some(pick) = pick.filter(|_| count < daemon.pool.most()) else {
         return Planned { vm }.remove(&mut work).map(|()| false);
     };
     let failed = match restored(&mut work, vm, &pick) {

@@ -10,11 +10,11 @@ use crate::daemon::error::exit;
 use crate::daemon::guest::{self, Bounds};
 use crate::daemon::serve::{Caller, Woken};
 use crate::daemon::store::templates;
-use crate::daemon::store::vms::Vm;
+use crate::daemon::store::vms::{self, Vm};
 use crate::daemon::vm::phases::{Back, Became, End, Failed, Launched, Planned, Ready, Wired};
 use crate::daemon::vm::slots::Held;
 use crate::daemon::vm::work::Work;
-use crate::daemon::vm::{plan, start, told};
+use crate::daemon::vm::{is_of_template, life, plan, start, told};
 use crate::daemon::{addresses, log};
 use crate::image::store::{sync, taken};
 use crate::time::unix_now;
@@ -37,6 +37,8 @@ const WRONG: u32 = 8;
 const TRIED: usize = 4 << 10;
 /// How often a caller is listened to while another template is made.
 const PULSE: Duration = Duration::from_millis(200);
+/// And how often it is looked whether a making that is given up is over.
+const SOON: Duration = Duration::from_millis(20);
 /// Gives memory that holds nothing but files back. An image may have no shell; then its template is larger.
 const DROP_CACHES: [&str; 3] = ["/bin/sh", "-c", "sync; echo 1 >/proc/sys/vm/drop_caches"];
 /// Has what every command's start reads in memory again, so that no VM's first command waits for the disk.
@@ -145,6 +147,22 @@ fn turn<'a>(daemon: &'a Daemon, caller: &mut Caller) -> Result<MutexGuard<'a, ()
     }
 }
 
+/// Ends the making of one, and has none made until what comes back is dropped.
+pub(crate) fn stop<'a>(work: &Work<'a>) -> Result<MutexGuard<'a, ()>, Fault> {
+    loop {
+        match work.daemon.images.templates.turn.try_lock() {
+            Ok(turn) => return Ok(turn),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        // The one that is saved, or behind it the one that tries.
+        for vm in work.daemon.store.change(|t| vms::all(t))?.iter().filter(|vm| is_of_template(&vm.name)) {
+            life::give_up(work, vm);
+        }
+        std::thread::sleep(SOON);
+    }
+}
+
 /// The one of that key, where it can be gone on from; one that can't makes room for another.
 fn there(daemon: &Daemon, key: &Key) -> Result<Option<Shown>, Fault> {
     let digest = key.digest();
@@ -202,7 +220,7 @@ fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files, manner: Ma
     let places = work.places(&launched.vm);
     let jail = places.root();
     if let Err(fault) = arm_and_save(&places.vsock(), &places.api(), &work.own_files()) {
-        return Err(Failed::new(launched.down(work), fault.at("save")));
+        return Err(unwanted(&held, Failed::new(launched.down(work), fault.at("save"))));
     }
     let planned = launched.into_files(work, [&jail.join("run/state"), &jail.join("run/memory")], to)?;
     caller.stage("save", StageState::Ended, &name, "");

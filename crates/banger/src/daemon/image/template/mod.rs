@@ -9,7 +9,7 @@ mod make;
 mod room;
 mod unasked;
 
-pub(crate) use make::build;
+pub(crate) use make::{build, stop};
 pub(crate) use unasked::{begin as begin_unasked, give_way, wanted};
 
 use crate::api::Fault;
