@@ -83,3 +83,53 @@ fn of_several_that_are_shown_one_that_is_not_there_stops_none() {
     assert_eq!((out.stdout.as_slice(), out.status.code()), (&b""[..], Some(7)));
     assert_eq!(String::from_utf8(out.stderr).unwrap().matches("error[no_such_vm]").count(), 2);
 }
+
+#[test]
+fn a_mistake_of_the_command_line_has_the_form_of_every_error() {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    for (words, exit, what, fix) in [
+        ("vm lits", 2, "unrecognized subcommand 'lits'", "list is close"),
+        ("vm list --runing", 2, "unexpected argument '--runing' found", "--running is close"),
+        (
+            "vm list --nosuchflag",
+            2,
+            "unexpected argument '--nosuchflag' found",
+            "banger vm list --help says what it takes",
+        ),
+        ("vm show", 2, "the following required arguments were not provided: <NAME>...", "banger vm show --help"),
+        (
+            "vm list --image",
+            2,
+            "a value is required for '--image <IMAGE>' but none was supplied",
+            "banger vm list --help",
+        ),
+        ("--color alwys vm list", 2, "invalid value 'alwys' for '--color <WHEN>' [possible", "always is close"),
+        ("vm start --timeout soon web", 2, "invalid value 'soon' for '--timeout <D>'", "banger vm start --help"),
+        ("vm stop --all web", 2, "the argument '--all' cannot be used with '[NAME]...'", "banger vm stop --help"),
+        ("nosuch", 2, "unrecognized subcommand 'nosuch'", "banger --help says"),
+        ("vm run --nosuch", 125, "unexpected argument '--nosuch' found", "banger vm run --help"),
+        ("run --cpus many", 125, "invalid value 'many' for '--cpus <N>'", "banger run --help"),
+        ("vm exec", 125, "the following required arguments were not provided", "banger vm exec --help"),
+        ("--nosuch exec", 125, "unexpected argument '--nosuch' found", "banger exec --help"),
+        ("try --cache", 125, "a value is required for '--cache <DIR>'", "banger try --help"),
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        let out = banger(&words);
+        let said = text(out.stderr);
+        assert!(said.starts_with(&format!("error[usage]: {what}")), "{words:?}: {said}");
+        assert!(said.contains(&format!("\n  fix: {fix}")), "{words:?}: {said}");
+        assert!(said.lines().count() <= 8 && !said.contains("Usage:"), "{words:?}: {said}");
+        assert_eq!((out.status.code(), out.stdout.len()), (Some(exit), 0), "{words:?}");
+        let out = banger(&[&["--json"], words.as_slice()].concat());
+        let told: Value = serde_json::from_slice(&out.stderr).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        assert_eq!((&told["error"]["code"], &told["error"]["exit"]), (&"usage".into(), &exit.into()), "{told}");
+        assert!(told["error"]["message"].as_str().unwrap().starts_with(what), "{told}");
+        assert_eq!(out.status.code(), Some(exit), "{words:?}");
+    }
+    // No command at all is not answered in eight lines, but with what there is.
+    let out = banger(&["vm"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(out.stderr).contains("\n  exec "));
+    let told: Value = serde_json::from_slice(&banger(&["vm", "--json"]).stderr).unwrap();
+    assert_eq!(told["error"]["message"], "a command's name is missing");
+}

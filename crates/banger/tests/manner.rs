@@ -176,3 +176,53 @@ fn a_narrow_terminal_has_fewer_columns_and_every_name() {
     assert_eq!(plain, "NAME        STATE\ncalm-otter  stopped\n");
     assert!(daemon.run("vm list", &[("COLUMNS", "20")]).stdout.ends_with(b"T21:00:01Z\n"), "a pipe is not cut");
 }
+
+#[test]
+fn a_global_flag_may_stand_before_the_commands_name() {
+    let daemon = StandIn::with_vms(&["calm-otter"]);
+    let behind = daemon.run("vm list --json=name,state", &[]);
+    assert_eq!(text(&behind.stdout), "[{\"name\":\"calm-otter\",\"state\":\"stopped\"}]\n");
+    for words in ["--json=name,state vm list", "vm --json=name,state list", "--json=name,state ps -v --no-input"] {
+        let want = if words.contains("ps") { "[]\n" } else { text(&behind.stdout) };
+        assert_eq!(text(&daemon.run(words, &[]).stdout), want, "{words}");
+    }
+    assert_eq!(daemon.run("--json vm list", &[]).stdout, daemon.run("vm list --json", &[]).stdout);
+    for words in ["--json vm show x", "vm --json show x", "--json vm ssh x", "vm ssh --json x", "--json explain nosuch"]
+    {
+        let told = daemon.run(words, &[]);
+        let told: serde_json::Value =
+            serde_json::from_slice(&told.stderr).unwrap_or_else(|error| panic!("{words}: {error}"));
+        assert!(told["error"]["code"].is_string(), "{words}: {told}");
+    }
+    daemon.calls();
+    assert_eq!(daemon.run("--json=nosuch vm list", &[]).status.code(), Some(2));
+    assert_eq!(daemon.run("--json -q vm list", &[]).status.code(), Some(2));
+    assert_eq!(daemon.calls(), [""; 0], "a mistake is found before anything is asked");
+    // What would be asked is answered, wherever the flag stands.
+    for words in ["-y vm prune", "vm --yes prune", "vm prune --yes", "vm prune -y", "--yes --no-input vm prune"] {
+        daemon.run(words, &[]);
+        assert_eq!(daemon.calls(), ["vm.list", "vm.rm"], "{words}");
+    }
+    daemon.run("--yes vm create --no-input", &[]);
+    assert_eq!(daemon.calls().get(1).map(String::as_str), Some("kernel.fetch"));
+    let told = |words: &str| text(&daemon.run(words, &[]).stderr).to_owned();
+    assert!(told("--progress json vm list -v").contains("vm.list"), "a flag of no weight here is taken all the same");
+    for flag in ["--json", "-y", "-q", "-v", "--color=never", "--progress=none", "--no-input", "--socket=/x"] {
+        let out = daemon.run(&format!("{flag} version"), &[]);
+        assert_eq!(out.status.code(), Some(0), "{flag}: {}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn a_narrow_terminal_has_the_names_of_a_long_list_too() {
+    let daemon = StandIn::with_vms(&["calm-otter", "a-name-that-is-longer-than-the-terminal-is-wide"]);
+    let shown = |width: &str| daemon.on_terminal("vm list -l --color never", &[("COLUMNS", width)]).0;
+    assert!(shown("300").lines().next().unwrap().ends_with("CREATED"));
+    let heads = |width: &str| shown(width).lines().next().unwrap().split_whitespace().count();
+    assert_eq!([300, 120, 62, 30].map(|width| heads(&width.to_string())), [14, 8, 2, 1]);
+    for width in ["120", "62", "30"] {
+        let shown = shown(width);
+        let names: Vec<&str> = shown.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(names, ["calm-otter", "a-name-that-is-longer-than-the-terminal-is-wide"], "{width}");
+    }
+}

@@ -14,7 +14,6 @@ const HEADER: [&str; 6] = ["NAME", "DIGEST", "SIZE", "SHARED", "VMS", "AGE"];
 const DIGITS: usize = 12;
 
 #[derive(Args)]
-#[command(mut_arg("json", |json| json.conflicts_with("quiet")))]
 pub(crate) struct List {
     #[command(flatten)]
     pub(crate) asked: Asked,
@@ -43,8 +42,9 @@ pub(crate) struct Rm {
 
 /// Lists them; `none` is said where there are none.
 pub(crate) fn list(list: &List, request: Request, none: &str) -> Result<(), Problem> {
+    let json = list.asked.lists_as_json()?;
     let Assets { assets } = list.asked.reach.ask(request)?;
-    if list.asked.json {
+    if json {
         return output::json(&assets);
     }
     if assets.is_empty() && output::on_terminal() {

@@ -43,6 +43,11 @@ fn innermost(mut matches: &ArgMatches) -> (Vec<&str>, &ArgMatches) {
     (path, matches)
 }
 
+/// The command's name, with those of the commands that it belongs to before it.
+pub(crate) fn path(matches: &ArgMatches) -> String {
+    innermost(matches).0.join(" ")
+}
+
 /// Whether a command line asks for JSON; errors are JSON then too.
 pub(crate) fn wants_json(matches: &ArgMatches) -> bool {
     matches!(innermost(matches).1.try_get_one::<bool>("json"), Ok(Some(true)))
@@ -71,7 +76,7 @@ pub(crate) fn take(matches: &ArgMatches) -> Result<(), Problem> {
 fn document(path: &[&str]) -> String {
     match path {
         ["ps"] | ["vm", "ps"] => "vm.list".to_owned(),
-        ["run"] => "vm.run".to_owned(),
+        ["run"] | ["try"] => "vm.run".to_owned(),
         ["vm", "workspace"] => "vm.workspace.push".to_owned(),
         _ => path.join("."),
     }
@@ -116,6 +121,14 @@ fn objects(schema: &Value, root: &Value, found: &mut BTreeSet<String>) {
         objects(&schema["items"], root, found);
     }
     schema["anyOf"].as_array().into_iter().flatten().for_each(|one| objects(one, root, found));
+}
+
+/// The word that asks for JSON, and for the same fields.
+pub(crate) fn word() -> String {
+    match CHOSEN.get() {
+        Some(fields) => format!("--json={}", fields.iter().map(String::as_str).collect::<Vec<_>>().join(",")),
+        None => "--json".to_owned(),
+    }
 }
 
 /// Of that value the fields that were asked for; all of it where none was.

@@ -359,7 +359,7 @@ impl Watch for Shown<'_> {
 }
 
 /// Makes the default image and a kernel where a VM that names none would find none. On a terminal that is asked first.
-pub(crate) fn need_default(reach: &Reach, image: bool, kernel: bool, yes: bool) -> Result<(), Problem> {
+pub(crate) fn need_default(reach: &Reach, image: bool, kernel: bool) -> Result<(), Problem> {
     let about: About = reach.ask(Request::ImageAbout {})?;
     let (image, kernel) = (image && !about.has_image, kernel && !about.has_kernel);
     let what = match (image, kernel) {
@@ -369,10 +369,10 @@ pub(crate) fn need_default(reach: &Reach, image: bool, kernel: bool, yes: bool) 
         (false, true) => "no kernel yet: Debian's".to_owned(),
     };
     let what = format!("{what} will be made of packages from this machine's mirror: about a minute, 250M");
-    if !yes && manner::no_input() {
+    if !manner::yes() && manner::no_input() {
         return Err(manner::unasked("an image and a kernel may be made", "--yes").why(what));
     }
-    match if yes { None } else { manner::ask(&format!("{what}. Go on? [Y/n] ")) } {
+    match if manner::yes() { None } else { manner::ask(&format!("{what}. Go on? [Y/n] ")) } {
         None => output::ours(&format!("{what}\n")),
         Some(answer) if !answer.is_empty() && matches!(answer.trim(), "" | "y" | "Y" | "yes") => {}
         Some(_) => {

@@ -29,6 +29,9 @@ pub(crate) struct Manner {
     /// Ask nothing: where a question would be asked the command fails, and says which flag answers it.
     #[arg(long, global = true)]
     no_input: bool,
+    /// Ask nothing: the answer is yes.
+    #[arg(short, long, global = true)]
+    yes: bool,
 }
 
 /// When words are coloured.
@@ -56,6 +59,16 @@ pub(crate) enum Paint {
 }
 
 impl Manner {
+    /// That of a command line that could not be parsed, as far as it can be seen.
+    pub(crate) fn guessed(words: impl Iterator<Item = OsString>) -> Manner {
+        let color = match choice(words) {
+            ColorChoice::Always => Some(When::Always),
+            ColorChoice::Never => Some(When::Never),
+            ColorChoice::Auto => None,
+        };
+        Manner { color, ..Manner::default() }
+    }
+
     /// From now on.
     pub(crate) fn take(self) {
         if self.verbose > 1 {
@@ -71,7 +84,8 @@ impl Manner {
         let verbose = std::iter::repeat_n("-v".to_owned(), self.verbose.into());
         let quiet = self.quiet.then(|| "-q".to_owned());
         let no_input = self.no_input.then(|| "--no-input".to_owned());
-        verbose.chain(quiet).chain(color).chain(no_input).map(OsString::from).collect()
+        let yes = self.yes.then(|| "--yes".to_owned());
+        verbose.chain(quiet).chain(color).chain(no_input).chain(yes).map(OsString::from).collect()
     }
 }
 
@@ -83,6 +97,11 @@ pub(crate) fn manner() -> &'static Manner {
 /// Whether names alone are wanted, and no hints.
 pub(crate) fn is_quiet() -> bool {
     manner().quiet
+}
+
+/// Whether every question has its answer: yes.
+pub(crate) fn yes() -> bool {
+    manner().yes
 }
 
 /// Whether more is wanted than usual.
@@ -214,8 +233,8 @@ mod tests {
 
     #[test]
     fn words_ask_for_the_same() {
-        let manner = Manner { verbose: 2, quiet: false, color: Some(When::Never), no_input: true };
-        assert_eq!(manner.words(), ["-v", "-v", "--color=never", "--no-input"]);
+        let manner = Manner { verbose: 2, quiet: false, color: Some(When::Never), no_input: true, yes: true };
+        assert_eq!(manner.words(), ["-v", "-v", "--color=never", "--no-input", "--yes"]);
         assert!(Manner::default().words().is_empty());
     }
 

@@ -17,6 +17,7 @@ mod kernel;
 mod list;
 mod manner;
 mod output;
+mod panic;
 mod probe;
 mod problem;
 mod progress;
@@ -32,8 +33,9 @@ mod vm;
 
 use crate::api::{Request, Version};
 use crate::config::Config;
-use crate::daemon::error::exit::USAGE;
+use crate::daemon::error::exit::{FAILED, USAGE};
 use crate::{duration, size};
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -226,23 +228,25 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line of this process; its exit status.
 pub fn main() -> ExitCode {
+    panic::watch();
     let definition = command().color(manner::choice(std::env::args_os()));
     let parsed = definition.try_get_matches().and_then(|matches| Ok((Banger::from_arg_matches(&matches)?, matches)));
-    let (Banger { command, manner, early: _ }, matches) = match parsed {
+    let (Banger { command, manner, early }, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => return refused(&error),
     };
     manner.take();
-    match &command {
-        Command::Try(wanted) => return trial::run(wanted),
-        Command::TryInside(wanted) => return trial::inside(wanted),
-        _ => {}
-    }
     let runs = command.runs_a_command();
     if fields::wants_json(&matches) {
         output::failures_as_json();
     }
-    match fields::take(&matches).and_then(|()| configure(&command)).and_then(|()| command.run()) {
+    panic::working(fields::path(&matches), if runs { vm::OURS } else { FAILED });
+    let done = fields::take(&matches).and_then(|()| match &command {
+        Command::Try(wanted) => trial::run(wanted, &early),
+        Command::TryInside(wanted) => trial::inside(wanted),
+        _ => configure(&command).and_then(|()| command.run()),
+    });
+    match done {
         Ok(status) => ExitCode::from(status),
         Err(problem) => {
             let exit = if runs { problem.exit_of_run() } else { problem.exit() };
@@ -257,7 +261,7 @@ impl Command {
     fn runs_a_command(&self) -> bool {
         match self {
             Command::Vm(command) => command.runs_a_command(),
-            Command::Run(_) | Command::Exec(_) => true,
+            Command::Run(_) | Command::Exec(_) | Command::Try(_) | Command::TryInside(_) => true,
             _ => false,
         }
     }
@@ -299,32 +303,45 @@ fn versions() -> Result<(), problem::Problem> {
     output::data(&format!("banger {}\n{daemon}", env!("CARGO_PKG_VERSION")))
 }
 
-/// Help, a version, or a mistake. Where a command's own status may be 2, ours is another.
+/// Help, a version, or a mistake.
 fn refused(error: &clap::Error) -> ExitCode {
-    let mut after = String::new();
-    let mut is_word = |word: &String| {
-        let is_value =
-            ["--color", "--socket", "--progress"].contains(&std::mem::replace(&mut after, word.clone()).as_str());
-        !is_value && !word.starts_with('-')
-    };
-    let all = || std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    let words: Vec<String> = all().filter(|word| is_word(word)).take(2).collect();
-    let runs = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["vm", command] | [command] | [command, _] => ["run", "exec"].contains(&command),
-        _ => false,
-    };
-    if error.exit_code() == 0 {
+    let words = || std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let wants_json = words().take_while(|word| word != "--").any(|w| w == "--json" || w.starts_with("--json="));
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if error.exit_code() == 0 || (is_help && !wants_json) {
         let _ = error.print();
-        return ExitCode::SUCCESS;
+        return ExitCode::from(if is_help { USAGE } else { 0 });
     }
-    let exit = if runs { vm::OURS } else { USAGE };
-    if all().take_while(|word| word != "--").any(|word| word == "--json" || word.starts_with("--json=")) {
+    manner::Manner::guessed(std::env::args_os()).take();
+    if wants_json {
         output::failures_as_json();
-        output::failure(&problem::Problem::of_usage(error), exit);
-    } else {
-        let _ = error.print();
     }
+    let path = meant(words());
+    // Where a command's own status may be 2, ours is another.
+    let runs = ["vm run", "vm exec", "run", "exec", "try"].contains(&path.as_str());
+    let exit = if runs { vm::OURS } else { USAGE };
+    output::failure(&problem::Problem::of_usage(error, &path), exit);
     ExitCode::from(exit)
+}
+
+/// The command that these words mean, which could not be parsed.
+fn meant(mut words: impl Iterator<Item = String>) -> String {
+    let definition = command();
+    let (mut at, mut path) = (&definition, Vec::new());
+    while let Some(word) = words.next() {
+        if let Some(flag) = word.strip_prefix("--") {
+            let is_it = |known: &&clap::Arg| known.get_long() == Some(flag);
+            let known = at.get_opts().chain(definition.get_opts()).find(is_it);
+            if known.is_some_and(|known| known.get_action().takes_values() && !known.is_require_equals_set()) {
+                words.next();
+            }
+        } else if !word.starts_with('-') {
+            let Some(inner) = at.find_subcommand(&word) else { break };
+            path.push(inner.get_name());
+            at = inner;
+        }
+    }
+    path.join(" ")
 }
 
 #[cfg(test)]

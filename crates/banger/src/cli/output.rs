@@ -3,8 +3,12 @@
 use super::manner::{self, Paint};
 use super::problem::Problem;
 use super::{fields, text};
+use crate::daemon::serve::timespec;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Whether failures are told as JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
@@ -17,6 +21,25 @@ pub(crate) fn data(text: &str) -> Result<(), Problem> {
             Err(Problem::new("output", "the result could not be written to standard output").why(error))
         }
         _ => Ok(()),
+    }
+}
+
+/// Waits so long, but no longer than anybody reads standard output: whether nobody does any more.
+pub(crate) fn nobody_reads_within(pause: Duration) -> bool {
+    let stdout = io::stdout();
+    let until = Instant::now() + pause;
+    loop {
+        let left = timespec(until.saturating_duration_since(Instant::now()));
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        match poll(&mut fds, Some(&left)) {
+            Ok(0) => return false,
+            Ok(_) => return fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP),
+            Err(Errno::INTR) => {}
+            Err(_) => {
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                return false;
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use super::documents::Failure;
 use super::text;
 use crate::api::Fault;
 use crate::daemon::error::exit;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -26,14 +27,29 @@ impl Problem {
         Problem(Fault::new("usage", exit::USAGE, message))
     }
 
-    /// What the parser of the command line says: its first paragraph, and its tips.
-    pub(crate) fn of_usage(error: &clap::Error) -> Problem {
+    /// What the parser of the command line says of `command`: its first paragraph, the near names that it knows, and its other
+    /// tips.
+    pub(crate) fn of_usage(error: &clap::Error, command: &str) -> Problem {
         let text = error.to_string();
-        let lines = || text.lines().map(str::trim);
-        let what = lines().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        let problem = Problem::usage(what.trim_start_matches("error: "));
-        let tips = lines().filter_map(|line| line.strip_prefix("tip: "));
-        tips.fold(problem, |problem, tip| problem.fix(tip)).fix("--help says what it takes")
+        let what = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        let problem = match error.kind() {
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+                Problem::usage("a command's name is missing")
+            }
+            _ => Problem::usage(what.trim_start_matches("error: ")),
+        };
+        let near = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg, ContextKind::SuggestedValue];
+        let near = near.into_iter().filter_map(|kind| match error.get(kind)? {
+            ContextValue::String(one) => Some(format!("{one} is close")),
+            ContextValue::Strings(all) if !all.is_empty() => Some(format!("{} is close", all.join(" or "))),
+            _ => None,
+        });
+        let tips = match error.get(ContextKind::Suggested) {
+            Some(ContextValue::StyledStrs(tips)) => tips.iter().map(ToString::to_string).collect(),
+            _ => Vec::new(),
+        };
+        let problem = near.chain(tips).fold(problem, Problem::fix);
+        problem.fix(format!("{} --help says what it takes", format!("banger {command}").trim_end()))
     }
 
     /// There is no such thing, exit status 3.

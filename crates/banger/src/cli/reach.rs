@@ -6,6 +6,7 @@ use super::{manner, output, text};
 use crate::api::{Call, Fault, Request, client};
 use clap::{Args, ValueEnum};
 use serde::de::DeserializeOwned;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
@@ -24,15 +25,38 @@ pub(crate) struct Asked {
     pub(crate) reach: Reach,
 }
 
+impl Asked {
+    /// Whether rows are wanted as JSON; names alone are none.
+    pub(crate) fn lists_as_json(&self) -> Result<bool, Problem> {
+        if self.json && manner::is_quiet() {
+            return Err(Problem::usage("--json and --quiet each say what is printed")
+                .fix("--json=name     names alone, as JSON"));
+        }
+        Ok(self.json)
+    }
+}
+
 /// What may stand before the command's name too: the command's own flags of these names take it from here.
 #[derive(Args)]
 pub(crate) struct Early {
+    /// Print one JSON document where the command prints one, or these fields of it alone. Errors are JSON too.
+    #[arg(long, global = true)]
+    json: bool,
     /// The socket of who is asked: bangerd's, of banger helper the root helper's.
     #[arg(long, value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
     /// How to tell of stages on standard error [default: auto].
     #[arg(long, value_name = "HOW", global = true)]
     progress: Option<Style>,
+}
+
+impl Early {
+    /// The words that ask for the same of another `banger`, which has a bangerd of its own.
+    pub(crate) fn words(&self) -> Vec<OsString> {
+        let progress = self.progress.and_then(|style| style.to_possible_value());
+        let progress = progress.map(|style| format!("--progress={}", style.get_name()));
+        progress.into_iter().chain(self.json.then(super::fields::word)).map(OsString::from).collect()
+    }
 }
 
 /// The daemon's socket.

@@ -46,7 +46,6 @@ pub(crate) struct Build {
 }
 
 #[derive(Args)]
-#[command(mut_arg("json", |json| json.conflicts_with("quiet")))]
 pub(crate) struct List {
     #[command(flatten)]
     asked: Asked,
@@ -101,8 +100,9 @@ impl Build {
 
 impl List {
     fn run(&self) -> Result<(), Problem> {
+        let json = self.asked.lists_as_json()?;
         let all: Templates = self.asked.reach.ask(Request::TemplateList {})?;
-        if self.asked.json {
+        if json {
             return output::json(&all.templates);
         }
         let rows: Vec<Vec<String>> = all.templates.iter().map(|one| row(one, output::on_terminal())).collect();

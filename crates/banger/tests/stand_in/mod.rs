@@ -95,7 +95,7 @@ impl StandIn {
     }
 }
 
-fn vm(name: &str) -> Value {
+pub(crate) fn vm(name: &str) -> Value {
     json!({"name": name, "id": "7f3a9c21e4b0", "state": "stopped",
         "image": {"name": "debian-12", "digest": null}, "kernel": "debian-6.1", "cpus": 2, "memory_bytes": 1 << 30,
         "disk": {"size_bytes": 1_u64 << 33, "used_bytes": null, "method": null},

@@ -16,7 +16,7 @@ pub(super) fn mend(checks: &[Check], wanted: &Doctor) -> Result<bool, Problem> {
     if wanted.dry_run {
         return Ok(false);
     }
-    if !wanted.yes && !may()? {
+    if !manner::yes() && !may()? {
         return Ok(false);
     }
     for command in &commands {

@@ -33,9 +33,6 @@ pub(crate) struct Doctor {
     /// With --fix: only show them.
     #[arg(long, requires = "fix")]
     dry_run: bool,
-    /// With --fix: don't ask.
-    #[arg(long, short, requires = "fix")]
-    yes: bool,
     /// Print one JSON document.
     #[arg(long)]
     pub(crate) json: bool,
@@ -271,7 +268,6 @@ mod tests {
             no_guest: false,
             fix: false,
             dry_run: false,
-            yes: false,
             json: false,
             socket: at("bangerd.sock"),
             helper_socket: at("helper.sock"),

@@ -1,6 +1,6 @@
 //! The part inside: places of its own, the helper, the daemon, and the VM.
 
-use super::{Inside, OURS, PROGRAMS, code_of};
+use super::{Inside, PROGRAMS, code_of};
 use crate::cli::output::ours;
 use crate::cli::problem::Problem;
 use rustix::fs::{Mode, OFlags};
@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Root's own, in the `/run` of the namespace.
@@ -27,20 +27,13 @@ const SUBORDINATE: u32 = 1_900_000_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the inner part; its exit status is the command's.
-pub(crate) fn run(wanted: &Inside) -> ExitCode {
+pub(crate) fn run(wanted: &Inside) -> Result<u8, Problem> {
     // The outer part has signals blocked, and children inherit that.
-    let done = sys::sigwait::block(&[])
+    sys::sigwait::block(&[])
         .map(drop)
         .map_err(failed("unblocking signals"))
         .and_then(|()| places(wanted))
-        .and_then(|()| with_daemons(wanted));
-    match done {
-        Ok(code) => ExitCode::from(code),
-        Err(problem) => {
-            ours(&problem.to_string());
-            ExitCode::from(OURS)
-        }
-    }
+        .and_then(|()| with_daemons(wanted))
 }
 
 fn failed(what: &str) -> impl Fn(io::Error) -> Problem + '_ {

@@ -1,10 +1,11 @@
 //! The part outside the namespaces: from the user to root, and the look before and after.
 
 use super::remains::{Remains, size};
-use super::{OURS, PROGRAMS, Try, as_written, code_of};
+use super::{PROGRAMS, Try, as_written, code_of};
 use crate::cli::manner::{manner, no_input};
 use crate::cli::output::ours;
 use crate::cli::problem::Problem;
+use crate::cli::reach::Early;
 use crate::cli::size::shown;
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use std::env;
@@ -12,7 +13,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitStatus};
 
 /// Who owns the VMs where root itself tries: an account that exists in there alone.
 const NOBODYS: (&str, u32) = ("banger-try", 59_999);
@@ -24,29 +25,19 @@ struct Owner {
     gid: u32,
 }
 
-/// Runs `banger try`.
-pub(crate) fn run(wanted: &Try) -> ExitCode {
-    match try_it(wanted) {
-        Ok(code) => code,
-        Err(problem) => {
-            ours(&problem.to_string());
-            ExitCode::from(OURS)
-        }
-    }
-}
-
-fn try_it(wanted: &Try) -> Result<ExitCode, Problem> {
+/// Runs `banger try`; the status of the command in the VM.
+pub(crate) fn run(wanted: &Try, early: &Early) -> Result<u8, Problem> {
     let programs = programs()?;
     let cache = cache(wanted)?;
     let run = as_written(&wanted.run, &env::args_os().collect::<Vec<_>>());
-    let run = [manner().words(), run].concat();
+    let run = [manner().words(), early.words(), run].concat();
     if !getuid().is_root() {
         return Err(become_root(&run, &cache));
     }
     let owner = owner()?;
     let state = state(&cache, &owner)?;
     let before = Remains::look();
-    let status = namespaces(&programs, &state, &owner, &run)?;
+    let status = namespaces(&programs, &state, &owner, &run, early)?;
     let left = Remains::since(&before);
     let kept = shown(size(&state));
     if left.is_empty() {
@@ -55,7 +46,7 @@ fn try_it(wanted: &Try) -> Result<ExitCode, Problem> {
         ours(&format!("left on this machine: cache {kept}, and what was not there before:\n"));
         left.iter().for_each(|what| ours(&format!("  {what}\n")));
     }
-    Ok(ExitCode::from(code_of(status)))
+    Ok(code_of(status))
 }
 
 /// The directory of this program, with all the others in it.
@@ -156,10 +147,16 @@ fn state(cache: &Path, owner: &Owner) -> Result<PathBuf, Problem> {
 }
 
 /// Runs the inner part as the first process of a mount and a PID namespace, to its end.
-fn namespaces(programs: &Path, state: &Path, owner: &Owner, run: &[OsString]) -> Result<ExitStatus, Problem> {
+fn namespaces(
+    programs: &Path,
+    state: &Path,
+    owner: &Owner,
+    run: &[OsString],
+    early: &Early,
+) -> Result<ExitStatus, Problem> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--propagation", "private", "--mount-proc", "--kill-child=KILL", "--"]);
-    command.arg(programs.join("banger")).arg("try-inside");
+    command.arg(programs.join("banger")).arg("try-inside").args(early.words());
     command.arg("--programs").arg(programs).arg("--state").arg(state).args(["--user", &owner.user]);
     command.arg("--uid").arg(owner.uid.to_string()).arg("--gid").arg(owner.gid.to_string()).arg("--").args(run);
     let failed = |error| {

@@ -111,7 +111,9 @@ pub(super) fn logs(logs: &Logs) -> Result<(), Problem> {
                 if quiet % ASK == 0 && !runs(logs)? {
                     return pass_on(&mut file).map(drop).map_err(failed);
                 }
-                std::thread::sleep(LOOK);
+                if output::nobody_reads_within(LOOK) {
+                    return Ok(());
+                }
             }
             Ok(_) => quiet = 0,
         }

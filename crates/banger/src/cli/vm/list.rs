@@ -12,7 +12,6 @@ use clap::Args;
 use std::net::SocketAddr;
 
 #[derive(Args)]
-#[command(mut_arg("json", |json| json.conflicts_with("quiet")))]
 pub(crate) struct List {
     /// Those that run or start alone.
     #[arg(long)]
@@ -57,6 +56,7 @@ const LONG: [&str; 14] = [
 const UP: [&str; 3] = ["starting", "running", "stopping"];
 
 pub(super) fn list(list: &List) -> Result<(), Problem> {
+    let json = list.asked.lists_as_json()?;
     let Vms { mut vms } = list.asked.reach.ask(Request::VmList {})?;
     let none = match (vms.is_empty(), &list.image) {
         (true, _) => "no VMs yet: banger vm run -- uname -a\n",
@@ -65,7 +65,7 @@ pub(super) fn list(list: &List) -> Result<(), Problem> {
     };
     vms.retain(|vm| !list.running || UP.contains(&vm.state.as_str()));
     vms.retain(|vm| list.image.as_ref().is_none_or(|image| *image == vm.image.name));
-    if list.asked.json {
+    if json {
         return output::json(&vms);
     }
     if vms.is_empty() && output::on_terminal() {

@@ -38,16 +38,13 @@ pub(crate) struct MachineArgs {
     /// Boot the image's own init, systemd say, as the guest's first process.
     #[arg(long)]
     init: bool,
-    /// Where there is no image or kernel yet: make the default ones without asking.
-    #[arg(short, long)]
-    yes: bool,
 }
 
 impl MachineArgs {
     /// Sees to it that there is something to make a VM of.
     pub(super) fn need_base(&self, reach: &Reach) -> Result<(), Problem> {
         let (image, kernel) = (self.image.is_none(), self.kernel.is_none());
-        if image || kernel { need_default(reach, image, kernel, self.yes) } else { Ok(()) }
+        if image || kernel { need_default(reach, image, kernel) } else { Ok(()) }
     }
 
     pub(super) fn machine(&self, name: Option<String>) -> Machine {

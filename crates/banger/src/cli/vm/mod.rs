@@ -18,7 +18,7 @@ mod session;
 mod signals;
 mod ssh;
 mod stats;
-mod terminal;
+pub(crate) mod terminal;
 mod timings;
 mod trip;
 mod workspace;

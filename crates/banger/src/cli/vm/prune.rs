@@ -24,7 +24,7 @@ pub(crate) struct Prune {
     #[arg(long)]
     dry_run: bool,
     /// Don't ask.
-    #[arg(short, long, short_alias = 'y', alias = "yes")]
+    #[arg(short, long)]
     force: bool,
     #[command(flatten)]
     pub(super) asked: Asked,
@@ -52,7 +52,7 @@ pub(super) fn prune(prune: &Prune) -> Result<Status, Problem> {
         let rows: Vec<Vec<String>> = gone.iter().map(|vm| row(vm, now)).collect();
         output::ours(&table::table(&HEADER, &rows, output::width()));
     }
-    if !gone.is_empty() && !prune.dry_run && !prune.force {
+    if !gone.is_empty() && !prune.dry_run && !prune.force && !manner::yes() {
         ask(gone.len(), bytes, prune.all)?;
     }
     let (removed, status) = if prune.dry_run { (gone, 0) } else { remove(prune, gone) };

@@ -8,9 +8,7 @@ use crate::cli::{documents, output, size, table, text};
 use crate::{duration, time};
 use agent::protocol::Stats as Figures;
 use clap::Args;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
-use std::io::stdout;
 use std::thread;
 use std::time::Duration;
 
@@ -41,8 +39,7 @@ pub(super) fn stats(stats: &Stats) -> Result<Status, Problem> {
         let (shown, status) = look(stats, &mut before)?;
         print(stats, &shown)?;
         let Some(pause) = stats.watch else { return Ok(status) };
-        thread::sleep(pause);
-        if nobody_reads() {
+        if output::nobody_reads_within(pause) {
             return Ok(status);
         }
     }
@@ -131,14 +128,6 @@ impl Shown {
             if short { time::age(now.uptime_ms / 1000) } else { now.uptime_ms.to_string() },
         ]
     }
-}
-
-/// Whether the reader of standard output has gone: then there is nothing to go on for.
-fn nobody_reads() -> bool {
-    let stdout = stdout();
-    let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
-    let done = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    done.is_ok() && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 #[cfg(test)]

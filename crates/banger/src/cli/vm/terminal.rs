@@ -3,27 +3,19 @@
 use agent::protocol::TtySize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::{stderr, stdin, stdout};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// What it was before it was made raw.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
-static HOOK: Once = Once::new();
 
 /// Raw until it is dropped.
-pub(super) struct Raw;
+pub(crate) struct Raw;
 
 /// Makes the terminal of standard input raw; `None` where it is none.
-pub(super) fn raw() -> Option<Raw> {
+pub(crate) fn raw() -> Option<Raw> {
     let before = tcgetattr(stdin()).ok()?;
     let mut raw = before.clone();
     raw.make_raw();
-    HOOK.call_once(|| {
-        let usual = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            restore();
-            usual(panic);
-        }));
-    });
     *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
     let set = tcsetattr(stdin(), OptionalActions::Flush, &raw);
     if set.is_err() {
@@ -33,7 +25,7 @@ pub(super) fn raw() -> Option<Raw> {
 }
 
 /// Sets it back, where it was changed.
-pub(super) fn restore() {
+pub(crate) fn restore() {
     let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(before) = before {
         // A terminal that is gone needs nothing any more.

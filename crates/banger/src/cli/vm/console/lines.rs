@@ -74,7 +74,9 @@ pub(super) fn show(logs: &Logs, mut file: File, begin: u64) -> Result<(), Proble
                 if quiet % ASK == 0 && !runs(logs)? {
                     break lines.read(&mut file).and_then(|_| lines.end());
                 }
-                std::thread::sleep(LOOK);
+                if output::nobody_reads_within(LOOK) {
+                    return Ok(());
+                }
             }
             Ok(_) => quiet = 0,
         }
