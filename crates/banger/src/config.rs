@@ -3,10 +3,16 @@
 //! `$XDG_CONFIG_HOME/banger/config.toml` goes over `/etc/banger/config.toml`; a flag and the environment go over both. An
 //! empty text means what is built in. `banger` reads the files at each call, `bangerd` at its start.
 
+mod files;
+
+pub use files::SyncedFile;
+
 use crate::api::Fault;
 use crate::daemon::error::exit;
 use crate::daemon::image::check_name;
 use crate::daemon::store::assets::Kind;
+use crate::daemon::vm::disk::Method;
+use crate::daemon::vmm::Accel;
 use crate::{duration, image::debian, near, size};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -19,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 use wire::name::link::BridgeName;
+use wire::path::ProgramPath;
 use wire::vm::MAX_VCPUS;
 
 /// The machine's file; the administrator writes it.
@@ -69,10 +76,28 @@ pub struct Config {
     pub default_dns: Option<Ipv4Addr>,
     /// What is logged: `debug`, `info`, `warn` or `error`, and what is worse.
     pub log_level: Option<String>,
+    /// How guests are run.
+    pub accel: Option<Accel>,
+    /// How a VM's disk is made of its image.
+    pub disk_method: Option<Method>,
+    /// Firecracker's program.
+    pub firecracker_bin: Option<String>,
+    /// The jailer's program.
+    pub jailer_bin: Option<PathBuf>,
+    /// The directory of jails.
+    pub jailer_chroot_base: Option<PathBuf>,
+    /// The private half of the owner's ssh key.
+    pub ssh_key_path: Option<PathBuf>,
+    /// A VM that nothing has used for so long is stopped.
+    pub auto_stop_stale_after: Option<Duration>,
+    /// How often VMs are looked at.
+    pub stats_poll_interval: Option<Duration>,
+    /// Files that every VM gets.
+    pub file_sync: Vec<SyncedFile>,
     /// Where each value is from, by its key.
     pub set: BTreeMap<&'static str, Set>,
-    /// Keys of the Go tool's that mean nothing here, with their places.
-    pub unused: Vec<String>,
+    /// Values that have no effect, and why, a line each.
+    pub without_effect: Vec<String>,
     /// Keys that nobody knows, a line each.
     pub warnings: Vec<String>,
 }
@@ -80,7 +105,7 @@ pub struct Config {
 /// A value in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
-    /// A text, a number or a truth value.
+    /// A text, a number or a truth value; of `file_sync` an array of objects.
     pub value: Value,
     /// The file and the line.
     pub place: Place,
@@ -139,6 +164,8 @@ keys! {
         |config, value| config.memory_mib = match number(value, 0, 1 << 30)? { 0 => None, 1..64 => return None, mib => Some(mib) };
     "vm_defaults.disk_size" = "", None, "the disk of a new VM; built in: as long as its image's", "8G, 512M":
         |config, value| config.disk_mib = Some(size::mebibytes(value.as_str()?).ok()?);
+    "vm_defaults.system_overlay_size" = "", None, "nothing: a VM has one disk", "8G, 512M":
+        |_config, value| size::mebibytes(value.as_str()?).ok()?;
     "nat" = "true", None, "whether new VMs have a way out to the network", "true or false":
         |config, value| config.nat = Some(value.as_bool()?);
     "boot_timeout" = "", None, "how long an agent may take to answer; built in: 60s, 3m under emulation", "90s, 1h30m, or seconds":
@@ -171,23 +198,52 @@ keys! {
         |config, value| config.warm_pool = Some(number(value, 0, 64)?);
     "default_dns" = "", None, "the resolver that guests are told; built in: this machine's", "an IPv4 address":
         |config, value| config.default_dns = Some(value.as_str()?.parse().ok()?);
+    "accel" = "auto", None, "how guests are run: by KVM where that runs them, else emulated", "auto, kvm or emulation":
+        |config, value| config.accel = match one_of(value, &["auto", "kvm", "emulation"])?.as_str() {
+            "kvm" => Some(Accel::Kvm),
+            "emulation" => Some(Accel::Emulation),
+            _ => None,
+        };
+    "disk_method" = "auto", None, "how a VM's disk is made of its image; auto: the first of them that works here", "auto, dm-snapshot, reflink or copy":
+        |config, value| config.disk_method = match one_of(value, &["auto", "dm-snapshot", "reflink", "copy", "overlay"])?.as_str() {
+            "dm-snapshot" => Some(Method::Snapshot),
+            "reflink" => Some(Method::Reflink),
+            "copy" => Some(Method::Copy),
+            _ => None,
+        };
+    "firecracker_bin" = "", None, "Firecracker's program; built in: firecracker in the root helper's program_dirs", "an absolute path in one of the root helper's program_dirs":
+        |config, value| config.firecracker_bin = Some(ProgramPath::new(value.as_str()?).ok()?.as_str().to_owned());
+    "jailer_bin" = "", None, "the jailer's program; built in, and where that is not there: banger-jailer beside the VMM", "an absolute path in one of the root helper's program_dirs":
+        |config, value| config.jailer_bin = Some(ProgramPath::new(value.as_str()?).ok()?.as_str().into());
+    "jailer_enabled" = "true", None, "whether VMMs run in jails: they do", "true":
+        |_config, value| value.as_bool()?;
+    "jailer_chroot_base" = "", None, "the directory of jails; built in: jail in the state directory", "an absolute path below bangerd's state directory":
+        |config, value| config.jailer_chroot_base = Some(files::absolute(value.as_str()?)?);
+    "ssh_key_path" = "", None, "the private half of the ssh key that VMs let in; built in: one that bangerd makes", "an absolute path, or ~/FILE; FILE.pub beside it, or a key without a passphrase":
+        |config, value| config.ssh_key_path = Some(files::path(value.as_str()?)?);
+    "auto_stop_stale_after" = "0", None, "a VM that stays and that nothing has used for so long is stopped; 0: none is", "0, 12h, 7d, or seconds":
+        |config, value| config.auto_stop_stale_after = age(value)?;
+    "stats_poll_interval" = "10s", None, "how often VMs are looked at, whether something has used them", "1s to 1h":
+        |config, value| config.stats_poll_interval = Some(time(value).filter(|time| (1..=3600).contains(&time.as_secs()))?);
+    "file_sync" = "", None, "files of this machine that every VM gets when it starts", "[[file_sync]] with host = \"~/FILE\", guest = \"~/FILE\" and mode = \"0600\"; host below the home here, guest below /root":
+        |config, value| config.file_sync = files::list(value)?;
     "log_level" = "info", Some("BANGER_LOG_LEVEL"), "what bangerd logs, and what is worse", "debug, info, warn or error":
         |config, value| config.log_level = Some(one_of(value, &["debug", "info", "warn", "error"])?);
 }
 
-/// Keys of the Go tool's file that mean nothing here; its tables end with a dot.
-const UNUSED: [&str; 11] = [
-    "firecracker_bin",
-    "jailer_bin",
-    "jailer_enabled",
-    "jailer_chroot_base",
-    "ssh_key_path",
-    "auto_stop_stale_after",
-    "stats_poll_interval",
-    "vm_defaults.system_overlay_size",
-    "accel",
-    "disk_method",
-    "file_sync",
+/// A value that is taken, and why it has no effect.
+const WITHOUT_EFFECT: [(&str, fn(&Value) -> bool, &str); 3] = [
+    (
+        "jailer_enabled",
+        |value| value == &Value::Bool(false),
+        "no VM runs without a jail, which holds all that its VMM can reach",
+    ),
+    (
+        "disk_method",
+        |value| value == "overlay",
+        "the agent lays no file system over another; the method is chosen as by auto",
+    ),
+    ("vm_defaults.system_overlay_size", |_| true, "a VM has one disk, as long as vm_defaults.disk_size says"),
 ];
 
 fn number<T: TryFrom<u64>>(value: &Value, least: u64, most: u64) -> Option<T> {
@@ -200,6 +256,12 @@ fn time(value: &Value) -> Option<Duration> {
         Value::String(text) => duration::parse(text).ok(),
         number => duration::parse(&number.as_u64()?.to_string()).ok(),
     }
+}
+
+/// A time that may be days, and none: 0.
+fn age(value: &Value) -> Option<Option<Duration>> {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    if matches!(text.as_str(), "0" | "0s") { Some(None) } else { duration::age(&text).ok().map(Some) }
 }
 
 fn one_of(value: &Value, known: &[&str]) -> Option<String> {
@@ -250,6 +312,7 @@ impl Config {
             if let Some(key) = key.filter(|key| (key.keep)(&mut config, &value).is_none()) {
                 return Err(refused(key, &value.to_string(), &place));
             }
+            config.note_without_effect(name, &value, &place);
         }
         Ok(config)
     }
@@ -293,19 +356,26 @@ impl Config {
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
                 .map(Value::from)
                 .map_err(|_| refused(key, number.as_str(), &place))?,
+            DeValue::Array(entries) if key.name == "file_sync" => {
+                let entries = entries.iter().map(|entry| files::object(entry.get_ref()));
+                entries.collect::<Option<_>>().ok_or_else(|| refused(key, "a value of that form", &place))?
+            }
             _ => return Err(refused(key, "a value of that type", &place)),
         };
         self.set.insert(key.name, Set { value, place });
         Ok(())
     }
 
+    fn note_without_effect(&mut self, name: &str, value: &Value, place: &Place) {
+        let found = WITHOUT_EFFECT.iter().find(|(key, is_so, _)| *key == name && is_so(value));
+        if let Some((key, _, why)) = found {
+            self.without_effect.push(format!("{place}: {key} = {value} has no effect: {why}"));
+        }
+    }
+
     fn stray(&mut self, name: &str, place: &Place) {
         let shown = wire::code::shown(name);
-        if UNUSED.contains(&name) {
-            self.unused.push(format!("{name} ({place})"));
-            return;
-        }
-        let near = near::nearest(name, KEYS.iter().map(|key| key.name).chain(UNUSED));
+        let near = near::nearest(name, KEYS.iter().map(|key| key.name));
         let close = near.map_or("banger config show lists them".to_owned(), |near| format!("{near} is close"));
         self.warnings.push(format!("{place}: there is no key {shown}; {close}"));
     }
@@ -394,12 +464,32 @@ mod tests {
 
     #[test]
     fn the_go_tools_file_works() {
-        let config =
-            of("firecracker_bin = \"\"\nbridge_nam = \"x\"\nzzz = 1\n[[file_sync]]\nhost = \"~/.gitconfig\"\n");
+        let config = of(
+            "log_level = \"info\"\nfirecracker_bin = \"\"\njailer_bin = \"/usr/bin/jailer\"\njailer_enabled = true\n\
+             jailer_chroot_base = \"\"\nssh_key_path = \"/k\"\nauto_stop_stale_after = \"0\"\nstats_poll_interval = \"10s\"\n\
+             bridge_nam = \"x\"\nzzz = 1\n[vm_defaults]\nsystem_overlay_size = \"\"\n",
+        );
         let config = config.unwrap();
-        assert_eq!(config.unused, ["file_sync (/c:4)", "firecracker_bin (/c:1)"]);
+        assert!(config.without_effect.is_empty(), "{:?}", config.without_effect);
+        assert_eq!((config.auto_stop_stale_after, config.ssh_key_path), (None, Some("/k".into())));
         let lines: Vec<&str> = config.warnings.iter().map(String::as_str).collect();
-        assert_eq!(lines[0], "/c:2: there is no key \"bridge_nam\"; bridge_name is close");
-        assert!(lines[1].starts_with("/c:3: there is no key \"zzz\"; banger config show"), "{lines:?}");
+        assert_eq!(lines[0], "/c:9: there is no key \"bridge_nam\"; bridge_name is close");
+        assert!(lines[1].starts_with("/c:10: there is no key \"zzz\"; banger config show"), "{lines:?}");
+    }
+
+    #[test]
+    fn what_has_no_effect_is_told_with_its_place_and_why() {
+        let text = "\njailer_enabled = false\ndisk_method = \"overlay\"\n[vm_defaults]\nsystem_overlay_size = \"8G\"\n";
+        let told = of(text).unwrap().without_effect;
+        assert_eq!(told.len(), WITHOUT_EFFECT.len());
+        assert!(
+            told.contains(
+                &"/c:3: disk_method = \"overlay\" has no effect: the agent lays no file system over \
+            another; the method is chosen as by auto"
+                    .to_owned()
+            ),
+            "{told:?}"
+        );
+        assert!(told.iter().any(|line| line.starts_with("/c:2: jailer_enabled = false has no effect: no VM runs")));
     }
 }

@@ -33,14 +33,14 @@ fn text(bytes: &[u8]) -> &str {
 
 #[test]
 fn each_value_is_shown_with_where_it_is_from() {
-    let dir = with("# ours\nnat = false\nfirecracker_bin = \"/x\"\nbridge_nam = \"x\"\n[vm_defaults]\nvcpu = 2\n");
+    let dir = with("# ours\nnat = false\njailer_enabled = false\nbridge_nam = \"x\"\n[vm_defaults]\nvcpu = 2\n");
     let out = banger(dir.path(), &["config", "show", "--json"], &[("BANGER_IMAGE", "dev")]);
     assert_eq!(out.status.code(), Some(0));
     let file = dir.path().join("banger/config.toml");
     let file = file.display();
     let told = format!(
         "warning: {file}:4: there is no key \"bridge_nam\"; bridge_name is close\n\
-         without a meaning here: firecracker_bin ({file}:3)\n"
+         warning: {file}:3: jailer_enabled = false has no effect: no VM runs without a jail, which holds all that its VMM can reach\n"
     );
     assert_eq!(text(&out.stderr), told);
     let settings: Vec<Value> = serde_json::from_slice(&out.stdout).unwrap();

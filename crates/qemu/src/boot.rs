@@ -47,7 +47,8 @@ impl Vmm {
         if parts.boot.is_none() {
             return Err(failed("Cannot start microvm without kernel configuration.".to_owned()));
         }
-        let accelerator = self.accelerator();
+        let arguments = parts.boot.as_ref().and_then(|boot| boot.config.boot_args.as_ref());
+        let accelerator = self.accelerator(machine::is_to_be_emulated(arguments));
         let memory = Memory::new(parts.machine.mem_size_mib << 20).map_err(|error| failed(error.to_string()))?;
         let given = |nic: &crate::config::Nic| nic.config.guest_mac.clone().map_or_else(random_mac, Ok);
         let macs = parts.nics.iter().map(given).collect::<Result<_, String>>().map_err(failed)?;
@@ -154,13 +155,18 @@ impl Vmm {
         Ok(qmp)
     }
 
-    /// KVM where a guest runs on it, emulation elsewhere; says in the log which and why.
-    pub(crate) fn accelerator(&self) -> Accelerator {
-        match sys::kvm::runs_guests() {
+    /// KVM where a guest runs on it and `emulated` is not asked for, emulation elsewhere; says in the log which and why.
+    pub(crate) fn accelerator(&self, emulated: bool) -> Accelerator {
+        let why = match sys::kvm::runs_guests() {
+            _ if emulated => Err("it is asked for".to_owned()),
+            Ok(()) => Ok(()),
+            Err(error) => Err(format!("/dev/kvm runs no guest ({error})")),
+        };
+        match why {
             Ok(()) => Accelerator::Kvm,
-            Err(error) => {
+            Err(why) => {
                 let tsc_khz = self.counter.khz_since();
-                self.log.info(&format!("/dev/kvm runs no guest ({error}): QEMU emulates the CPU."));
+                self.log.info(&format!("QEMU emulates the CPU: {why}."));
                 if tsc_khz.is_none() {
                     self.log.warn("The rate of the time stamp counter is unknown; the guest's kernel may stop early.");
                 }

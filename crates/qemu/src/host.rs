@@ -44,6 +44,11 @@ impl Host {
         Ok(Self { version: version.to_owned(), program, accelerator: accelerator.to_owned(), cpu, tsc_khz })
     }
 
+    /// Whether the CPU of the guest was emulated.
+    pub(crate) fn is_emulated(&self) -> bool {
+        self.accelerator == "tcg"
+    }
+
     /// Whether a state of `saved`'s can go on here.
     ///
     /// # Errors

@@ -79,7 +79,8 @@ impl Vmm {
         let memory = if header.pages { memory.into_template() } else { Ok(memory) };
         let memory = memory.map_err(|error| of_memory(error.to_string()))?;
         Ok(Plan {
-            accelerator: self.accelerator(),
+            // What was emulated goes on so, on a host with KVM too.
+            accelerator: self.accelerator(header.host.is_emulated()),
             memory,
             macs: header.macs.clone(),
             saved: Some((header, stream)),

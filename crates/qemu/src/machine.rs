@@ -120,6 +120,14 @@ pub(crate) fn command_line(
     Ok(line)
 }
 
+/// Whether the client asks for emulation where KVM runs guests too: by a word of the kernel's arguments, since Firecracker's
+/// API has none for it. The kernel makes nothing of it.
+pub(crate) fn is_to_be_emulated(args: Option<&BootArgs>) -> bool {
+    let given = args.map_or("", BootArgs::as_str);
+    let kernels = end_of_kernels(given).map_or(given, |at| &given[..at]);
+    kernels.split(' ').any(|word| word == "banger.accel=emulation")
+}
+
 /// Where ` --` begins that stands alone outside double quotes: the kernel stops reading there.
 fn end_of_kernels(line: &str) -> Option<usize> {
     let mut quoted = false;

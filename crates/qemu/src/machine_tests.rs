@@ -157,3 +157,13 @@ fn a_layer_is_told_what_lies_below_it() {
     assert_eq!(base["file"]["driver"], "host_device");
     assert_eq!((&base["file"]["filename"], &base["file"]["read-only"]), (&"/dev/fdset/100".into(), &true.into()));
 }
+
+#[test]
+fn emulation_can_be_asked_for() {
+    let asked = |text: &str| is_to_be_emulated(Some(&BootArgs::new(text).expect("arguments")));
+    assert!(asked("console=ttyS0 banger.accel=emulation") && asked("banger.accel=emulation -- x"));
+    for other in ["quiet", "banger.accel=kvm", "xbanger.accel=emulation", "a -- banger.accel=emulation"] {
+        assert!(!asked(other), "{other}");
+    }
+    assert!(!is_to_be_emulated(None));
+}

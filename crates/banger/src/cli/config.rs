@@ -31,7 +31,7 @@ pub(crate) struct Show {
 pub(crate) struct Setting {
     /// The key, with its table's name before a dot.
     key: &'static str,
-    /// A text, a number or a truth value; `null` where it is worked out when it is needed.
+    /// A text, a number or a truth value, of `file_sync` an array of objects; `null` where it is worked out when it is needed.
     value: Value,
     /// `built in`, a variable of the environment, or a file and its line.
     from: String,
@@ -49,10 +49,7 @@ impl Command {
             let setting = setting(key(name)?);
             return if show.json { output::json(&setting) } else { output::data(&format!("{}\n", shown(&setting))) };
         }
-        if !config().unused.is_empty() {
-            let unused = text::line(&config().unused.join(", "));
-            output::ours(&format!("without a meaning here: {unused}\n"));
-        }
+        config().without_effect.iter().for_each(|warning| output::warning(warning));
         let settings: Vec<Setting> = KEYS.iter().map(setting).collect();
         if show.json {
             return output::json(&settings);

@@ -3,7 +3,7 @@
 
 mod bounded;
 
-pub(crate) use bounded::{Bounds, call_within, put_within};
+pub(crate) use bounded::{Bounds, call_within, put_entries_within, put_within};
 
 use super::error::exit;
 use super::serve::{Caller, Woken};
@@ -206,21 +206,19 @@ pub(crate) fn call(vsock: &Path, limit: Duration) -> io::Result<Client<UnixStrea
     Client::new(stream).map_err(io::Error::other)
 }
 
-fn packed(files: &[NewFile]) -> Vec<u8> {
+/// A file as an entry of a copy.
+fn entry(file: &NewFile) -> (tar::Entry, Vec<u8>) {
+    let name = file.path.to_string().trim_start_matches('/').as_bytes().to_vec();
+    let (kind, mode, mtime) = (tar::Kind::File(file.data.len() as u64), file.mode.into(), crate::time::unix_now());
+    (tar::Entry { name, kind, mode, mtime, extra: tar::Extra::default() }, file.data.clone())
+}
+
+fn packed(entries: &[(tar::Entry, Vec<u8>)]) -> Vec<u8> {
     let mut out = Vec::new();
-    for file in files {
-        let length = file.data.len() as u64;
-        let name = file.path.to_string().trim_start_matches('/').as_bytes().to_vec();
-        let entry = tar::Entry {
-            name,
-            kind: tar::Kind::File(length),
-            mode: file.mode.into(),
-            mtime: crate::time::unix_now(),
-            extra: tar::Extra::default(),
-        };
-        tar::header(&entry, &mut out);
-        out.extend(&file.data);
-        out.extend(tar::padding(length));
+    for (entry, data) in entries {
+        tar::header(entry, &mut out);
+        out.extend(data);
+        out.extend(tar::padding(data.len() as u64));
     }
     out.extend(tar::trailer());
     out

@@ -1,10 +1,13 @@
 //! What `bangerd` is told by its command line: places, the helper's socket, the bridge.
 
 use super::error::exit;
+use super::vm::disk::Method;
+use super::vmm::Wanted;
 use crate::api::Fault;
-use crate::config::Config;
+use crate::config::{Config, SyncedFile};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use wire::name::addr::BridgeAddr;
 use wire::name::link::BridgeName;
 use wire::net::Bridge;
@@ -40,6 +43,35 @@ pub struct Settings {
     pub agent: PathBuf,
     /// The files of an image that is not in the index.
     pub files: Option<ImageFiles>,
+    /// Which VMM is wanted.
+    pub vmm: Wanted,
+    /// The jailer that is wanted, where it is there.
+    pub jailer: Option<PathBuf>,
+    /// The directory of jails, below the state directory.
+    pub jails: PathBuf,
+    /// How disks are made of images; `None`: by what works here.
+    pub disk: Option<Method>,
+    /// What every VM gets when it starts.
+    pub synced: Vec<SyncedFile>,
+    /// When a VM that nothing uses is stopped.
+    pub stale: Stale,
+}
+
+/// When a VM that nothing uses is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// After so long; `None`: never.
+    pub after: Option<Duration>,
+    /// How often it is looked at.
+    pub look: Duration,
+}
+
+impl Stale {
+    /// As it is configured.
+    pub fn of(config: &Config) -> Stale {
+        let look = config.stats_poll_interval.unwrap_or(Duration::from_secs(10));
+        Stale { after: config.auto_stop_stale_after, look }
+    }
 }
 
 /// What templates may be made.
@@ -87,7 +119,40 @@ impl Settings {
         let [state, runtime, socket, helper, agent] = ["/s", "/r", "/r/s", "/h", "/x"].map(PathBuf::from);
         let bridge = Settings::bridge(&Config::default()).unwrap_or_else(|fault| panic!("{}", fault.message));
         let templates = TemplateBounds::of(&Config::default());
-        Settings { state, runtime, socket, helper, bridge, image: None, resolver: None, templates, agent, files: None }
+        let (vmm, jails, stale) = (Wanted::default(), state.join("jail"), Stale::of(&Config::default()));
+        Settings {
+            state,
+            runtime,
+            socket,
+            helper,
+            bridge,
+            image: None,
+            resolver: None,
+            templates,
+            agent,
+            files: None,
+            vmm,
+            jailer: None,
+            jails,
+            disk: None,
+            synced: Vec::new(),
+            stale,
+        }
+    }
+
+    /// The directory of jails that is configured, or `jail` in the state directory, below which the root helper makes them.
+    ///
+    /// # Errors
+    /// `bad_config`: one that is elsewhere.
+    pub fn jails(config: &Config, state: &Path) -> Result<PathBuf, Fault> {
+        let jails = config.jailer_chroot_base.clone().unwrap_or_else(|| state.join("jail"));
+        if jails.starts_with(state) && jails != state {
+            return Ok(jails);
+        }
+        let message = format!("jailer_chroot_base can't be {}", jails.display());
+        Err(Fault::new("bad_config", exit::USAGE, message)
+            .why("the root helper makes jails below the owner's state directory alone")
+            .fix(format!("jailer_chroot_base: a directory below {}", state.display())))
     }
 
     /// The bridge that is configured, or `br-fc` with 172.16.0.1/24.
@@ -107,5 +172,23 @@ impl Settings {
                 .fix("banger config show says where they are from")
         })?;
         Ok(Bridge { name, addr })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jails_are_below_the_state() {
+        let jails = |text: &str| {
+            let config = Config { jailer_chroot_base: Some(text.into()), ..Config::default() };
+            Settings::jails(&config, Path::new("/s"))
+        };
+        assert_eq!(jails("/s/j/k"), Ok("/s/j/k".into()));
+        assert_eq!(Settings::jails(&Config::default(), Path::new("/s")), Ok("/s/jail".into()));
+        for bad in ["/s", "/srv/jailer", "/"] {
+            assert_eq!(jails(bad).unwrap_err().code, "bad_config", "{bad}");
+        }
     }
 }

@@ -9,6 +9,7 @@
 //! | `making-N/` | a key that is being made; the next start removes it |
 
 use crate::api::Fault;
+use crate::daemon::error::exit;
 use crate::daemon::names;
 use crate::daemon::settings::Settings;
 use crate::daemon::store::Store;
@@ -46,6 +47,8 @@ KbdInteractiveAuthentication no
 #[derive(Debug)]
 pub struct Ssh {
     dir: PathBuf,
+    /// The private half of the owner's key, where one of his own is configured.
+    key: Option<PathBuf>,
     /// The next VM's key, on its way or there.
     next: Mutex<Option<JoinHandle<Result<Pair, Fault>>>>,
     /// Held by whoever makes the owner's key or writes `known_hosts`.
@@ -62,11 +65,11 @@ struct Pair {
 }
 
 impl Ssh {
-    /// Takes the directory over; what a daemon that was killed left half made is removed.
+    /// Takes the directory over; `key` is the owner's where he has configured one. What a daemon that was killed left half made is removed.
     ///
     /// # Errors
     /// The directory can't be made or read.
-    pub fn open(state: &Path) -> Result<Ssh, Fault> {
+    pub fn open(state: &Path, key: Option<PathBuf>) -> Result<Ssh, Fault> {
         let dir = state.join("ssh");
         make_dir(&dir)?;
         let entries = fs::read_dir(&dir).map_err(|error| Fault::file("reading", &dir, &error))?;
@@ -75,7 +78,7 @@ impl Ssh {
                 fs::remove_dir_all(entry.path()).map_err(|error| Fault::file("removing", &entry.path(), &error))?;
             }
         }
-        Ok(Ssh { dir, next: Mutex::new(None), writes: Mutex::new(()) })
+        Ok(Ssh { dir, key, next: Mutex::new(None), writes: Mutex::new(()) })
     }
 
     /// Makes what is needed before anybody asks: the settings, the owner's key, and the next VM's. `socket` is the daemon's.
@@ -101,7 +104,7 @@ impl Ssh {
         let path = |path: &Path| path.to_string_lossy().replace('%', "%%");
         // A word of the shell's that runs the command.
         let word = |word: &Path| format!("'{}'", path(word).replace('\'', "'\\''"));
-        let (key, known_hosts) = (path(&self.dir.join(OWNER)), path(&self.dir.join(KNOWN)));
+        let (key, known_hosts) = (path(&self.private()), path(&self.dir.join(KNOWN)));
         let (banger, socket) = (word(banger), word(socket));
         format!(
             "\
@@ -128,11 +131,44 @@ Host *.{zone}
         )
     }
 
-    /// The owner's public key, a line; made where it is missing.
+    fn private(&self) -> PathBuf {
+        self.key.clone().unwrap_or_else(|| self.dir.join(OWNER))
+    }
+
+    /// The public half of a key that is configured: the file beside it, else what ssh-keygen makes of it.
+    fn configured(key: &Path) -> Result<String, Fault> {
+        let wrong = |why: String| {
+            Fault::new("no_ssh_key", exit::STATE, format!("ssh_key_path: {} is no key that can be used", key.display()))
+                .why(why)
+                .fix(format!("ssh-keygen -t ed25519 -f {}", key.display()))
+                .fix("without ssh_key_path bangerd makes one of its own")
+        };
+        let mut beside = key.as_os_str().to_owned();
+        beside.push(".pub");
+        let line = match (fs::metadata(key), fs::read_to_string(&beside)) {
+            (Err(error), _) => return Err(wrong(error.to_string())),
+            (Ok(_), Ok(line)) => line,
+            // Without a passphrase, which nobody is here to type.
+            (Ok(_), Err(_)) => {
+                let mut keygen = program::bound("ssh-keygen");
+                program::output(keygen.args(["-y", "-P", "", "-f"]).arg(key))
+                    .map_err(|error| wrong(error.to_string()))?
+            }
+        };
+        // It becomes a line of a file in each VM.
+        let line = line.trim_end();
+        let is_line = line.len() <= 16 << 10 && !line.contains(char::is_control) && line.split(' ').nth(1).is_some();
+        if is_line { Ok(format!("{line}\n")) } else { Err(wrong("its public half is no line of a key's".into())) }
+    }
+
+    /// The owner's public key, a line; made where it is missing and not his own.
     ///
     /// # Errors
     /// It can't be made or read: there may be no ssh-keygen.
     pub(crate) fn owner(&self) -> Result<String, Fault> {
+        if let Some(key) = &self.key {
+            return Ssh::configured(key);
+        }
         let _held = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
         let (private, public) = (self.dir.join(OWNER), self.dir.join(OWNER).with_extension("pub"));
         if !private.exists() {
@@ -298,7 +334,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let settings = Settings { state: state.path().into(), ..Settings::of_test() };
         fs::create_dir_all(state.path().join("ssh/making-7")).unwrap();
-        let ssh = Ssh::open(state.path()).unwrap();
+        let ssh = Ssh::open(state.path(), None).unwrap();
         assert!(!state.path().join("ssh/making-7").exists());
         let vms = [planned(2), planned(3)];
         let mut private = Vec::new();
@@ -319,7 +355,7 @@ mod tests {
         }
         assert_ne!(private[0], private[1]);
         assert_eq!(fs::metadata(state.path().join("ssh/id_ed25519")).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(Ssh::open(state.path()).unwrap().owner().unwrap(), ssh.owner().unwrap(), "made once");
+        assert_eq!(Ssh::open(state.path(), None).unwrap().owner().unwrap(), ssh.owner().unwrap(), "made once");
 
         let store = Store::open(Path::new(":memory:")).unwrap();
         store.change(|t| vms.iter().try_for_each(|vm| vms::save(t, vm))).unwrap();
@@ -339,11 +375,32 @@ mod tests {
     }
 
     #[test]
+    fn the_owner_may_have_a_key_of_his_own() {
+        let state = tempfile::tempdir().unwrap();
+        let key = state.path().join("mine");
+        let ssh = Ssh::open(state.path(), Some(key.clone())).unwrap();
+        assert_eq!(ssh.owner().unwrap_err().code, "no_ssh_key");
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status();
+        assert!(made.unwrap().success());
+        let public = fs::read_to_string(state.path().join("mine.pub")).unwrap();
+        assert_eq!(ssh.owner().unwrap(), public);
+        fs::remove_file(state.path().join("mine.pub")).unwrap();
+        let words = |line: &str| line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(&ssh.owner().unwrap()), words(&public), "of the private half");
+        assert!(
+            ssh.settings(Path::new("/b"), Path::new("/s")).contains(&format!("IdentityFile \"{}\"", key.display()))
+        );
+        assert!(!state.path().join("ssh/id_ed25519").exists());
+        fs::write(state.path().join("mine.pub"), "ssh-ed25519 AAAA\nssh-ed25519 BBBB\n").unwrap();
+        assert_eq!(ssh.owner().unwrap_err().code, "no_ssh_key", "two lines");
+    }
+
+    #[test]
     fn ssh_understands_what_is_meant() {
         let state = tempfile::tempdir().unwrap();
         let odd = state.path().join("it's 100%");
         fs::create_dir(&odd).unwrap();
-        let ssh = Ssh::open(&odd).unwrap();
+        let ssh = Ssh::open(&odd, None).unwrap();
         let config = ssh.settings(Path::new("/bin/ban'ger"), Path::new("/run/a b"));
         fs::write(ssh.config(), config).unwrap();
         let of = |host: &str, more: &[&str]| {

@@ -6,11 +6,13 @@ use super::end::{self, End};
 use super::error::exit;
 use super::image::{self, Images};
 use super::serve::Calls;
-use super::settings::{self, ImageFiles, Settings, TemplateBounds};
+use super::settings::{self, ImageFiles, Settings, Stale, TemplateBounds};
 use super::ssh::Ssh;
 use super::store::Store;
 use super::store::vms::{self, State};
 use super::vm::pool::{self, Pool, Usual};
+use super::vm::stale;
+use super::vmm::Wanted;
 use super::{Daemon, ahead, log, names, reconcile, serve};
 use crate::api::Fault;
 use crate::config::Config;
@@ -96,20 +98,21 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     let config = Config::load()?;
     let configured = || log::Level::from_str(config.log_level.as_deref()?, false).ok();
     log::from(given.log_level.or_else(configured).unwrap_or(log::Level::Info));
-    for warning in &config.warnings {
+    for warning in config.warnings.iter().chain(&config.without_effect) {
         log::say("WARN", warning, "");
     }
     let taps = given.taps_ahead.or(config.tap_pool_size).unwrap_or(4);
     let disks = given.disks_ahead.or(config.disk_pool_size).unwrap_or(2);
     let pool = Pool::new(given.warm_pool.or(config.warm_pool).unwrap_or(0).into(), Usual::of(&config));
     let amount = Amount { taps: taps.into(), disks: disks.into() };
+    let ssh_key = config.ssh_key_path.clone();
     let settings = check(given, config)?;
     let _lock = lock(&settings.state)?;
     make_dir(&settings.state.join("vms"))?;
     make_dir(&settings.runtime.join("vms"))?;
     let store = Store::open(&settings.state.join("banger.db"))?;
     let images = Images::open(&settings.state)?;
-    let ssh = Ssh::open(&settings.state)?;
+    let ssh = Ssh::open(&settings.state, ssh_key)?;
     let (slots, vmm, names) = (Arc::default(), OnceLock::new(), OnceLock::new());
     let (lost, losses) = mpsc::channel();
     let (wake, woken) = mpsc::channel();
@@ -140,6 +143,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     ahead::begin(&daemon, woken)?;
     image::template::begin_unasked(&daemon)?;
     pool::begin(&daemon)?;
+    stale::begin(&daemon)?;
     let listener = listen(&daemon.settings.socket)?;
     end.shuts(&listener)?;
     end::tell("READY=1");
@@ -160,8 +164,11 @@ fn check(given: Bangerd, mut config: Config) -> Result<Settings, Fault> {
     let runtime = absolute(given.runtime_dir)?;
     config.templates = given.templates.or(config.templates);
     let files = given.image_files.and_then(|files| <[PathBuf; 3]>::try_from(files).ok());
+    let state = absolute(given.state_dir)?;
     Ok(Settings {
-        state: absolute(given.state_dir)?,
+        jails: Settings::jails(&config, &state)?,
+        stale: Stale::of(&config),
+        state,
         socket: given.socket.unwrap_or_else(|| runtime.join("bangerd.sock")),
         runtime,
         helper: given.helper_socket,
@@ -171,6 +178,10 @@ fn check(given: Bangerd, mut config: Config) -> Result<Settings, Fault> {
         image: config.default_image_name,
         resolver: config.default_dns,
         files: files.map(|[root, kernel, initrd]| ImageFiles { root, kernel, initrd }),
+        vmm: Wanted { accel: config.accel, firecracker: config.firecracker_bin },
+        jailer: config.jailer_bin,
+        disk: config.disk_method,
+        synced: config.file_sync,
     })
 }
 

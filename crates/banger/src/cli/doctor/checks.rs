@@ -8,6 +8,7 @@ use crate::api::{Call, Request, Word};
 use crate::cli::{config, template};
 use crate::daemon::names;
 use crate::daemon::settings::Settings;
+use crate::daemon::vmm::Accel;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, UdpSocket};
@@ -114,8 +115,13 @@ impl Places<'_> {
     /// Whatever the helper would start.
     pub(super) fn vmm(&self) -> Found {
         let helper = crate::root::client(self.helper, CALL);
-        let kvm = sys::kvm::runs_guests().is_ok();
-        let firecracker = helper.resolve_firecracker_binary("firecracker");
+        let (accel, wanted) = (config().accel, config().firecracker_bin.as_deref());
+        let kvm = accel != Some(Accel::Emulation) && sys::kvm::runs_guests().is_ok();
+        if accel == Some(Accel::Kvm) && !kvm {
+            return Found::new(State::Fail, "accel = \"kvm\" is configured, and KVM runs no guests here")
+                .fix("accel = \"auto\" in the configuration, and bangerd restarted: VMs are emulated then");
+        }
+        let firecracker = helper.resolve_firecracker_binary(wanted.unwrap_or("firecracker"));
         if let (true, Ok(path)) = (kvm, &firecracker) {
             return Found::new(State::Ok, format!("firecracker: {path}, on KVM"));
         }

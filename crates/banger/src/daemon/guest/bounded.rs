@@ -1,9 +1,10 @@
 //! A call to a guest that may be none: it is over when the guest had its time, whatever it says meanwhile.
 
-use super::{AGAIN, answered, ask, is_cut_off, packed};
+use super::{AGAIN, answered, ask, entry, is_cut_off, packed};
 use agent::client::Client;
 use agent::host::{CopyFailure, Limits, put_archive};
 use agent::protocol::{Keep, Put, VERSION};
+use agent::tar::Entry;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -92,10 +93,25 @@ pub(crate) fn call_within<'a>(vsock: &Path, bounds: Bounds<'a>) -> io::Result<Cl
 /// # Errors
 /// The agent's.
 pub(crate) fn put_within(vsock: &Path, files: &[NewFile], bounds: Bounds<'_>) -> Result<(), CopyFailure> {
+    let entries: Vec<(Entry, Vec<u8>)> = files.iter().map(entry).collect();
+    put_entries_within(vsock, "/", &entries, bounds)
+}
+
+/// The same of what goes below the guest's directory `to`: files with their content, and directories, which stay as they are
+/// where they are there.
+///
+/// # Errors
+/// The agent's.
+pub(crate) fn put_entries_within(
+    vsock: &Path,
+    to: &str,
+    entries: &[(Entry, Vec<u8>)],
+    bounds: Bounds<'_>,
+) -> Result<(), CopyFailure> {
     let archive = rustix::fs::memfd_create("files", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut archive = File::from(archive);
-    archive.write_all(&packed(files)).and_then(|()| archive.rewind())?;
-    let asked = Put { v: VERSION, to: "/".into(), into: true, owner: None, clobber: true, keep: Keep::Plain };
+    archive.write_all(&packed(entries)).and_then(|()| archive.rewind())?;
+    let asked = Put { v: VERSION, to: to.into(), into: true, owner: None, clobber: true, keep: Keep::Plain };
     let stream = connect_within(vsock, bounds)?.stream;
     std::thread::scope(|scope| {
         let (working, is_over) = mpsc::channel::<()>();

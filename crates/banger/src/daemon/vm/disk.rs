@@ -5,6 +5,7 @@ use super::places::Places;
 use super::work::Work;
 use crate::api::Fault;
 use crate::daemon::Daemon;
+use crate::daemon::error::exit;
 use crate::daemon::image::template::Files;
 use crate::daemon::store::vms::Vm;
 use crate::image::store::taken;
@@ -26,6 +27,28 @@ pub(crate) const LAYER: &str = "layer";
 /// Of what is no hole.
 pub(crate) const COPY: &str = "copy";
 
+/// How a disk is made of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// By device-mapper.
+    Snapshot,
+    /// A copy that shares blocks until they are written.
+    Reflink,
+    /// A copy of what is no hole.
+    Copy,
+}
+
+impl Method {
+    /// As it is shown and stored.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Snapshot => SNAPSHOT,
+            Method::Reflink => REFLINK,
+            Method::Copy => COPY,
+        }
+    }
+}
+
 /// What a snapshot's store needs beside the blocks that were changed: its own tables are a 256th of it.
 const STORE_EXTRA: u64 = 64 << 20;
 
@@ -37,24 +60,30 @@ pub(crate) fn origin(daemon: &Daemon, vm: &Vm) -> PathBuf {
 /// Makes the disk of `from`, which nobody writes any more; how it was made. What a cut-off try left is made anew.
 pub(crate) fn make(work: &Work<'_>, vm: &Vm, from: &Path) -> Result<&'static str, Fault> {
     let places = work.places(vm);
-    let is_longer = is_longer(vm)?;
-    // A snapshot is as long as its image.
-    if has_device_mapper() && !is_longer {
-        match snapshot(work, vm, from, true) {
+    let (is_longer, wanted) = (is_longer(vm)?, work.daemon.settings.disk);
+    match wanted {
+        Some(Method::Snapshot) if is_longer => return Err(not_longer()),
+        Some(Method::Snapshot) => return snapshot(work, vm, from, true).map(|()| SNAPSHOT),
+        // A snapshot is as long as its image.
+        None if has_device_mapper() && !is_longer => match snapshot(work, vm, from, true) {
             Ok(()) => return Ok(SNAPSHOT),
             // The kernel has it after all: then this is a failure, and no reason to copy gigabytes.
             Err(fault) if is_listed() => return Err(fault),
             Err(_) => remove_file(&places.cow())?,
-        }
+        },
+        _ => {}
     }
     let to = places.disk();
     remove_file(&to)?;
-    let failed = |error: io::Error| Fault::file(&format!("copying {} to", from.display()), &to, &error);
-    let method = match work.daemon.ahead.take_disk(from, &to) {
+    let failed = |error: io::Error| match wanted {
+        Some(Method::Reflink) => no_reflinks(&error),
+        _ => Fault::file(&format!("copying {} to", from.display()), &to, &error),
+    };
+    let method = match wanted != Some(Method::Reflink) && work.daemon.ahead.take_disk(from, &to) {
         true => COPY,
         false => {
-            let made = work.daemon.aside.with_room(|| copy(from, &to).inspect_err(|_| drop(fs::remove_file(&to))));
-            made.map_err(failed)?
+            let copy = || copy_by(wanted, from, &to).inspect_err(|_| drop(fs::remove_file(&to)));
+            work.daemon.aside.with_room(copy).map_err(failed)?
         }
     };
     if is_longer {
@@ -66,8 +95,12 @@ pub(crate) fn make(work: &Work<'_>, vm: &Vm, from: &Path) -> Result<&'static str
 
 /// The method that [`make`] tries first.
 pub(crate) fn first(work: &Work<'_>, vm: &Vm) -> Result<&'static str, Fault> {
-    if has_device_mapper() && !is_longer(vm)? {
-        return Ok(SNAPSHOT);
+    let (is_longer, wanted) = (is_longer(vm)?, work.daemon.settings.disk);
+    match wanted {
+        Some(Method::Snapshot) if is_longer => return Err(not_longer()),
+        None if has_device_mapper() && !is_longer => return Ok(SNAPSHOT),
+        Some(method @ (Method::Snapshot | Method::Copy)) => return Ok(method.name()),
+        _ => {}
     }
     // Into a file without a name, which goes with its descriptor.
     let clones = || -> io::Result<()> {
@@ -76,7 +109,22 @@ pub(crate) fn first(work: &Work<'_>, vm: &Vm) -> Result<&'static str, Fault> {
         let target = rustix::fs::open(&work.daemon.settings.state, flags, Mode::from(0o600))?;
         Ok(rustix::fs::ioctl_ficlone(&target, &source)?)
     };
-    Ok(if clones().is_ok() { REFLINK } else { COPY })
+    match (clones(), wanted) {
+        (Ok(()), _) => Ok(REFLINK),
+        (Err(error), Some(_)) => Err(no_reflinks(&error)),
+        (Err(_), None) => Ok(COPY),
+    }
+}
+
+fn not_longer() -> Fault {
+    let what = "disk_method = \"dm-snapshot\" is configured, and a snapshot is as long as its image";
+    Fault::new("no_disk_method", exit::MACHINE, what).fix("without --disk; or disk_method = \"auto\"")
+}
+
+fn no_reflinks(error: &io::Error) -> Fault {
+    let what =
+        "disk_method = \"reflink\" is configured, and images and disks don't lie on one file system that has them";
+    Fault::new("no_disk_method", exit::MACHINE, what).why(error).fix("disk_method = \"auto\"; or XFS or Btrfs")
 }
 
 /// Whether the disk is to be longer than its image.
@@ -147,10 +195,19 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), Fault> {
 
 /// Copies an image, or a VM's disk, to a new file: a reflink, or what of it is no hole; how.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<&'static str> {
+    copy_by(None, from, to)
+}
+
+/// The same, in the way that is wanted.
+fn copy_by(wanted: Option<Method>, from: &Path, to: &Path) -> io::Result<&'static str> {
     let source = File::open(from)?;
     let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
-        return Ok(REFLINK);
+    if wanted != Some(Method::Copy) {
+        match rustix::fs::ioctl_ficlone(&target, &source) {
+            Ok(()) => return Ok(REFLINK),
+            Err(errno) if wanted.is_some() => return Err(errno.into()),
+            Err(_) => {}
+        }
     }
     let length = source.metadata()?.len();
     target.set_len(length)?;
@@ -247,6 +304,22 @@ mod tests {
         assert!(facts.blocks() * 512 < 1 << 20, "{} blocks", facts.blocks());
         assert_eq!(facts.mode() & 0o777, 0o600);
         assert!(copy(&from, &to).is_err(), "what is there is not written over");
+    }
+
+    #[test]
+    fn a_copy_is_made_in_the_way_that_is_wanted_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&from, [7; 9000]).unwrap();
+        assert_eq!(copy_by(Some(Method::Copy), &from, &to).unwrap(), COPY, "reflinks or not");
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+        fs::remove_file(&to).unwrap();
+        let usual = copy(&from, &to).unwrap();
+        fs::remove_file(&to).unwrap();
+        match copy_by(Some(Method::Reflink), &from, &to) {
+            Ok(how) => assert_eq!((how, usual), (REFLINK, REFLINK)),
+            Err(_) => assert_eq!(usual, COPY),
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::api::Fault;
 use crate::daemon::error::exit;
 use crate::daemon::image::template::Files;
 use crate::daemon::store::vms::Vm;
-use crate::daemon::vmm::{self, Choice};
+use crate::daemon::vmm::{self, Accel, Choice, Missing};
 use rustix::process::{getgid, getuid};
 use std::path::Path;
 use wire::image::Image;
@@ -23,6 +23,8 @@ const STAGES: &str = "banger.stages=1";
 const GROW: &str = "banger.grow=1";
 /// Has the agent make the image's init the first process. No login is to be offered on the console, which nobody writes to.
 const INIT: &str = "banger.init=1 systemd.getty_auto=0";
+/// Has `banger-qemu` emulate the CPU where KVM runs guests too.
+const EMULATED: &str = "banger.accel=emulation";
 /// Where a jailer may be, beside the VMM's own directory; the contract's directories.
 const DIRECTORIES: [&str; 3] = ["/usr/libexec/banger", "/usr/local/bin", "/usr/bin"];
 
@@ -34,7 +36,9 @@ pub(super) fn launch(work: &Work<'_>, vm: &mut Vm) -> Result<i32, Fault> {
     let state = Root::State;
     // Where the image is gone by now, an earlier boot has done it.
     let longer = disk::is_longer(vm).unwrap_or(false);
-    let wanted = [(work.stages, STAGES), (longer, GROW), (vm.init, INIT)].into_iter().filter(|(wanted, _)| *wanted);
+    let emulated = work.daemon.settings.vmm.accel == Some(Accel::Emulation);
+    let words = [(work.stages, STAGES), (longer, GROW), (vm.init, INIT), (emulated, EMULATED)];
+    let wanted = words.into_iter().filter(|(wanted, _)| *wanted);
     let kernel_args = wanted.fold(KERNEL_ARGS.to_owned(), |args, (_, word)| format!("{args} {word}"));
     let start = Start::Boot(Boot {
         kernel: places.host(&vm.base.vmlinux, state)?,
@@ -77,7 +81,7 @@ fn asked(work: &Work<'_>, vm: &Vm, choice: &Choice, start: Start, image: Image) 
     let places = work.places(vm);
     let drive = Drive { id: DriveId::new("rootfs").map_err(Fault::bug)?, image, read_only: false, is_root: true };
     let jailer = Jailer {
-        program: jailer(choice)?,
+        program: jailer(work, choice)?,
         chroot_base: places.host(&places.jails(), state)?,
         uid: getuid().as_raw().into(),
         gid: getgid().as_raw().into(),
@@ -105,23 +109,37 @@ pub(crate) fn choice(work: &Work<'_>) -> Result<Choice, Fault> {
     if let Some(known) = work.daemon.vmm.get() {
         return Ok(known.clone());
     }
-    let found = vmm::choose(resolve).map_err(|error| match error {
-        wire::client::Error::Refused(refused) => {
+    let wanted = &work.daemon.settings.vmm;
+    let found = vmm::choose(resolve, wanted).map_err(|missing| match missing {
+        Missing::Kvm(error) => {
+            Fault::new("no_vmm", exit::MACHINE, "accel = \"kvm\" is configured, and KVM runs no guests here")
+                .why(vmm::no_kvm(&error))
+                .fix("banger doctor --only kvm says more; accel = \"auto\" emulates")
+        }
+        Missing::Program(wire::client::Error::Refused(refused)) if wanted.firecracker.is_some() => Fault::new(
+            "no_vmm",
+            exit::MACHINE,
+            "a VMM that is wanted is not there, or the root helper doesn't start it",
+        )
+        .why(refused.message)
+        .fix("firecracker_bin names a program of root's in one of the root helper's program_dirs"),
+        Missing::Program(wire::client::Error::Refused(refused)) => {
             Fault::new("no_vmm", exit::MACHINE, "this machine can't start a VM: no KVM that runs guests, and no QEMU")
                 .why(refused.message)
                 .fix("install banger-qemu in one of the root helper's program_dirs; sudo apt install qemu-system-x86")
         }
-        error => work.refused("looking for a VMM", error),
+        Missing::Program(error) => work.refused("looking for a VMM", error),
     })?;
     Ok(work.daemon.vmm.get_or_init(|| found).clone())
 }
 
-/// The jailer beside the VMM, or in one of the contract's directories.
-fn jailer(choice: &Choice) -> Result<ProgramPath, Fault> {
+/// The jailer that is configured, else the one beside the VMM, or in one of the contract's directories.
+fn jailer(work: &Work<'_>, choice: &Choice) -> Result<ProgramPath, Fault> {
     let beside = Path::new(&choice.program).parent().map(Path::to_path_buf);
     let dirs = beside.into_iter().chain(DIRECTORIES.map(Into::into));
     let names = ["banger-jailer", "jailer"];
-    let found = dirs.flat_map(|dir| names.map(|name| dir.join(name))).find(|path| path.is_file());
+    let usual = dirs.flat_map(|dir| names.map(|name| dir.join(name)));
+    let found = work.daemon.settings.jailer.clone().into_iter().chain(usual).find(|path| path.is_file());
     let found = found.ok_or_else(|| {
         Fault::new("no_jailer", exit::MACHINE, "there is no jailer, and no VM runs without one")
             .why(format!("neither banger-jailer nor jailer lies beside {}", choice.program))

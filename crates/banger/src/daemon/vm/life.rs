@@ -92,7 +92,7 @@ fn up(
             if is_first {
                 template::wanted(daemon, &ready.vm);
             }
-            Ok(changed(daemon, ready.vm, true, begun))
+            Ok(Changed { warnings: work.warnings, ..changed(daemon, ready.vm, true, begun) })
         }
         Err(failed) => {
             let wanted = failed.fault.code == "interrupted";
@@ -113,31 +113,45 @@ pub(crate) fn stop(
     let begun = Instant::now();
     let vm = daemon.store.change(|t| find(t, reference))?;
     let _held = daemon.slots.hold(&vm.id, &vm.name, "its stop", OTHERS)?;
-    let mut vm = daemon.store.change(|t| find(t, &vm.name))?;
+    let vm = daemon.store.change(|t| find(t, &vm.name))?;
     if vm.state.is_down() {
         return Ok(changed(daemon, vm, false, begun));
     }
     let mut work = Work::new(daemon, caller.op_id());
-    let ready = Ready::again(&work, &vm)?;
+    let (vm, warnings) = stop_held(&mut work, vm, timeout_ms, None)?;
+    Ok(Changed { warnings, ..changed(daemon, vm, true, begun) })
+}
+
+/// The same, of one that is not down and that the caller holds; what was lost with it. `why` is kept as its last error.
+pub(super) fn stop_held(
+    work: &mut Work<'_>,
+    mut vm: Vm,
+    timeout_ms: Option<u64>,
+    why: Option<Fault>,
+) -> Result<(Vm, Vec<String>), Fault> {
+    let ready = Ready::again(work, &vm)?;
     work.reach(&mut vm, State::Stopping)?;
     let patience = timeout_ms.map_or(STOP, Duration::from_millis);
+    let is_told = why.is_some();
     let mut warnings = Vec::new();
     let planned = match ready {
         Some(ready) => {
             let name = vm.name.clone();
-            let downed = ready.down(&mut work, End::Ask(patience));
+            let downed = ready.down(work, End::Ask(patience));
             if downed.killed {
                 warnings.push(format!("{name} had to be killed: what its guest had not written to its disk is lost"));
             }
             downed.planned
         }
-        None => Launched::of_row(vm).down(&mut work),
+        None => Launched::of_row(vm).down(work),
     };
-    let vm = planned.rest(&mut work, State::Stopped, None)?;
+    let vm = planned.rest(work, State::Stopped, why)?;
     work.all_gone(&vm.name, "is stopped then")?;
-    // Of its disk: it is stopped in any case.
-    warnings.extend(vm.last_error.iter().map(|fault| fault.message.to_string()));
-    Ok(Changed { warnings, ..changed(daemon, vm, true, begun) })
+    if !is_told {
+        // Of its disk: it is stopped in any case.
+        warnings.extend(vm.last_error.iter().map(|fault| fault.message.to_string()));
+    }
+    Ok((vm, warnings))
 }
 
 /// Sends its VMM a signal.

@@ -1,7 +1,7 @@
 //! VMs: what is asked of them, by the phases of their way up and down.
 
 mod console;
-pub(crate) mod disk;
+pub mod disk;
 mod effort;
 mod identity;
 pub(crate) mod launch;
@@ -18,8 +18,10 @@ pub(crate) mod run;
 pub(crate) mod show;
 pub(crate) mod slots;
 mod ssh;
+pub(crate) mod stale;
 pub mod stamps;
 pub(crate) mod start;
+mod synced;
 pub(crate) mod told;
 pub(crate) mod watch;
 pub(crate) mod whole;

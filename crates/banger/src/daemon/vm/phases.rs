@@ -133,6 +133,7 @@ impl Planned {
             return self.rest(work, State::Lost, None).map(drop);
         }
         work.daemon.store.change(|t| vms::remove(t, &self.vm.id))?;
+        work.daemon.slots.forget(&self.vm.id);
         work.pin();
         work.undo("address", Ok(()));
         Ok(())

@@ -75,7 +75,7 @@ impl<'a> Places<'a> {
 
     /// The directory of all jails.
     pub(crate) fn jails(&self) -> PathBuf {
-        self.settings.state.join("jail")
+        self.settings.jails.clone()
     }
 
     /// Where the guest's dials to the host's port arrive: beside the real socket, which is in the jail.

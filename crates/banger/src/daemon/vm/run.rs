@@ -55,7 +55,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
         }
         used?;
         let vm = show::one(daemon, &id)?;
-        return Ok(Changed { vm: Some(vm), changed: true, ms: ms(begun), warnings: Vec::new() });
+        return Ok(Changed { vm: Some(vm), changed: true, ms: ms(begun), warnings: work.warnings });
     }
     let ended = Instant::now();
     caller.stage("down", StageState::Begun, &name, "");
@@ -65,7 +65,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
         template::wanted(daemon, &vm);
     }
     used?;
-    let warnings = taken.err().map(|fault| fault.message.into()).into_iter().collect();
+    let warnings = work.warnings.into_iter().chain(taken.err().map(|fault| fault.message.into())).collect();
     Ok(Changed { vm: None, changed: true, ms: ms(ended), warnings })
 }
 

@@ -23,6 +23,8 @@ pub struct Slots {
 struct State {
     held: HashMap<String, Doing>,
     connections: HashMap<String, usize>,
+    /// When the last operation or connection of each was over.
+    used: HashMap<String, Instant>,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,23 @@ impl Slots {
         self.changed.notify_all();
     }
 
+    /// When something was last done with the VM, or a connection to its guest open; `None`: nothing since this daemon's start.
+    pub(crate) fn used(&self, id: &str) -> Option<Instant> {
+        let state = self.lock();
+        let is_now = state.held.contains_key(id) || state.connections.contains_key(id);
+        if is_now { Some(Instant::now()) } else { state.used.get(id).copied() }
+    }
+
+    /// Forgets a VM that is gone.
+    pub(crate) fn forget(&self, id: &str) {
+        self.lock().used.remove(id);
+    }
+
+    /// Whether a connection to its guest is open.
+    pub(crate) fn is_used_now(&self, id: &str) -> bool {
+        self.lock().connections.contains_key(id)
+    }
+
     /// Whether another VM than that is being started.
     pub(crate) fn starting(&self, id: &str) -> bool {
         self.lock().held.iter().any(|(other, doing)| other != id && doing.what == START)
@@ -150,7 +169,10 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.slots.lock().held.remove(&self.id);
+        let mut state = self.slots.lock();
+        state.held.remove(&self.id);
+        state.used.insert(self.id.clone(), Instant::now());
+        drop(state);
         self.slots.changed.notify_all();
     }
 }
@@ -162,6 +184,7 @@ impl Drop for Connection {
             *count -= 1;
             if *count == 0 {
                 state.connections.remove(&self.id);
+                state.used.insert(self.id.clone(), Instant::now());
                 self.slots.changed.notify_all();
             }
         }
@@ -215,8 +238,14 @@ mod tests {
         let slots = Arc::new(Slots::default());
         let all: Vec<Connection> = (0..MAX_CONNECTIONS).map(|_| slots.connect("1", "web").unwrap()).collect();
         assert_eq!(slots.connect("1", "web").unwrap_err().code, "too_many_calls");
+        assert!(slots.is_used_now("1") && slots.used("2").is_none());
         drop(all);
+        let used = slots.used("1").unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(slots.used("1"), Some(used), "its last connection is over");
         assert!(slots.connect("1", "web").is_ok());
         assert!(slots.lock().connections.len() <= 1);
+        slots.forget("1");
+        assert!(slots.used("1").is_none());
     }
 }

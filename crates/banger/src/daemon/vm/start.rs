@@ -3,7 +3,7 @@
 use super::phases::{Back, Failed, Launched, Planned, Ready, Step, Wait, Wired};
 use super::slots::Held;
 use super::work::Work;
-use super::{disk, publish, watch};
+use super::{disk, publish, synced, watch};
 use crate::api::{Fault, StageState};
 use crate::daemon::error::exit;
 use crate::daemon::image::template::{self, Pick};
@@ -57,7 +57,7 @@ pub(crate) fn start(
         match pooled(work, caller, &mut stage, launched, &way) {
             Ok(ready) => {
                 note(template::used(daemon, ready.vm.template.as_deref().unwrap_or_default()));
-                return Ok(came_up(daemon, ready));
+                return Ok(came_up(daemon, work, caller, &mut stage, ready));
             }
             Err(Back::Failed(failed)) => return Err(failed),
             Err(Back::Cold(wired, fault)) => {
@@ -96,7 +96,7 @@ fn start_wired(
         Way::Warm(pick) => match warm(work, caller, stage, wired, &pick) {
             Ok(ready) => {
                 note(template::used(daemon, &pick.id));
-                return Ok(came_up(daemon, ready));
+                return Ok(came_up(daemon, work, caller, stage, ready));
             }
             Err(Back::Failed(failed)) => return Err(failed),
             Err(Back::Cold(wired, fault)) => (*wired, Some(gone_wrong(daemon, &pick, &fault))),
@@ -120,10 +120,22 @@ fn start_wired(
     };
     let stages = work.stages.then(|| guest::stages(&work.places(&ready.vm).console())).flatten();
     stage.end(caller, "boot", stages.unwrap_or_else(|| format!("agent {}", ready.vm.agent.as_deref().unwrap_or("?"))));
-    Ok(came_up(daemon, ready))
+    Ok(came_up(daemon, work, caller, stage, ready))
 }
 
-fn came_up(daemon: &Arc<Daemon>, ready: Ready) -> Ready {
+fn came_up(
+    daemon: &Arc<Daemon>,
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    stage: &mut Stages<'_>,
+    ready: Ready,
+) -> Ready {
+    if !daemon.settings.synced.is_empty() {
+        stage.begin(caller, "ready");
+        let files = synced::give(work, &ready.vm);
+        stage.end(caller, "ready", format!("file_sync: {files} file{}", if files == 1 { "" } else { "s" }));
+        work.warnings.iter().for_each(|warning| log::say("WARN", warning, &ready.vm.name));
+    }
     watch::begin(daemon, &ready);
     daemon.ahead.came_up(&ready.vm);
     daemon.pool.wake();

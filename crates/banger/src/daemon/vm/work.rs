@@ -20,11 +20,14 @@ pub(crate) struct Work<'a> {
     pub(crate) undone: Vec<&'static str>,
     /// What could not be.
     pub(crate) troubles: Vec<Fault>,
+    /// What the caller is to know of what was done all the same.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl<'a> Work<'a> {
     pub(crate) fn new(daemon: &'a Daemon, op_id: &str) -> Work<'a> {
-        Work { daemon, op_id: op_id.to_owned(), stages: false, undone: Vec::new(), troubles: Vec::new() }
+        let (undone, troubles, warnings) = (Vec::new(), Vec::new(), Vec::new());
+        Work { daemon, op_id: op_id.to_owned(), stages: false, undone, troubles, warnings }
     }
 
     pub(crate) fn places<'b>(&self, vm: &'b Vm) -> Places<'b>

@@ -112,6 +112,11 @@ pub(crate) fn pick(work: &Work<'_>, vm: &Vm) -> Result<Pick, String> {
     if vm.kept && launch::choice(work).map_err(told)?.over() == Over::Own {
         return Err("a VM that stays has a disk of its own".into());
     }
+    if let Some(method) = work.daemon.settings.disk
+        && launch::choice(work).map_err(told)?.over() == Over::Layer
+    {
+        return Err(format!("disk_method is {}, and here a template's VMs have layers", method.name()));
+    }
     if disk::is_longer(vm).map_err(told)? {
         return Err("its disk is longer than its image".into());
     }

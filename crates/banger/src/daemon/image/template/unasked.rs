@@ -69,7 +69,8 @@ impl Unasked {
 
 /// The run of a VM that was booted is over: the next one like it is to go on from a template.
 pub(crate) fn wanted(daemon: &Daemon, vm: &Vm) {
-    let can_be = vm.vmm.as_deref() == Some(vmm::QEMU) && vm.template.is_none() && !vm.init;
+    let is_layer = vm.vmm.as_deref() == Some(vmm::QEMU) && daemon.settings.disk.is_none();
+    let can_be = is_layer && vm.template.is_none() && !vm.init;
     if !daemon.settings.templates.unasked || !can_be || disk::is_longer(vm).unwrap_or(true) {
         return;
     }

@@ -1,0 +1,128 @@
+//! `auto_stop_stale_after`: a VM that stays and that nothing has used for so long is stopped.
+//!
+//! A use is a connection that goes through this daemon, as long as it is open: a command, a copy, ssh by the agent, a
+//! published port; and packets on its tap, for who comes in by its address. A guest that is left alone sends next to none.
+//! What it computes for itself is no use. After a daemon's start every VM counts as used just then.
+
+use super::life;
+use super::work::Work;
+use crate::api::Fault;
+use crate::daemon::error::exit;
+use crate::daemon::store::vms::{self, State, Vm};
+use crate::daemon::{Daemon, log, serve};
+use std::collections::HashMap;
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What else goes on with a VM is its use.
+const OTHERS: Duration = Duration::ZERO;
+/// So many packets in the time between two looks are a guest's own: who is there, who is the router.
+const QUIET: u64 = 8;
+
+/// Looks at VMs for ever, on a thread of its own; nothing where none is to be stopped.
+pub(crate) fn begin(daemon: &Arc<Daemon>) -> Result<(), Fault> {
+    let stale = daemon.settings.stale;
+    let Some(after) = stale.after else { return Ok(()) };
+    let daemon = Arc::clone(daemon);
+    let work = move || {
+        let mut uses = Uses::default();
+        loop {
+            std::thread::sleep(stale.look.min(after));
+            let looked = look(&daemon, &mut uses, after);
+            looked.unwrap_or_else(|fault| log::fault("stale", "", &fault));
+        }
+    };
+    std::thread::Builder::new().name("stale".into()).spawn(work).map(drop).map_err(Fault::bug)
+}
+
+fn look(daemon: &Daemon, uses: &mut Uses, after: Duration) -> Result<(), Fault> {
+    let running: Vec<Vm> =
+        daemon.store.change(|t| vms::all(t))?.into_iter().filter(|vm| vm.kept && vm.state == State::Ready).collect();
+    uses.0.retain(|id, _| running.iter().any(|vm| vm.id == *id));
+    let packets = fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    for vm in running {
+        let tap = Work::new(daemon, "").places(&vm).tap()?;
+        let (passed, used) = (packets_of(&packets, tap.as_str()), daemon.slots.used(&vm.id));
+        let now = Instant::now();
+        if uses.note(&vm, passed, used, now) < after {
+            continue;
+        }
+        match stop(daemon, &vm, after) {
+            // Somebody does something with it.
+            Err(fault) if fault.code == "busy" => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+fn stop(daemon: &Daemon, vm: &Vm, after: Duration) -> Result<(), Fault> {
+    let _held = daemon.slots.hold(&vm.id, &vm.name, "its stop, since nothing uses it", OTHERS)?;
+    let vm = daemon.store.change(|t| vms::by_id(t, &vm.id))?;
+    // Whoever came in between has it.
+    let Some(vm) = vm.filter(|vm| vm.state == State::Ready && !daemon.slots.is_used_now(&vm.id)) else { return Ok(()) };
+    let op_id = serve::new_op_id();
+    log::say("INFO", "nothing uses the VM: it is stopped", &vm.name);
+    let mut work = Work::new(daemon, &op_id);
+    let message = format!("{} was stopped: nothing had used it for {} s", vm.name, after.as_secs());
+    let fault = Fault::new("stale", exit::STATE, message)
+        .why("auto_stop_stale_after is configured")
+        .fix(format!("banger vm start {}", vm.name));
+    life::stop_held(&mut work, vm, None, Some(fault)).map(drop)
+}
+
+/// When each VM was used last, as far as is known, and the packets of its tap by then.
+#[derive(Default)]
+struct Uses(HashMap<String, (Instant, u64)>);
+
+impl Uses {
+    /// How long it has not been used. `used` is when its last connection was open.
+    fn note(&mut self, vm: &Vm, passed: u64, used: Option<Instant>, now: Instant) -> Duration {
+        let (last, before) = self.0.entry(vm.id.clone()).or_insert((now, passed));
+        // A tap that was made anew begins anew.
+        if passed.checked_sub(*before).is_none_or(|more| more > QUIET) {
+            *last = now;
+        }
+        *before = passed;
+        *last = used.map_or(*last, |used| used.max(*last));
+        now.saturating_duration_since(*last)
+    }
+}
+
+/// The packets that went through a link, of proc_pid_net(5)'s `dev`: behind its name bytes and packets that came are the
+/// first two numbers, and those that went the ninth and tenth.
+fn packets_of(text: &str, link: &str) -> u64 {
+    let found = text.lines().find_map(|line| line.trim_start().strip_prefix(link)?.strip_prefix(':'));
+    let numbers: Vec<u64> = found.unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    [1, 9].iter().filter_map(|at| numbers.get(*at)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::store::vms::tests::planned;
+
+    #[test]
+    fn a_vm_is_used_by_connections_and_by_packets() {
+        let (vm, begun) = (planned(2), Instant::now());
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut uses = Uses::default();
+        let mut idle = |passed, used, now| uses.note(&vm, passed, used, at(now)).as_secs();
+        assert_eq!(idle(100, None, 0), 0, "the first look");
+        assert_eq!(idle(100 + QUIET, None, 10), 10, "its own packets");
+        assert_eq!(idle(100 + 3 * QUIET, None, 20), 0, "somebody's");
+        assert_eq!(idle(100 + 3 * QUIET, None, 50), 30);
+        assert_eq!(idle(100 + 3 * QUIET, Some(at(45)), 55), 10, "a connection that is over");
+        assert_eq!(idle(100 + 3 * QUIET, Some(at(45)), 65), 20);
+        assert_eq!(idle(1, None, 75), 0, "a new tap");
+    }
+
+    #[test]
+    fn the_kernels_table_of_links() {
+        let text = "Inter-|   Receive\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets\n    \
+             lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0\n\
+             tap-fc-7f3a: 1234      12    0    0    0     0          0         0     5678      30    0    0    0     0       0          0\n";
+        assert_eq!([packets_of(text, "tap-fc-7f3a"), packets_of(text, "tap-fc-7"), packets_of(text, "lo")], [42, 0, 2]);
+    }
+}
