@@ -13,7 +13,7 @@ mod words;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use banger::daemon::vmm;
+use banger::daemon::vmm::{self, Missing, Wanted};
 use console::Console;
 use helper::{Connect, Helper, Owner};
 use outside::Outside;
@@ -63,7 +63,10 @@ fn with_helper(owner: &Owner, wishes: &Wishes) -> Result<()> {
 }
 
 fn with_network<F: Connect>(caller: &Caller<F>, owner: &Owner, wishes: &Wishes) -> Result<()> {
-    let choice = vmm::choose(|name| caller.resolve(name))?;
+    let choice = vmm::choose(|name| caller.resolve(name), &Wanted::default()).map_err(|missing| match missing {
+        Missing::Program(error) => error,
+        Missing::Kvm(error) => error.into(),
+    })?;
     let program = choice.program;
     tell("vmm", &format!("{}: {}", choice.name, choice.why));
     tell_times("network", &caller.network_up()?);

@@ -231,19 +231,29 @@ keys! {
         |config, value| config.log_level = Some(one_of(value, &["debug", "info", "warn", "error"])?);
 }
 
-/// A value that is taken, and why it has no effect.
-const WITHOUT_EFFECT: [(&str, fn(&Value) -> bool, &str); 3] = [
-    (
-        "jailer_enabled",
-        |value| value == &Value::Bool(false),
-        "no VM runs without a jail, which holds all that its VMM can reach",
-    ),
-    (
-        "disk_method",
-        |value| value == "overlay",
-        "the agent lays no file system over another; the method is chosen as by auto",
-    ),
-    ("vm_defaults.system_overlay_size", |_| true, "a VM has one disk, as long as vm_defaults.disk_size says"),
+/// Values that are taken and have no effect: of which key, which of them, and why.
+struct WithoutEffect {
+    key: &'static str,
+    is_so: fn(&Value) -> bool,
+    why: &'static str,
+}
+
+const WITHOUT_EFFECT: [WithoutEffect; 3] = [
+    WithoutEffect {
+        key: "jailer_enabled",
+        is_so: |value| value == &Value::Bool(false),
+        why: "no VM runs without a jail, which holds all that its VMM can reach",
+    },
+    WithoutEffect {
+        key: "disk_method",
+        is_so: |value| value == "overlay",
+        why: "the agent lays no file system over another; the method is chosen as by auto",
+    },
+    WithoutEffect {
+        key: "vm_defaults.system_overlay_size",
+        is_so: |_| true,
+        why: "a VM has one disk, as long as vm_defaults.disk_size says",
+    },
 ];
 
 fn number<T: TryFrom<u64>>(value: &Value, least: u64, most: u64) -> Option<T> {
@@ -367,8 +377,8 @@ impl Config {
     }
 
     fn note_without_effect(&mut self, name: &str, value: &Value, place: &Place) {
-        let found = WITHOUT_EFFECT.iter().find(|(key, is_so, _)| *key == name && is_so(value));
-        if let Some((key, _, why)) = found {
+        let found = WITHOUT_EFFECT.iter().find(|one| one.key == name && (one.is_so)(value));
+        if let Some(WithoutEffect { key, why, .. }) = found {
             self.without_effect.push(format!("{place}: {key} = {value} has no effect: {why}"));
         }
     }
