@@ -84,6 +84,9 @@ pub enum Request {
         /// What is waited for; absent where it is the agent.
         #[serde(default, skip_serializing_if = "WaitFor::is_agent")]
         wait: WaitFor,
+        /// Whether it boots, though there may be a template to go on from; absent where not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cold: bool,
     },
     /// Ends a VM in an orderly way; one that doesn't run stays as it is.
     #[serde(rename = "vm.stop")]
@@ -286,7 +289,7 @@ pub enum WaitFor {
     Agent,
     /// The VMM runs: the guest boots.
     Boot,
-    /// Nothing: the start is begun.
+    /// Nothing but what comes at once: that the VMM runs, or a failure, each where it comes within 0.3 s.
     None,
 }
 
@@ -338,6 +341,9 @@ pub struct Stage {
     /// What came of it, for a person; may be empty.
     #[serde(default)]
     pub note: String,
+    /// How long it usually takes, in microseconds, where it begins and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usual_us: Option<u64>,
 }
 
 /// A call to the root helper.

@@ -111,12 +111,25 @@ fn new_vms_go_on_from_a_template_and_each_is_another() {
 
         let (_, notes) = sh(&["--cold"], "true");
         assert!(!is_warm(&notes) && note(&notes, "disk").ends_with("a boot: --cold"), "{notes:?}");
+        // So does one that was made before it is started for the first time.
+        for (cold, method) in [(&["--cold"][..], planned_method()), (&[], "layer".into())] {
+            ok(&[&["vm", "create", "web"], SIZE.as_slice()].concat());
+            ok(&[&["vm", "start", "web"], cold].concat());
+            assert_eq!(field("web", "/disk/method"), method, "{cold:?}");
+            ok(&["vm", "rm", "-f", "web"]);
+        }
         let (_, notes) = sh(&["--cpus", "2"], "true");
         assert!(note(&notes, "disk").ends_with("no template of files with 256 MiB and 2 CPUs"), "{notes:?}");
         let removed = json(&["template", "rm", &id, "--json"]);
         assert!(removed[0]["freed_bytes"].as_u64().unwrap() > 1 << 20);
         assert_eq!((fs::read_dir(TEMPLATES).unwrap().count(), ok(&["template", "list", "--quiet"]).as_str()), (0, ""));
     });
+}
+
+/// How the disk of one that boots is made here.
+fn planned_method() -> String {
+    let plan = ok(&[&["vm", "run", "--dry-run", "--cold", "--json=disk"], SIZE.as_slice()].concat());
+    serde_json::from_str::<Value>(&plan).expect("JSON")["disk"]["method"].as_str().expect("a method").to_owned()
 }
 
 /// That it was booted, and what the reason was.

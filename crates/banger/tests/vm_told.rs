@@ -8,6 +8,7 @@ mod world;
 
 use serde_json::Value;
 use std::fs;
+use std::net::TcpListener;
 use std::process::{Command, Output};
 use world::*;
 
@@ -20,6 +21,13 @@ fn failed(out: &Output, status: i32, word: &str) {
 fn now() -> String {
     let out = Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%3NZ"]).output().unwrap();
     text(&out.stdout).trim().to_owned()
+}
+
+/// The stages that a command told of, and how long each usually takes.
+fn usual(out: &Output) -> Vec<(String, Value)> {
+    let told = text(&out.stderr).lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let begun = told.filter(|stage| stage["state"] == "begun");
+    begun.map(|stage| (stage["stage"].as_str().unwrap().to_owned(), stage["usual_ms"].clone())).collect()
 }
 
 #[test]
@@ -46,8 +54,9 @@ fn a_vm_is_told_of_from_its_plan_to_its_last_line() {
 
         // Not waited for.
         let before = now();
-        let started = ok(&["vm", "start", "web", "--wait", "none"]);
-        assert!(started.starts_with("web\t"), "{started}");
+        let out = run(&["vm", "start", "web", "--wait", "none", "--progress", "json"]);
+        assert!(out.status.success() && text(&out.stdout).starts_with("web\t"), "{}", text(&out.stderr));
+        assert!(usual(&out).iter().all(|(_, ms)| ms.is_null()), "nothing is usual yet: {}", text(&out.stderr));
         until("it runs in the end", || field("web", "/state") == "running");
         assert_eq!(field("web", "/disk/method"), planned["disk"]["method"]);
         assert_eq!(ok(&["vm", "exec", "web", "cat", "/proc/sys/kernel/hostname"]), "web\n");
@@ -110,11 +119,24 @@ fn a_vm_is_told_of_from_its_plan_to_its_last_line() {
         let out = run(&["-v", "vm", "list"]);
         assert!(!text(&out.stderr).contains("helper  "), "{}", text(&out.stderr));
 
-        // A start that fails when nobody waits any more is told by the VM.
-        let out = ok(&["vm", "start", "web", "--wait", "boot", "--timeout", "1ms"]);
-        assert!(out.starts_with("web\t"), "{out}");
+        // A start that fails when nobody waits any more is told by the VM. The next daemon too knows what is usual.
+        let out = run(&["vm", "start", "web", "--wait", "boot", "--timeout", "1ms", "--progress", "json"]);
+        assert!(out.status.success() && text(&out.stdout).starts_with("web\t"), "{}", text(&out.stderr));
+        let usual = usual(&out);
+        let names: Vec<&str> = usual.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["wire", "disk", "launch"]);
+        assert!(usual.iter().all(|(_, ms)| ms.as_u64().is_some_and(|ms| ms < 60_000)), "{usual:?}");
         until("it has failed", || field("web", "/state") == "failed");
         assert_eq!(field("web", "/last_error/code"), "agent_silent");
+        ok(&["vm", "rm", "web"]);
+
+        // What fails at once is told though nobody waits.
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        drop(taken);
+        ok(&[&["vm", "create", "web", "-p", &format!("{port}:80")][..], &machine].concat());
+        let _taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        failed(&run(&["vm", "start", "web", "--wait", "none"]), 4, "error[port_taken]");
         ok(&["vm", "rm", "web"]);
         assert_eq!(left(), Vec::<String>::new());
     });

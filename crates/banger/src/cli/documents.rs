@@ -50,6 +50,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) about: &'a str,
     /// What came of it, for a person.
     pub(crate) note: &'a str,
+    /// How long it usually takes; `null` but where one begins for which that is known.
+    pub(crate) usual_ms: Option<u64>,
 }
 
 /// A guest's figures, by its own word.

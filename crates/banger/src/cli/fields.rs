@@ -64,7 +64,9 @@ pub(crate) fn take(matches: &ArgMatches) -> Result<(), Problem> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let known = of(&document(&path));
+    let is_plan = matches!(path.as_slice(), ["vm", "run" | "create"] | ["run"])
+        && matches.get_one::<bool>("dry_run").is_some_and(|is| *is);
+    let known = if is_plan { of("vm.plan") } else { of(&document(&path)) };
     for field in &wanted {
         check(field, &known, &path)?;
     }

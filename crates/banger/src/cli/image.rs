@@ -333,7 +333,7 @@ impl Shown<'_> {
     fn say(&self, stage: Part, state: StageState, note: &str) {
         let at_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         let (name, about, note) = (stage.name().to_owned(), self.about.to_owned(), note.to_owned());
-        self.progress.stage(&Stage { name, state, at_us, about, note });
+        self.progress.stage(&Stage { name, state, at_us, about, note, usual_us: None });
     }
 
     fn end(&self) {

@@ -60,8 +60,8 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, request: Request) -
         Request::VmPlan { machine, keep } => done(vm::run::planned(daemon, caller, &machine, keep)),
         Request::VmLogTimes { name } => done(vm::life::log_times(daemon, caller, &name)),
         Request::VmCreate { machine } => done(vm::life::create(daemon, caller, &machine)),
-        Request::VmStart { name, boot_timeout_ms, wait } => {
-            done(vm::life::start(daemon, caller, &name, boot_timeout_ms, wait))
+        Request::VmStart { name, boot_timeout_ms, wait, cold } => {
+            done(vm::life::start(daemon, caller, &name, vm::life::How { boot_timeout_ms, wait, cold }))
         }
         Request::VmStop { name, timeout_ms } => done(vm::life::stop(daemon, caller, &name, timeout_ms)),
         Request::VmKill { name, signal } => done(vm::life::kill(daemon, caller, &name, &signal)),

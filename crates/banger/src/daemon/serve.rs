@@ -14,7 +14,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use sys::pidfd;
 
@@ -102,7 +102,7 @@ fn call(daemon: &Arc<Daemon>, stream: UnixStream, place: Place) {
             Event::Error(fault)
         }
     };
-    caller.send(&event, None);
+    caller.finish(&event);
 }
 
 /// The owner, and root.
@@ -146,8 +146,8 @@ pub struct Caller {
     begun: Instant,
     /// Nobody reads any more, so nothing is written either.
     gone: bool,
-    /// It has had its answer, and the operation goes on without it.
-    released: bool,
+    /// It has had its answer; where the operation is not over, that goes on without it.
+    released: Arc<AtomicBool>,
     /// The stage with whose end it has its answer.
     until: Option<&'static str>,
 }
@@ -176,7 +176,7 @@ impl Caller {
             op_id: String::new(),
             begun: Instant::now(),
             gone: limits.is_err(),
-            released: false,
+            released: Arc::default(),
             until: None,
         }
     }
@@ -200,18 +200,41 @@ impl Caller {
 
     /// Tells of a stage; `about` names the VM or image.
     pub fn stage(&mut self, name: &str, state: StageState, about: &str, note: impl Into<String>) {
-        let at_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let at_us = us(self.begun);
         let (name, about, note) = (name.to_owned(), about.to_owned(), note.into());
         let is_last = state == StageState::Ended && self.until == Some(name.as_str());
-        self.send(&Event::Stage(Stage { name, state, at_us, about, note }), None);
+        self.send(&Event::Stage(Stage { name, state, at_us, about, note, usual_us: None }), None);
         if is_last {
-            self.release(&Changed { changed: true, ms: at_us / 1000, ..Changed::default() });
+            self.release(&goes_on(self.begun));
         }
+    }
+
+    /// Tells of a stage's beginning, and of how long it usually takes.
+    pub fn stage_usually(&mut self, name: &str, about: &str, usual_us: Option<u64>) {
+        let (name, about, note) = (name.to_owned(), about.to_owned(), String::new());
+        let stage = Stage { name, state: StageState::Begun, at_us: us(self.begun), about, note, usual_us };
+        self.send(&Event::Stage(stage), None);
     }
 
     /// Has it answered with that stage's end, as [`Caller::release`] does.
     pub fn until(&mut self, stage: &'static str) {
         self.until = Some(stage);
+    }
+
+    /// Has it answered after that time at the latest, as [`Caller::release`] does.
+    pub fn within(&mut self, limit: Duration) {
+        let (released, begun) = (Arc::clone(&self.released), self.begun);
+        let later = self.conn.stream().try_clone().and_then(|stream| {
+            std::thread::Builder::new().name("answer".into()).spawn(move || {
+                std::thread::sleep(limit);
+                if !released.swap(true, Ordering::AcqRel) {
+                    answer(&Conn::new(stream), &goes_on(begun));
+                }
+            })
+        });
+        if later.is_err() {
+            self.release(&goes_on(begun));
+        }
     }
 
     /// Hands a descriptor over.
@@ -221,17 +244,22 @@ impl Caller {
 
     /// Answers now; what the operation does from here on is nobody's to see or to cancel.
     pub fn release(&mut self, result: &impl Serialize) {
-        if self.released {
-            return;
+        self.tell_traced();
+        if !self.released.swap(true, Ordering::AcqRel) {
+            answer(&self.conn, result);
         }
-        let event = match serde_json::to_value(result) {
-            Ok(value) => Event::Done(value),
-            Err(error) => Event::Error(Fault::bug(error)),
-        };
-        self.send(&event, None);
-        // A caller waits for the answer alone.
-        let _ = self.conn.stream().shutdown(Shutdown::Both);
-        self.released = true;
+    }
+
+    /// The answer of an operation that is over, where it has had none.
+    fn finish(&mut self, event: &Event) {
+        self.tell_traced();
+        if !self.released.swap(true, Ordering::AcqRel) {
+            self.send_now(event, None);
+        }
+    }
+
+    fn has_answer(&self) -> bool {
+        self.released.load(Ordering::Acquire)
     }
 
     /// What the caller gives to read; it comes right behind the request.
@@ -250,7 +278,7 @@ impl Caller {
 
     /// What the caller said meanwhile, without waiting; [`Woken::Time`] for nothing.
     pub fn heard(&mut self) -> Woken {
-        if self.released {
+        if self.has_answer() {
             return Woken::Time;
         }
         if self.gone {
@@ -282,7 +310,7 @@ impl Caller {
             let timeout = left.map(timespec);
             let conn = self.conn.as_fd();
             // The end of one that has had its answer is no news.
-            let own = usize::from(!self.released);
+            let own = usize::from(!self.has_answer());
             let all = std::iter::once(&conn).take(own).chain(others);
             let mut fds: Vec<PollFd<'_>> = all.map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
             match poll(&mut fds, timeout.as_ref()) {
@@ -316,13 +344,18 @@ impl Caller {
     }
 
     fn send(&mut self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
-        if self.released {
-            return;
+        self.tell_traced();
+        if !self.has_answer() {
+            self.send_now(event, descriptor);
         }
+    }
+
+    fn tell_traced(&mut self) {
         for call in trace::take() {
-            self.send_now(&Event::Helper(call), None);
+            if !self.has_answer() {
+                self.send_now(&Event::Helper(call), None);
+            }
         }
-        self.send_now(event, descriptor);
     }
 
     fn send_now(&mut self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
@@ -330,6 +363,25 @@ impl Caller {
             self.gone = true;
         }
     }
+}
+
+/// What a caller is told of a start that goes on.
+fn goes_on(begun: Instant) -> Changed {
+    Changed { changed: true, ms: us(begun) / 1000, ..Changed::default() }
+}
+
+fn answer(conn: &Conn, result: &impl Serialize) {
+    let event = match serde_json::to_value(result) {
+        Ok(value) => Event::Done(value),
+        Err(error) => Event::Error(Fault::bug(error)),
+    };
+    // One that is gone needs none; one that is there waits for it alone.
+    let _ = conn.send(&event, None);
+    let _ = conn.stream().shutdown(Shutdown::Both);
+}
+
+fn us(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 pub(crate) fn timespec(time: Duration) -> Timespec {
@@ -372,6 +424,35 @@ mod tests {
         assert_eq!(caller.wait(&[other.as_fd()], Some(Instant::now())), Woken::Time);
         far.write_all(b"x").unwrap();
         assert_eq!(caller.wait(&[other.as_fd()], None), Woken::Ready(0));
+    }
+
+    #[test]
+    fn one_that_waits_no_longer_is_answered_once() {
+        let read = |theirs: UnixStream| {
+            let mut read = String::new();
+            std::io::Read::read_to_string(&mut { theirs }, &mut read).unwrap();
+            read
+        };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (other, mut far) = UnixStream::pair().unwrap();
+        let mut caller = Caller::new(ours);
+        caller.within(Duration::from_millis(20));
+        // The operation is in the middle of something all the while.
+        assert!(read(theirs).contains("\"changed\":true"));
+        caller.stage("disk", StageState::Begun, "web", "");
+        assert!(caller.go_on().is_ok(), "it goes on");
+        caller.finish(&Event::Error(Fault::new("late", 1, "nobody hears it")));
+        far.write_all(b"x").unwrap();
+        assert_eq!(caller.wait(&[other.as_fd()], None), Woken::Ready(0));
+
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut caller = Caller::new(ours);
+        caller.within(Duration::from_millis(20));
+        caller.finish(&Event::Error(Fault::new("early", 1, "it failed")));
+        std::thread::sleep(Duration::from_millis(40));
+        drop(caller);
+        let read = read(theirs);
+        assert!(read.contains("early") && read.lines().count() == 1, "{read}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod assets;
 pub mod ports;
 pub mod templates;
+pub mod usual;
 pub mod vms;
 pub mod workspaces;
 
@@ -26,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/7-init.sql"),
     include_str!("store/8-templates.sql"),
     include_str!("store/9-templates.sql"),
+    include_str!("store/10-usual.sql"),
 ];
 
 /// The open store.

@@ -34,14 +34,23 @@ pub(crate) struct Create {
 
 #[derive(Args)]
 pub(crate) struct Start {
+    /// Boot one that was never started, though there may be a template to go on from.
+    #[arg(long)]
+    cold: bool,
+    #[command(flatten)]
+    pub(super) up: Restart,
+}
+
+#[derive(Args)]
+pub(crate) struct Restart {
     /// VMs: names, or 4 or more digits of their ids.
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
     /// How long an agent may take to answer [default: 60s; 3m under emulation].
     #[arg(long, alias = "boot-timeout", value_name = "D", value_parser = duration::parse)]
     timeout: Option<Duration>,
-    /// What to wait for: that commands can be run, that it boots, or nothing. What comes after is bangerd's, and a start that
-    /// fails then is told by vm show.
+    /// What to wait for: that commands can be run, that it boots, or nothing but what fails at once. What comes after is
+    /// bangerd's, and a start that fails then is told by vm show.
     #[arg(long, value_name = "FOR", value_enum, default_value_t = WaitFor::Agent)]
     wait: WaitFor,
     #[command(flatten)]
@@ -99,7 +108,7 @@ pub(super) fn create(create: &Create) -> Result<Status, Problem> {
     let mut vm: Vm = create.asked.reach.ask(Request::VmCreate { machine })?;
     if create.start {
         let (name, boot_timeout_ms) = (vm.name.clone(), milliseconds(config().boot_timeout));
-        let request = Request::VmStart { name, boot_timeout_ms, wait: WaitFor::Agent };
+        let request = Request::VmStart { name, boot_timeout_ms, wait: WaitFor::Agent, cold: false };
         let done: Changed = create.asked.reach.ask(request)?;
         vm = done.vm.unwrap_or(vm);
     }
@@ -115,19 +124,20 @@ pub(super) fn create(create: &Create) -> Result<Status, Problem> {
     Ok(0)
 }
 
-pub(super) fn start(start: &Start) -> Result<Status, Problem> {
+pub(super) fn start(Start { cold, up: start }: &Start) -> Result<Status, Problem> {
     let boot_timeout_ms = milliseconds(start.timeout.or(config().boot_timeout));
-    let ask = |name: String| vec![Request::VmStart { name, boot_timeout_ms, wait: start.wait }];
+    let ask = |name: String| vec![Request::VmStart { name, boot_timeout_ms, wait: start.wait, cold: *cold }];
     let several = Several { reach: &start.asked.reach, names: &start.names, json: start.asked.json, forgives: None };
     several.each(ask, |name, done| started(name, done, start.wait))
 }
 
-pub(super) fn restart(start: &Start) -> Result<Status, Problem> {
+pub(super) fn restart(start: &Restart) -> Result<Status, Problem> {
     let boot_timeout_ms = milliseconds(start.timeout.or(config().boot_timeout));
     let ask = |name: String| {
         vec![
             Request::VmStop { name: name.clone(), timeout_ms: milliseconds(config().stop_timeout) },
-            Request::VmStart { name, boot_timeout_ms, wait: start.wait },
+            // One that was up boots in any case.
+            Request::VmStart { name, boot_timeout_ms, wait: start.wait, cold: false },
         ]
     };
     let several = Several { reach: &start.asked.reach, names: &start.names, json: start.asked.json, forgives: None };

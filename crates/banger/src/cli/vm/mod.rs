@@ -40,7 +40,7 @@ pub(crate) enum Vm {
     /// Start VMs; one that runs stays as it is.
     Start(change::Start),
     /// Stop VMs and start them again.
-    Restart(change::Start),
+    Restart(change::Restart),
     /// End VMs in an orderly way; their disks stay.
     Stop(change::Stop),
     /// Send a signal to VMs' VMMs; usually KILL, which ends them at once.

@@ -78,6 +78,7 @@ pub(super) fn exec(exec: &Exec) -> Result<Status, Problem> {
             name: exec.name.clone(),
             boot_timeout_ms,
             wait: WaitFor::Agent,
+            cold: false,
         })?;
         started.warnings.iter().for_each(|warning| output::warning(warning));
     }

@@ -147,7 +147,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn stage(name: &str, state: StageState, at_us: u64) -> Stage {
-        Stage { name: name.into(), state, at_us, about: "web".into(), note: "a note".into() }
+        Stage { name: name.into(), state, at_us, about: "web".into(), note: "a note".into(), usual_us: None }
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl<'a> Trip<'a> {
     /// Ships it; the directory in which the command is to run.
     pub(super) fn there(&self, reach: &Reach, vm: &str, progress: &Progress) -> Result<String, Problem> {
         let (name, about) = ("ship".to_owned(), vm.to_owned());
-        progress.stage(&Stage { name, state: StageState::Begun, at_us: 0, about, note: String::new() });
+        progress.stage(&Stage { name, state: StageState::Begun, at_us: 0, about, note: String::new(), usual_us: None });
         let at: WorkspaceAt = reach.ask(Request::VmWorkspace { name: vm.to_owned() })?;
         let shipped = ship(reach, &at, &self.shipment)?;
         self.at_risk.set(true);

@@ -6,6 +6,7 @@ use crate::api::asset::{About, Asset as Shown, Assets, Removed};
 use crate::daemon::Daemon;
 use crate::daemon::error::exit;
 use crate::daemon::store::assets::{self, Asset, Kind};
+use crate::daemon::store::usual;
 use crate::daemon::store::vms::{self, Base, Vm};
 use crate::daemon::vm::pool;
 use crate::image::debian;
@@ -156,6 +157,9 @@ pub(crate) fn rm(daemon: &Daemon, kind: Kind, reference: &str, force: bool) -> R
                 .fix("--force takes the name away now, and the files stay as long as these VMs"));
         }
         assets::remove(t, kind, &asset.name)?;
+        if kind == Kind::Image {
+            usual::forget(t, &asset.name)?;
+        }
         Ok(asset)
     })?;
     let freed_bytes = if release(daemon, kind, &asset.digest)? { asset.size_bytes } else { 0 };

@@ -27,6 +27,20 @@ const OTHERS: Duration = Duration::from_secs(30);
 /// What is under way and unwanted is given up within this time.
 const GIVEN_UP: Duration = Duration::from_secs(60);
 
+/// Who waits for nothing is told of what fails within this time.
+const EARLY: Duration = Duration::from_millis(300);
+
+/// How one is to be started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// How long its agent may take.
+    pub(crate) boot_timeout_ms: Option<u64>,
+    /// What is waited for.
+    pub(crate) wait: WaitFor,
+    /// Whether it boots in any case.
+    pub(crate) cold: bool,
+}
+
 /// Makes one that doesn't run yet.
 pub(crate) fn create(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine) -> Result<Shown, Fault> {
     let work = Work::new(daemon, caller.op_id());
@@ -37,13 +51,7 @@ pub(crate) fn create(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machin
 }
 
 /// Starts one.
-pub(crate) fn start(
-    daemon: &Arc<Daemon>,
-    caller: &mut Caller,
-    reference: &str,
-    boot_timeout_ms: Option<u64>,
-    wait: WaitFor,
-) -> Result<Changed, Fault> {
+pub(crate) fn start(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, how: How) -> Result<Changed, Fault> {
     let begun = Instant::now();
     let vm = daemon.store.change(|t| find(t, reference))?;
     let held = daemon.slots.hold(&vm.id, &vm.name, START, OTHERS)?;
@@ -55,10 +63,13 @@ pub(crate) fn start(
         return Err(Fault::new("is_going", exit::STATE, format!("{} is being taken away", vm.name))
             .fix("banger vm create makes another"));
     }
-    match wait {
+    match how.wait {
         WaitFor::Agent => {}
         WaitFor::Boot => caller.until("launch"),
-        WaitFor::None => caller.release(&Changed { changed: true, ms: ms(begun), ..Changed::default() }),
+        WaitFor::None => {
+            caller.until("launch");
+            caller.within(EARLY);
+        }
     }
     let mut work = Work::new(daemon, caller.op_id());
     if !vm.state.is_down() {
@@ -68,9 +79,9 @@ pub(crate) fn start(
             let vm = planned.rest(&mut work, State::Lost, None)?;
             return work.all_gone(&vm.name, "can be started then").and(Ok(changed(daemon, vm, false, begun)));
         }
-        return up(daemon, caller, &held, planned.vm, boot_timeout_ms, begun);
+        return up(daemon, caller, &held, planned.vm, how, begun);
     }
-    up(daemon, caller, &held, vm, boot_timeout_ms, begun)
+    up(daemon, caller, &held, vm, how, begun)
 }
 
 fn up(
@@ -78,7 +89,7 @@ fn up(
     caller: &mut Caller,
     held: &super::slots::Held,
     mut vm: Vm,
-    boot_timeout_ms: Option<u64>,
+    how: How,
     begun: Instant,
 ) -> Result<Changed, Fault> {
     let mut work = Work::new(daemon, caller.op_id());
@@ -86,10 +97,10 @@ fn up(
     whole::make(&work, &mut vm).map_err(|fault| fault.at("disk"))?;
     whole::name(&work, &vm).unwrap_or_else(|fault| log::fault("disk", caller.op_id(), &fault));
     let is_first = vm.disk_method.is_none();
-    let way = if is_first { Way::of_first(&work, &vm, false) } else { Way::Cold(None) };
-    match start::start(daemon, &mut work, caller, held, vm, way, boot_timeout_ms) {
+    let way = if is_first { Way::of_first(&work, &vm, how.cold) } else { Way::Cold(None) };
+    match start::start(daemon, &mut work, caller, held, vm, way, how.boot_timeout_ms) {
         Ok(ready) => {
-            if is_first {
+            if is_first && !how.cold {
                 template::wanted(daemon, &ready.vm);
             }
             Ok(Changed { warnings: work.warnings, ..changed(daemon, ready.vm, true, begun) })

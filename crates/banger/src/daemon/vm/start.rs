@@ -8,6 +8,7 @@ use crate::api::{Fault, StageState};
 use crate::daemon::error::exit;
 use crate::daemon::image::template::{self, Pick};
 use crate::daemon::serve::Caller;
+use crate::daemon::store::usual::{self, Usual};
 use crate::daemon::store::vms::{State, Vm};
 use crate::daemon::vmm::Accel;
 use crate::daemon::{Daemon, guest, log};
@@ -46,8 +47,7 @@ pub(crate) fn start(
     way: Way,
     boot_timeout_ms: Option<u64>,
 ) -> Step<Ready> {
-    let name = vm.name.clone();
-    let mut stage = Stages { name: &name, held, begun: Instant::now() };
+    let mut stage = Stages::of(daemon, held, &vm, &way);
     let ports = publish::before_start(daemon, &vm.id).map_err(|fault| fault.at("plan"));
     let wired = if vm.state == State::Launched {
         let launched = Launched::pooled(work, vm);
@@ -99,7 +99,10 @@ fn start_wired(
                 return Ok(came_up(daemon, work, caller, stage, ready));
             }
             Err(Back::Failed(failed)) => return Err(failed),
-            Err(Back::Cold(wired, fault)) => (*wired, Some(gone_wrong(daemon, &pick, &fault))),
+            Err(Back::Cold(wired, fault)) => {
+                stage.goes_cold(wired.vm());
+                (*wired, Some(gone_wrong(daemon, &pick, &fault)))
+            }
         },
     };
     stage.begin(caller, "disk");
@@ -136,6 +139,7 @@ fn came_up(
         stage.end(caller, "ready", format!("file_sync: {files} file{}", if files == 1 { "" } else { "s" }));
         work.warnings.iter().for_each(|warning| log::say("WARN", warning, &ready.vm.name));
     }
+    stage.remember(daemon, &ready.vm).unwrap_or_else(|fault| log::fault("usual", "", &fault));
     watch::begin(daemon, &ready);
     daemon.ahead.came_up(&ready.vm);
     daemon.pool.wake();
@@ -206,6 +210,11 @@ fn become_itself(
     Ok(ready)
 }
 
+/// The way of one that boots.
+fn booted(vm: &Vm) -> &'static str {
+    if vm.init { "init" } else { "cold" }
+}
+
 /// A template that could not be gone on from: for the log, and for who looks at how long it took.
 fn gone_wrong(daemon: &Daemon, pick: &Pick, fault: &Fault) -> String {
     log::fault("template", "", fault);
@@ -234,18 +243,47 @@ pub(crate) fn wait_for(vm: &Vm, begun: Instant, boot_timeout_ms: Option<u64>) ->
 }
 
 struct Stages<'a> {
-    name: &'a str,
+    name: String,
     held: &'a Held,
     begun: Instant,
+    /// How the VM comes up.
+    way: &'static str,
+    /// How long that usually takes.
+    usual: Vec<Usual>,
+    /// The stage that goes on, since when.
+    on: Option<(&'static str, Instant)>,
+    /// What those that are over took, in microseconds.
+    took: Vec<(&'static str, &'static str, u64)>,
 }
 
-impl Stages<'_> {
-    fn begin(&mut self, caller: &mut Caller, stage: &str) {
-        caller.stage(stage, StageState::Begun, self.name, "");
+impl<'a> Stages<'a> {
+    fn of(daemon: &Daemon, held: &'a Held, vm: &Vm, way: &Way) -> Stages<'a> {
+        let usual = daemon.store.change(|t| usual::of(t, &vm.base.image));
+        let usual = usual.inspect_err(|fault| log::fault("usual", "", fault)).unwrap_or_default();
+        let way = if matches!(way, Way::Warm(_)) { "warm" } else { booted(vm) };
+        Stages { name: vm.name.clone(), held, begun: Instant::now(), way, usual, on: None, took: Vec::new() }
     }
 
-    fn end(&mut self, caller: &mut Caller, stage: &str, note: String) {
-        caller.stage(stage, StageState::Ended, self.name, note);
+    fn goes_cold(&mut self, vm: &Vm) {
+        self.way = booted(vm);
+    }
+
+    fn begin(&mut self, caller: &mut Caller, stage: &'static str) {
+        let is_it = |(way, known, _): &&Usual| *way == self.way && known == stage;
+        caller.stage_usually(stage, &self.name, self.usual.iter().find(is_it).map(|(.., us)| *us));
+        self.on = Some((stage, Instant::now()));
+    }
+
+    fn end(&mut self, caller: &mut Caller, stage: &'static str, note: String) {
+        if let Some((_, since)) = self.on.take().filter(|(on, _)| *on == stage) {
+            self.took.push((self.way, stage, u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)));
+        }
+        caller.stage(stage, StageState::Ended, &self.name, note);
+    }
+
+    /// Writes down how long it took.
+    fn remember(&self, daemon: &Daemon, vm: &Vm) -> Result<(), Fault> {
+        daemon.store.change(|t| self.took.iter().try_for_each(|took| usual::took(t, &vm.base.image, *took)))
     }
 
     /// Stops where the caller or somebody else wants the VM gone.

@@ -215,7 +215,7 @@ impl Copy<'_> {
     fn stage(&self, about: &str, state: StageState, bytes: u64) {
         let at_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         let note = size::shown(bytes);
-        self.progress.stage(&Stage { name: "copy".into(), state, at_us, about: about.into(), note });
+        self.progress.stage(&Stage { name: "copy".into(), state, at_us, about: about.into(), note, usual_us: None });
     }
 
     fn keep(&self) -> Keep {
