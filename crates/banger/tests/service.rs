@@ -48,7 +48,8 @@ mod lab {
                 // It may be making a template, which goes with it.
                 shell("systemctl stop bangerd");
                 assert_eq!(shell("systemctl show -P Result bangerd"), "success\n");
-                assert_eq!(left(), "/run/banger/vms:\n\n/var/lib/banger/vms:\n");
+                let journal = shell("journalctl -u bangerd -n 20 --no-pager");
+                assert_eq!(left(), "/run/banger/vms:\n\n/var/lib/banger/vms:\n", "{journal}");
             }
 
             #[test]

@@ -18,7 +18,7 @@ use std::time::Duration;
 use sys::sigwait::{self, Blocked};
 
 /// All of it takes no longer. What is left is the next start's, as if this process had been killed.
-const BOUND: Duration = Duration::from_secs(5);
+const BOUND: Duration = Duration::from_secs(20);
 
 /// Signals that end this process.
 pub(super) struct End(Arc<OnceLock<UnixListener>>);
