@@ -114,6 +114,9 @@ pub enum Request {
         /// Whether changes of its workspace may be lost.
         #[serde(default)]
         discard_changes: bool,
+        /// Whether it is only told what would go; absent where not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
     },
     /// All VMs.
     #[serde(rename = "vm.list")]
@@ -216,6 +219,9 @@ pub enum Request {
         name: String,
         /// Whether VMs may have been made of it.
         force: bool,
+        /// Whether it is only told what would go; absent where not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
     },
     /// Makes a kernel of Debian's package.
     #[serde(rename = "kernel.fetch")]
@@ -259,6 +265,9 @@ pub enum Request {
     TemplateRm {
         /// A part of its id, or its image's name.
         name: String,
+        /// Whether it is only told what would go; absent where not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
     },
     /// All kernels.
     #[serde(rename = "kernel.list")]
@@ -276,6 +285,9 @@ pub enum Request {
         name: String,
         /// Whether VMs may have been made of it.
         force: bool,
+        /// Whether it is only told what would go; absent where not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
     },
 }
 

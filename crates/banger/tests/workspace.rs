@@ -74,6 +74,16 @@ fn a_work_tree_goes_in_and_its_changes_come_back() {
         assert_eq!((&dry["files"], &dry["changed"], &dry["untracked_left_out"]), (&4.into(), &1.into(), &1.into()));
         assert_eq!(run(&["vm", "exec", "web", "test", "-e", "/root/hello"]).status.code(), Some(1));
         assert_eq!(field("web", "/workspace"), Value::Null);
+        // The same of a run's, of which nothing is made either.
+        let arguments = ["vm", "run", ".", "--memory", "256M", "--dry-run", "--json", "--", "make"];
+        let planned: Value = serde_json::from_str(&here_ok(&arguments)).unwrap();
+        let (name, mut ships) = (planned["name"].clone(), planned["workspace"].clone());
+        assert_eq!((&ships["vm"], &ships["dry_run"]), (&name, &true.into()));
+        (ships["vm"], ships["ms"]) = (dry["vm"].clone(), dry["ms"].clone());
+        assert_eq!(ships, dry);
+        let said = here_ok(&["vm", "run", ".", "--memory", "256M", "--dry-run", "--", "make"]);
+        assert!(said.contains("  4 files, ") && said.contains(", 1 changed, 1 untracked left out"), "{said}");
+        assert_eq!(ok(&["vm", "list", "--quiet"]), "web\n");
 
         assert_eq!(here_ok(&["vm", "workspace", "push", "web"]), "/root/hello\n");
         let commit = git(PROJECT, &["rev-parse", "HEAD"]);

@@ -67,6 +67,8 @@ pub struct Changed {
     pub ms: u64,
     /// What a person should know: that it had to be killed, that something could not be taken away.
     pub warnings: Vec<String>,
+    /// What the disk has more without it, of one that went or would go.
+    pub freed_bytes: u64,
 }
 
 /// The result of `vm.plan`: a VM as it would be.

@@ -36,6 +36,9 @@ pub(crate) struct Rm {
     /// Those in use too: the files stay as long as the VMs. And a name that is not there is no error.
     #[arg(short, long)]
     force: bool,
+    /// Say what would go, and its size; take nothing away.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     pub(crate) asked: Asked,
 }
@@ -99,10 +102,10 @@ fn lines(asset: &Asset) -> String {
 }
 
 /// Removes some; a failure of one stops no other.
-pub(crate) fn rm(rm: &Rm, missing: &str, ask: impl Fn(String, bool) -> Request) -> Result<u8, Problem> {
+pub(crate) fn rm(rm: &Rm, missing: &str, ask: impl Fn(String, bool, bool) -> Request) -> Result<u8, Problem> {
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     for name in &rm.names {
-        match rm.asked.reach.try_ask::<Removed>(ask(name.clone(), rm.force)) {
+        match rm.asked.reach.try_ask::<Removed>(ask(name.clone(), rm.force, rm.dry_run)) {
             Ok(removed) => done.push(removed),
             Err(fault) if rm.force && fault.code == missing => {
                 done.push(Removed { name: name.clone(), freed_bytes: 0 });
@@ -119,12 +122,19 @@ fn tell(rm: &Rm, done: &[Removed]) -> Result<(), Problem> {
         return output::json(done);
     }
     for removed in done {
-        let name = text::line(&removed.name);
-        match output::on_terminal() && !manner::is_quiet() {
-            true => output::ours(&format!("{name}  removed, {} freed\n", size::shown(removed.freed_bytes))),
-            false => output::data(&format!("{name}\n"))?,
-        }
+        gone(&removed.name, removed.freed_bytes, rm.dry_run)?;
     }
+    Ok(())
+}
+
+/// What went, or would go.
+pub(super) fn gone(name: &str, freed: u64, dry_run: bool) -> Result<(), Problem> {
+    let (name, freed) = (text::line(name), size::shown(freed));
+    if !output::on_terminal() || manner::is_quiet() {
+        return output::data(&format!("{name}\n"));
+    }
+    let what = if dry_run { format!("would be removed: {freed}") } else { format!("removed, {freed} freed") };
+    output::ours(&format!("{name}  {what}\n"));
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What `--json` prints where it is not the daemon's own word (`api`). Within a major version fields are only added; what is
 //! unknown is `null`, never absent; bytes and times are whole numbers, with the unit in the name.
 
+use crate::api::vm::Plan;
 use crate::api::{Fault, StageState};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -147,6 +148,16 @@ pub(crate) struct Pushed {
     pub(crate) dry_run: bool,
     /// How long it took.
     pub(crate) ms: u64,
+}
+
+/// What a VM would be, and what would be shipped into it.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Planned {
+    /// The VM.
+    #[serde(flatten)]
+    pub(crate) plan: Plan,
+    /// The work tree; `null` where none is.
+    pub(crate) workspace: Option<Pushed>,
 }
 
 /// What `vm prune` took away.

@@ -146,7 +146,9 @@ impl Image {
                 asset::list(&list, Request::ImageList {}, none).map(|()| 0)
             }
             Image::Show(show) => asset::show(&show, |name| Request::ImageShow { name }),
-            Image::Rm(rm) => asset::rm(&rm, "no_such_image", |name, force| Request::ImageRm { name, force }),
+            Image::Rm(rm) => {
+                asset::rm(&rm, "no_such_image", |name, force, dry_run| Request::ImageRm { name, force, dry_run })
+            }
         }
     }
 }

@@ -56,7 +56,9 @@ impl Kernel {
                 asset::list(&list, Request::KernelList {}, none).map(|()| 0)
             }
             Kernel::Show(show) => asset::show(&show, |name| Request::KernelShow { name }),
-            Kernel::Rm(rm) => asset::rm(&rm, "no_such_kernel", |name, force| Request::KernelRm { name, force }),
+            Kernel::Rm(rm) => {
+                asset::rm(&rm, "no_such_kernel", |name, force, dry_run| Request::KernelRm { name, force, dry_run })
+            }
         }
     }
 }

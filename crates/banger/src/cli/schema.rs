@@ -1,12 +1,12 @@
 //! `banger schema`: JSON Schema of what each command prints with `--json`, made of the types that are printed.
 
 use super::documents::{Copied, Ended, Failure, Figures, Listening, LogLine, OneOrMore};
-use super::documents::{Pruned, Pulled, Pushed, Stage, Timings};
+use super::documents::{Planned, Pruned, Pulled, Pushed, Stage, Timings};
 use super::problem::Problem;
 use super::{config, doctor, output};
 use crate::api::asset::{Asset, Removed};
 use crate::api::template::{Removed as Gone, Template};
-use crate::api::vm::{Changed, Plan, Vm};
+use crate::api::vm::{Changed, Vm};
 use crate::near;
 use clap::Args;
 use schemars::JsonSchema;
@@ -51,7 +51,7 @@ const SCHEMAS: &[(&str, Make)] = &[
     ("vm.kill", of::<Vec<Changed>>),
     ("vm.list", of::<Vec<Vm>>),
     ("vm.logs", of::<LogLine<'_>>),
-    ("vm.plan", of::<Plan>),
+    ("vm.plan", of::<Planned>),
     ("vm.ports", of::<Vec<Listening>>),
     ("vm.prune", of::<Pruned<'_>>),
     ("vm.restart", of::<Vec<Changed>>),

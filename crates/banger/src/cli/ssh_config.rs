@@ -75,8 +75,15 @@ impl UserFile {
     /// Makes it what it is to be, as a whole or not at all, and says so.
     fn change(self, after: Option<Vec<u8>>, dry_run: bool, done: &str, already: &str) -> Result<(), Problem> {
         let path = self.path.display();
-        let (would, said) =
-            if self.before == after { ("", already) } else { (if dry_run { "would be changed: " } else { "" }, done) };
+        let bytes =
+            |text: &Option<Vec<u8>>| text.as_ref().map_or("no file".to_owned(), |text| format!("{} bytes", text.len()));
+        let (would, said) = match self.before == after {
+            true => (String::new(), already),
+            false if dry_run => {
+                (format!("would be changed, from {} to {}: ", bytes(&self.before), bytes(&after)), done)
+            }
+            false => (String::new(), done),
+        };
         if self.before != after && !dry_run {
             let changed = match &after {
                 Some(text) => self.write(text),

@@ -1,10 +1,10 @@
 //! `banger template`: made ahead, listed, shown, removed.
 
-use super::asset::outcome;
+use super::asset::{gone, outcome};
 use super::documents::OneOrMore;
 use super::problem::Problem;
 use super::reach::Asked;
-use super::{config, manner, output, several, size, table, text};
+use super::{config, output, several, size, table, text};
 use crate::api::Request;
 use crate::api::template::{Removed, Template as Shown, Templates};
 use crate::api::vm::Machine;
@@ -68,6 +68,9 @@ pub(crate) struct Rm {
     /// One that is not there is no error.
     #[arg(short, long)]
     force: bool,
+    /// Say what would go, and its size; take nothing away.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     asked: Asked,
 }
@@ -178,7 +181,8 @@ impl Rm {
     fn run(&self) -> Result<u8, Problem> {
         let (mut done, mut failures) = (Vec::new(), Vec::new());
         for name in &self.names {
-            match self.asked.reach.try_ask::<Removed>(Request::TemplateRm { name: name.clone() }) {
+            match self.asked.reach.try_ask::<Removed>(Request::TemplateRm { name: name.clone(), dry_run: self.dry_run })
+            {
                 Ok(removed) => done.push(removed),
                 Err(fault) if self.force && fault.code == "no_such_template" => {}
                 Err(fault) => failures.push(fault),
@@ -188,11 +192,7 @@ impl Rm {
             output::json(&done)?;
         } else {
             for removed in &done {
-                let id = text::line(&removed.id);
-                match output::on_terminal() && !manner::is_quiet() {
-                    true => output::ours(&format!("{id}  removed, {} freed\n", size::shown(removed.freed_bytes))),
-                    false => output::data(&format!("{id}\n"))?,
-                }
+                gone(&removed.id, removed.freed_bytes, self.dry_run)?;
             }
         }
         outcome(self.names.len(), failures)

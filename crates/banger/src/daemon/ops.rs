@@ -2,6 +2,7 @@
 
 use super::image::{self, Incoming, KernelFrom, template};
 use super::serve::Caller;
+use super::store::Act;
 use super::store::assets::Kind;
 use super::{Daemon, vm};
 use crate::api::ssh::Config;
@@ -65,8 +66,8 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, request: Request) -
         }
         Request::VmStop { name, timeout_ms } => done(vm::life::stop(daemon, caller, &name, timeout_ms)),
         Request::VmKill { name, signal } => done(vm::life::kill(daemon, caller, &name, &signal)),
-        Request::VmRm { name, force, discard_changes } => {
-            done(vm::life::rm(daemon, caller, &name, force, discard_changes))
+        Request::VmRm { name, force, discard_changes, dry_run } => {
+            done(vm::life::rm(daemon, caller, &name, force, discard_changes, Act::of(dry_run)))
         }
         Request::VmList {} => done(vm::show::list(daemon)),
         Request::VmShow { name } => done(vm::show::one(daemon, &name)),
@@ -90,7 +91,9 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, request: Request) -
         Request::ImagePromote { vm, name, force } => done(image::promote(daemon, caller, &vm, &name, force)),
         Request::ImageList {} => done(image::list(daemon, Kind::Image)),
         Request::ImageShow { name } => done(image::one(daemon, Kind::Image, &name)),
-        Request::ImageRm { name, force } => done(image::rm(daemon, Kind::Image, &name, force)),
+        Request::ImageRm { name, force, dry_run } => {
+            done(image::rm(daemon, Kind::Image, &name, force, Act::of(dry_run)))
+        }
         Request::KernelFetch { name, version, force } => {
             done(image::import_kernel(daemon, caller, name.as_deref(), &KernelFrom::Debian(version), force))
         }
@@ -100,11 +103,13 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, request: Request) -
         }
         Request::KernelList {} => done(image::list(daemon, Kind::Kernel)),
         Request::KernelShow { name } => done(image::one(daemon, Kind::Kernel, &name)),
-        Request::KernelRm { name, force } => done(image::rm(daemon, Kind::Kernel, &name, force)),
+        Request::KernelRm { name, force, dry_run } => {
+            done(image::rm(daemon, Kind::Kernel, &name, force, Act::of(dry_run)))
+        }
         Request::TemplateBuild { machine } => done(template::build(daemon, caller, &machine)),
         Request::TemplateList {} => done(template::list(daemon)),
         Request::TemplateShow { name } => done(template::one(daemon, &name)),
-        Request::TemplateRm { name } => done(template::rm(daemon, &name)),
+        Request::TemplateRm { name, dry_run } => done(template::rm(daemon, &name, Act::of(dry_run))),
     }
 }
 

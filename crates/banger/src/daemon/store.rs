@@ -36,6 +36,21 @@ pub struct Store {
     connection: Mutex<Connection>,
 }
 
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// It is.
+    Do,
+    /// It is told what would come of it: `--dry-run`.
+    Tell,
+}
+
+impl Act {
+    pub(crate) fn of(dry_run: bool) -> Act {
+        if dry_run { Act::Tell } else { Act::Do }
+    }
+}
+
 impl Store {
     /// Opens the file, makes it where it is missing, and brings its tables up to date.
     ///
@@ -57,11 +72,26 @@ impl Store {
     /// # Errors
     /// `act`'s, or the store's.
     pub fn change<T>(&self, act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
+        self.change_or_tell(Act::Do, act)
+    }
+
+    /// The same, or only what would come of it: then all is as it was.
+    ///
+    /// # Errors
+    /// As [`Store::change`].
+    pub fn change_or_tell<T>(
+        &self,
+        earnest: Act,
+        act: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         // A thread that panicked here left no half transaction: dropping one takes it back.
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let transaction = connection.transaction()?;
         let out = act(&transaction)?;
-        transaction.commit()?;
+        match earnest {
+            Act::Do => transaction.commit()?,
+            Act::Tell => transaction.rollback()?,
+        }
         Ok(out)
     }
 }

@@ -89,6 +89,40 @@ impl Folder {
     }
 }
 
+/// A folder that belongs to no VM; it goes with the value.
+#[derive(Debug)]
+pub struct Scratch {
+    folder: Folder,
+}
+
+impl Scratch {
+    /// Makes it where temporary files are.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn make() -> Result<Scratch, Fault> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| Fault::bug(io::Error::from(errno)))?;
+        let path = std::env::temp_dir().join(format!("banger-{:016x}", u64::from_ne_bytes(random)));
+        // One that is there is somebody else's.
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| Fault::file("making", &path, &error))?;
+        Folder::open(&path).map(|folder| Scratch { folder })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays is a temporary file.
+        let _ = remove(&self.folder.path);
+    }
+}
+
 /// A folder of what is being made; it goes with the value.
 #[derive(Debug)]
 pub struct Making {

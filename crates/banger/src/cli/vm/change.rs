@@ -8,7 +8,7 @@ use crate::api::vm::{Changed, Vm, Vms};
 use crate::api::{Fault, Request, WaitFor};
 use crate::cli::problem::Problem;
 use crate::cli::reach::{Asked, Reach, milliseconds};
-use crate::cli::{config, manner, output, several, text};
+use crate::cli::{config, manner, output, several, size, text};
 use crate::duration;
 use clap::Args;
 use std::thread::ScopedJoinHandle;
@@ -95,6 +95,9 @@ pub(crate) struct Rm {
     /// Those with changes to a work tree that were not pulled, too.
     #[arg(long)]
     discard_changes: bool,
+    /// Say what would go, and its size; take nothing away.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     pub(super) asked: Asked,
 }
@@ -102,7 +105,7 @@ pub(crate) struct Rm {
 pub(super) fn create(create: &Create) -> Result<Status, Problem> {
     let machine = create.machine.machine(create.name.clone());
     if create.dry_run {
-        return plan::show(&create.asked, machine, true).map(|()| 0);
+        return plan::show(&create.asked, machine, true, None).map(|()| 0);
     }
     create.machine.need_base(&create.asked.reach)?;
     let mut vm: Vm = create.asked.reach.ask(Request::VmCreate { machine })?;
@@ -187,12 +190,18 @@ pub(super) fn kill(kill: &Kill) -> Result<Status, Problem> {
 }
 
 pub(super) fn rm(rm: &Rm) -> Result<Status, Problem> {
-    let ask = |name: String| vec![Request::VmRm { name, force: rm.force, discard_changes: rm.discard_changes }];
+    let Rm { force, discard_changes, dry_run, .. } = *rm;
+    let ask = |name: String| vec![Request::VmRm { name, force, discard_changes, dry_run }];
     let forgives = rm.force.then_some("no_such_vm");
     let several = Several { reach: &rm.asked.reach, names: &rm.names, json: rm.asked.json, forgives };
     several.each(ask, |name, done| {
-        let what = if done.changed { "removed" } else { "was not there" };
-        (format!("{name}  {what}"), vec![])
+        let freed = size::shown(done.freed_bytes);
+        let line = match &done.vm {
+            Some(vm) if dry_run => format!("{name}  would be removed: {}, {freed}", vm.state),
+            _ if done.changed => format!("{name}  removed, {freed} freed"),
+            _ => format!("{name}  was not there"),
+        };
+        (line, vec![])
     })
 }
 
@@ -249,7 +258,7 @@ impl Several<'_> {
             running.into_iter().map(wait).collect()
         });
         let forgive = |fault: Fault| match self.forgives {
-            Some(code) if fault.code == code => Ok(Changed { vm: None, changed: false, ms: 0, warnings: Vec::new() }),
+            Some(code) if fault.code == code => Ok(Changed::default()),
             _ => Err(fault),
         };
         results.into_iter().map(|result| result.or_else(forgive)).collect()
@@ -257,7 +266,7 @@ impl Several<'_> {
 
     /// The last result, with the time and the warnings of all.
     fn ask(&self, requests: Vec<Request>) -> Result<Changed, Fault> {
-        let mut all = Changed { vm: None, changed: false, ms: 0, warnings: Vec::new() };
+        let mut all = Changed::default();
         for request in requests {
             let goes_on = match &request {
                 Request::VmStart { name, wait, .. } if *wait != WaitFor::Agent => Some(name.clone()),
@@ -269,7 +278,7 @@ impl Several<'_> {
                 done.vm = self.reach.try_ask(Request::VmShow { name }).ok();
             }
             let warnings = [all.warnings, done.warnings].concat();
-            all = Changed { vm: done.vm, changed: done.changed, ms: all.ms + done.ms, warnings };
+            all = Changed { ms: all.ms + done.ms, warnings, ..done };
         }
         Ok(all)
     }

@@ -1,16 +1,31 @@
-//! `--dry-run` of what makes VMs: bangerd plans it as it would, and nothing is made.
+//! `--dry-run` of what makes VMs: bangerd plans it as it would, a work tree is made ready as it would be, and nothing is made.
 
+use super::trip::Trip;
+use super::workspace::{document, left_out, line as shipped_line};
 use crate::api::Request;
 use crate::api::vm::{Machine, Plan};
 use crate::cli::problem::Problem;
 use crate::cli::reach::Asked;
-use crate::cli::{output, size, text};
+use crate::cli::{documents, output, size, text};
 use std::net::SocketAddr;
+use std::time::Instant;
 
 /// Asks what would be made, and prints it.
-pub(super) fn show(asked: &Asked, machine: Machine, keep: bool) -> Result<(), Problem> {
+pub(super) fn show(asked: &Asked, machine: Machine, keep: bool, trip: Option<&Trip<'_>>) -> Result<(), Problem> {
+    let begun = Instant::now();
     let plan: Plan = asked.reach.ask(Request::VmPlan { machine, keep })?;
-    if asked.json { output::json(&plan) } else { output::data(&lines(&plan)) }
+    let shipped = trip.map(Trip::would).transpose()?;
+    if asked.json {
+        let workspace = shipped.map(|shipped| document(&plan.name, shipped, true, begun.elapsed()));
+        return output::json(&documents::Planned { plan, workspace });
+    }
+    let mut out = lines(&plan);
+    if let Some(shipped) = &shipped {
+        out.push_str(&format!("{:<9} {}\n", "ships", shipped_line(&plan.name, shipped)));
+    }
+    output::data(&out)?;
+    left_out(shipped.as_ref().map_or(&[], |shipped| &shipped.left_out));
+    Ok(())
 }
 
 fn lines(plan: &Plan) -> String {

@@ -102,7 +102,7 @@ fn remove(prune: &Prune, vms: Vec<Vm>) -> (Vec<Vm>, Status) {
     let (mut removed, mut status) = (Vec::new(), 0);
     for vm in vms {
         // By its id: another may have got the name since. One that runs by now is refused.
-        let gone = Request::VmRm { name: vm.id.clone(), force: false, discard_changes: false };
+        let gone = Request::VmRm { name: vm.id.clone(), force: false, discard_changes: false, dry_run: false };
         match prune.asked.reach.try_ask::<Changed>(gone) {
             Ok(_) => removed.push(vm),
             Err(fault) if fault.code == "no_such_vm" => {}

@@ -41,7 +41,7 @@ pub(super) fn run(run: &Run) -> Result<Status, Problem> {
     machine.boot_timeout_ms = milliseconds(run.boot_timeout.or(config().boot_timeout));
     (machine.stages, machine.cold) = (run.timings, run.cold);
     if run.dry_run {
-        return plan::show(&run.asked, machine, keep).map(|()| 0);
+        return plan::show(&run.asked, machine, keep, trip.as_ref()).map(|()| 0);
     }
     let call = run.asked.reach.call(Request::VmRun { machine, keep });
     if run.detach {

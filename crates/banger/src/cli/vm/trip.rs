@@ -2,7 +2,7 @@
 
 use super::run::args::Run;
 use super::workspace::args::{PullAs, TreeArgs};
-use super::workspace::{How, Shipment, fetch, ship};
+use super::workspace::{How, Shipment, fetch, ship, would_ship};
 use crate::api::vm::{Changed, Pushed, WorkspaceAt};
 use crate::api::{Request, Stage, StageState};
 use crate::cli::manner::{self, Paint};
@@ -10,7 +10,7 @@ use crate::cli::problem::Problem;
 use crate::cli::progress::Progress;
 use crate::cli::reach::Reach;
 use crate::cli::{output, text};
-use crate::workspace::push::{self, Depth, Wanted};
+use crate::workspace::push::{self, Depth, Shipped, Wanted};
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -52,6 +52,11 @@ impl<'a> Trip<'a> {
         self.pull.is_some()
     }
 
+    /// What would be shipped.
+    pub(super) fn would(&self) -> Result<Shipped, Problem> {
+        would_ship(&self.shipment.wanted)
+    }
+
     /// Ships it; the directory in which the command is to run.
     pub(super) fn there(&self, reach: &Reach, vm: &str, progress: &Progress) -> Result<String, Problem> {
         let (name, about) = ("ship".to_owned(), vm.to_owned());
@@ -81,7 +86,7 @@ impl<'a> Trip<'a> {
         if self.stays {
             return Ok(());
         }
-        let gone = Request::VmRm { name: vm.to_owned(), force: true, discard_changes: true };
+        let gone = Request::VmRm { name: vm.to_owned(), force: true, discard_changes: true, dry_run: false };
         match reach.try_ask::<Changed>(gone) {
             // The daemon takes away one that never ran.
             Err(fault) if fault.code != "no_such_vm" => {

@@ -13,12 +13,12 @@ use crate::cli::{documents, output, size, text};
 use crate::daemon::error::exit;
 use crate::workspace::pull::{self, NewBranch, Pulled, Size};
 use crate::workspace::push::{self, Depth, GONE, Ready, SUMS, Shipped, Wanted, in_shell};
-use crate::workspace::{Folder, LeftOut};
+use crate::workspace::{Folder, LeftOut, Scratch};
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// So many of what was left out are named.
 const NAMED: usize = 5;
@@ -46,27 +46,12 @@ fn push(push: &Push) -> Result<Status, Problem> {
     let name = push.name.clone().unwrap_or_default();
     let at: WorkspaceAt = push.asked.reach.ask(Request::VmWorkspace { name })?;
     let (shipped, done) = if push.dry_run {
-        let folder = folder(&at)?;
-        (push::ready(&wanted, &folder).map_err(Problem::of_fault)?.shipped.clone(), "would be shipped: ")
+        (would_ship(&wanted)?, "would be shipped: ")
     } else {
         (ship(&push.asked.reach, &at, &Shipment { wanted, force: push.force })?, "")
     };
     if push.asked.json {
-        let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        output::json(&documents::Pushed {
-            vm: at.vm,
-            host: shipped.host,
-            guest: shipped.guest,
-            commit: shipped.commit,
-            branch: shipped.branch,
-            files: shipped.files,
-            bytes: shipped.bytes,
-            changed: shipped.changed,
-            untracked_left_out: shipped.untracked,
-            left_out: named(&shipped.left_out),
-            dry_run: push.dry_run,
-            ms,
-        })?;
+        output::json(&document(&at.vm, shipped, push.dry_run, begun.elapsed()))?;
     } else if output::on_terminal() {
         output::ours(&format!("{done}{}\n", line(&at.vm, &shipped)));
         left_out(&shipped.left_out);
@@ -74,6 +59,29 @@ fn push(push: &Push) -> Result<Status, Problem> {
         output::data(&format!("{}\n", text::line(&shipped.guest)))?;
     }
     Ok(0)
+}
+
+/// What would be shipped, made ready as it would be, in a folder of its own.
+pub(super) fn would_ship(wanted: &Wanted<'_>) -> Result<Shipped, Problem> {
+    let scratch = Scratch::make().map_err(Problem::of_fault)?;
+    push::ready(wanted, scratch.folder()).map(|ready| ready.shipped.clone()).map_err(Problem::of_fault)
+}
+
+pub(super) fn document(vm: &str, shipped: Shipped, dry_run: bool, took: Duration) -> documents::Pushed {
+    documents::Pushed {
+        vm: vm.to_owned(),
+        left_out: named(&shipped.left_out),
+        host: shipped.host,
+        guest: shipped.guest,
+        commit: shipped.commit,
+        branch: shipped.branch,
+        files: shipped.files,
+        bytes: shipped.bytes,
+        changed: shipped.changed,
+        untracked_left_out: shipped.untracked,
+        dry_run,
+        ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+    }
 }
 
 fn named(left_out: &[LeftOut]) -> Vec<documents::LeftOut> {

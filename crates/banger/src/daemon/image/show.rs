@@ -5,6 +5,7 @@ use crate::api::Fault;
 use crate::api::asset::{About, Asset as Shown, Assets, Removed};
 use crate::daemon::Daemon;
 use crate::daemon::error::exit;
+use crate::daemon::store::Act;
 use crate::daemon::store::assets::{self, Asset, Kind};
 use crate::daemon::store::usual;
 use crate::daemon::store::vms::{self, Base, Vm};
@@ -63,6 +64,10 @@ fn users(asset: &Asset, vms: &[Vm]) -> Vec<String> {
 fn digest_of(kind: Kind, base: &Base) -> Option<&str> {
     let path = if kind == Kind::Image { &base.root } else { &base.vmlinux };
     path.parent()?.file_name()?.to_str()
+}
+
+fn has_digest(path: &Path, digest: &str) -> bool {
+    path.parent().and_then(Path::file_name).is_some_and(|name| name == digest)
 }
 
 /// What who makes an image, or wants the default one, has to know.
@@ -142,14 +147,21 @@ fn default_kernel(connection: &Connection) -> Result<Asset, Fault> {
 ///
 /// # Errors
 /// `no_such_…`; `in_use` where a VM was made of it, unless it is forced: then the files stay as long as the VM.
-pub(crate) fn rm(daemon: &Daemon, kind: Kind, reference: &str, force: bool) -> Result<Removed, Fault> {
-    // A template that nobody asked for is no use of it.
-    template::give_way(daemon);
-    // Nobody's VMs are in nobody's way.
-    let _none = pool::empty(daemon)?;
-    let asset = daemon.store.change(|t| {
+pub(crate) fn rm(daemon: &Daemon, kind: Kind, reference: &str, force: bool, act: Act) -> Result<Removed, Fault> {
+    let _none = match act {
+        Act::Do => {
+            // A template that nobody asked for is no use of it.
+            template::give_way(daemon);
+            // Nobody's VMs are in nobody's way.
+            Some(pool::empty(daemon)?)
+        }
+        Act::Tell => None,
+    };
+    let (asset, is_needed) = daemon.store.change_or_tell(act, |t| {
         let asset = find(t, kind, reference)?;
-        let users = users(&asset, &vms::all(t)?);
+        let mut vms = vms::all(t)?;
+        vms.retain(|vm| !pool::is_of(vm));
+        let users = users(&asset, &vms);
         if !users.is_empty() && !force {
             let message = format!("{} {} is in use by {}", kind.name(), asset.name, users.join(", "));
             return Err(Fault::new("in_use", exit::STATE, message)
@@ -160,16 +172,23 @@ pub(crate) fn rm(daemon: &Daemon, kind: Kind, reference: &str, force: bool) -> R
         if kind == Kind::Image {
             usual::forget(t, &asset.name)?;
         }
-        Ok(asset)
+        let is_needed = needed(t, kind, &vms)?.contains(&asset.digest);
+        Ok((asset, is_needed))
     })?;
-    let freed_bytes = if release(daemon, kind, &asset.digest)? { asset.size_bytes } else { 0 };
+    let is_of_it = |path: &Path| !is_needed && has_digest(path, &asset.digest);
+    let freed_bytes = match act {
+        Act::Do if release(daemon, kind, &asset.digest)? => asset.size_bytes,
+        Act::Tell if !is_needed => asset.size_bytes,
+        _ => 0,
+    };
     // What can't be gone on from without it goes with it.
-    Ok(Removed { name: asset.name, freed_bytes: freed_bytes + template::sweep(daemon)? })
+    let templates = template::sweep_as_if_gone(daemon, act, is_of_it)?;
+    Ok(Removed { name: asset.name, freed_bytes: freed_bytes + templates })
 }
 
 /// Removes the files of a digest that nothing needs any more; whether they went.
 pub(super) fn release(daemon: &Daemon, kind: Kind, digest: &str) -> Result<bool, Fault> {
-    if daemon.store.change(|t| needed(t, kind))?.contains(digest) {
+    if daemon.store.change(|t| needed(t, kind, &vms::all(t)?))?.contains(digest) {
         return Ok(false);
     }
     daemon.images.store.remove(shelf(kind), digest)?;
@@ -184,10 +203,9 @@ fn shelf(kind: Kind) -> Shelf {
     }
 }
 
-/// The digests that a name or a VM needs.
-fn needed(connection: &Connection, kind: Kind) -> Result<BTreeSet<String>, Fault> {
+/// The digests that a name or one of those VMs needs.
+fn needed(connection: &Connection, kind: Kind, vms: &[Vm]) -> Result<BTreeSet<String>, Fault> {
     let named = assets::all(connection, kind)?.into_iter().map(|asset| asset.digest);
-    let vms = vms::all(connection)?;
     let used = vms.iter().filter_map(|vm| digest_of(kind, &vm.base)).map(str::to_owned);
     Ok(named.chain(used).collect())
 }
@@ -196,7 +214,7 @@ fn needed(connection: &Connection, kind: Kind) -> Result<BTreeSet<String>, Fault
 /// daemon's start, before anybody asks for a VM.
 pub(crate) fn sweep(daemon: &Daemon) -> Result<(), Fault> {
     for kind in [Kind::Image, Kind::Kernel] {
-        let needed = daemon.store.change(|t| needed(t, kind))?;
+        let needed = daemon.store.change(|t| needed(t, kind, &vms::all(t)?))?;
         for digest in daemon.images.store.digests(shelf(kind))?.iter().filter(|d| !needed.contains(*d)) {
             release(daemon, kind, digest)?;
         }

@@ -1,16 +1,18 @@
 //! `vm.create`, `vm.start`, `vm.stop`, `vm.kill`, `vm.rm`, `vm.logs`.
 
 use super::phases::{End, Launched, Ready};
+use super::places::Places;
 use super::run::{self, ms};
 use super::slots::START;
 use super::start::Way;
 use super::work::Work;
-use super::{find, plan, show, stamps, start, whole, workspace};
+use super::{disk, find, plan, show, stamps, start, whole, workspace};
 use crate::api::vm::{Changed, LogTimes, Machine, Vm as Shown};
 use crate::api::{Attached, Fault, Handed, WaitFor};
 use crate::daemon::error::exit;
 use crate::daemon::image::template;
 use crate::daemon::serve::Caller;
+use crate::daemon::store::Act;
 use crate::daemon::store::vms::{self, State, Vm};
 use crate::daemon::{Daemon, log};
 use std::fs::File;
@@ -189,11 +191,19 @@ pub(crate) fn rm(
     reference: &str,
     force: bool,
     discard_changes: bool,
+    act: Act,
 ) -> Result<Changed, Fault> {
     let begun = Instant::now();
     let vm = daemon.store.change(|t| find(t, reference))?;
     if !discard_changes {
         workspace::is_pulled(daemon, &vm)?;
+    }
+    if act == Act::Tell {
+        if !force {
+            must_be_down(&vm)?;
+        }
+        let freed_bytes = size_of(daemon, &vm);
+        return Ok(Changed { freed_bytes, ..changed(daemon, vm, false, begun) });
     }
     let mut work = Work::new(daemon, caller.op_id());
     let limit = if force { GIVEN_UP } else { OTHERS };
@@ -203,15 +213,27 @@ pub(crate) fn rm(
     let _held = daemon.slots.hold(&vm.id, &vm.name, "its removal", limit)?;
     // What was under way may have taken it away itself.
     let Some(vm) = daemon.store.change(|t| vms::by_id(t, &vm.id))? else {
-        return Ok(Changed { vm: None, changed: true, ms: ms(begun), warnings: Vec::new() });
+        return Ok(Changed { changed: true, ms: ms(begun), ..Changed::default() });
     };
-    if !force && !vm.state.is_down() && vm.state != State::Lost {
-        let message = format!("{} is {}", vm.name, vm.state.shown());
-        return Err(Fault::new("is_running", exit::STATE, message)
-            .fix(format!("banger vm stop {0}, or banger vm rm -f {0}", vm.name)));
+    if !force {
+        must_be_down(&vm)?;
     }
+    let freed_bytes = size_of(daemon, &vm);
     run::remove_held(&mut work, vm)?;
-    Ok(Changed { vm: None, changed: true, ms: ms(begun), warnings: Vec::new() })
+    Ok(Changed { changed: true, ms: ms(begun), freed_bytes, ..Changed::default() })
+}
+
+fn must_be_down(vm: &Vm) -> Result<(), Fault> {
+    if vm.state.is_down() || vm.state == State::Lost {
+        return Ok(());
+    }
+    Err(Fault::new("is_running", exit::STATE, format!("{} is {}", vm.name, vm.state.shown()))
+        .fix(format!("banger vm stop {0}, or banger vm rm -f {0}", vm.name)))
+}
+
+/// What the disk has more without it.
+fn size_of(daemon: &Daemon, vm: &Vm) -> u64 {
+    disk::used(&Places::of(&daemon.settings, vm)).unwrap_or(0)
 }
 
 /// Has what goes on with it end soon.
@@ -248,5 +270,5 @@ pub(crate) fn log_times(daemon: &Arc<Daemon>, caller: &Caller, reference: &str) 
 }
 
 fn changed(daemon: &Daemon, vm: Vm, changed: bool, begun: Instant) -> Changed {
-    Changed { vm: Some(show::shown(daemon, vm)), changed, ms: ms(begun), warnings: Vec::new() }
+    Changed { vm: Some(show::shown(daemon, vm)), changed, ms: ms(begun), ..Changed::default() }
 }

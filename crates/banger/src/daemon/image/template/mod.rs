@@ -16,6 +16,7 @@ use crate::api::Fault;
 use crate::api::template::{Removed, Template as Shown, Templates as All};
 use crate::daemon::Daemon;
 use crate::daemon::error::exit;
+use crate::daemon::store::Act;
 use crate::daemon::store::templates::{self, Template};
 use crate::daemon::store::vms::{self, Base, Vm};
 use crate::daemon::vm::phases::remove_tree;
@@ -28,7 +29,7 @@ use rusqlite::Connection;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// The folder of a template that is not whole yet has this behind its id.
@@ -226,6 +227,11 @@ fn users(template: &Template, vms: &[Vm]) -> Vec<String> {
     using.map(|vm| vm.name.clone()).collect()
 }
 
+/// All VMs but those that nobody has yet, which go with what they lie on.
+fn somebodys(connection: &Connection) -> Result<Vec<Vm>, Fault> {
+    Ok(vms::all(connection)?.into_iter().filter(|vm| !pool::is_of(vm)).collect())
+}
+
 /// The one that is meant: by 4 or more digits of its id, or by its image's name where only one fits.
 fn find(connection: &Connection, reference: &str) -> Result<Template, Fault> {
     let is_id = (4..=12).contains(&reference.len()) && reference.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -248,12 +254,12 @@ fn find(connection: &Connection, reference: &str) -> Result<Template, Fault> {
 ///
 /// # Errors
 /// `no_such_template`; `in_use` where a VM's disk lies on it.
-pub(crate) fn rm(daemon: &Daemon, reference: &str) -> Result<Removed, Fault> {
+pub(crate) fn rm(daemon: &Daemon, reference: &str, act: Act) -> Result<Removed, Fault> {
     // Nobody's VMs are in nobody's way.
-    let _none = pool::empty(daemon)?;
-    let template = daemon.store.change(|t| {
+    let _none = if act == Act::Do { Some(pool::empty(daemon)?) } else { None };
+    let template = daemon.store.change_or_tell(act, |t| {
         let template = find(t, reference)?;
-        let users = users(&template, &vms::all(t)?);
+        let users = users(&template, &somebodys(t)?);
         if users.is_empty() {
             templates::remove(t, &template.id)?;
             return Ok(template);
@@ -264,23 +270,31 @@ pub(crate) fn rm(daemon: &Daemon, reference: &str) -> Result<Removed, Fault> {
             "banger vm stop {names} gives those that stay disks of their own, else banger vm rm -f {names}"
         )))
     })?;
-    remove_tree(&Files::of(daemon, &template.id).0)?;
+    if act == Act::Do {
+        remove_tree(&Files::of(daemon, &template.id).0)?;
+    }
     Ok(Removed { id: template.id, freed_bytes: template.size_bytes })
 }
 
 /// Removes what nobody can go on from any more: templates whose image, kernel or initial RAM disk is gone or that failed too
 /// often, but for those that a VM's disk lies on. How many bytes they took.
 pub(crate) fn sweep(daemon: &Daemon) -> Result<u64, Fault> {
+    sweep_as_if_gone(daemon, Act::Do, |_| false)
+}
+
+/// The same, or what would be removed; files of which `is_gone` says so count as gone.
+pub(super) fn sweep_as_if_gone(daemon: &Daemon, act: Act, is_gone: impl Fn(&Path) -> bool) -> Result<u64, Fault> {
     let gone = |template: &Template| {
-        template.is_dropped() || [&template.root, &template.vmlinux, &template.initrd].iter().any(|path| !path.exists())
+        let files = [&template.root, &template.vmlinux, &template.initrd];
+        template.is_dropped() || files.iter().any(|path| is_gone(path) || !path.exists())
     };
-    let removed = daemon.store.change(|t| {
-        let vms = vms::all(t)?;
+    let removed = daemon.store.change_or_tell(act, |t| {
+        let vms = if act == Act::Do { vms::all(t)? } else { somebodys(t)? };
         let mut all = templates::all(t)?;
         all.retain(|template| gone(template) && users(template, &vms).is_empty());
         all.iter().try_for_each(|template| templates::remove(t, &template.id)).map(|()| all)
     })?;
-    for template in &removed {
+    for template in removed.iter().filter(|_| act == Act::Do) {
         remove_tree(&Files::of(daemon, &template.id).0)?;
     }
     Ok(removed.iter().map(|template| template.size_bytes).sum())
