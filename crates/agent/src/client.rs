@@ -98,7 +98,15 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// [`Failure`]
     pub fn time(self) -> Result<TimeSet, Failure> {
-        self.ask(&Call::Time { v: VERSION, unix_ns: unix_ns() }, &["time"])
+        self.ask(&Call::Time { v: VERSION, unix_ns: unix_ns(), by_ns: None }, &["time"])
+    }
+
+    /// Moves the guest's clock.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn adjust(self, by_ns: i64) -> Result<TimeSet, Failure> {
+        self.ask(&Call::Time { v: VERSION, unix_ns: unix_ns(), by_ns: Some(by_ns) }, &["time", "adjust"])
     }
 
     /// Adds 64 bytes of this machine's randomness to the guest's.

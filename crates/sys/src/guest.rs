@@ -40,67 +40,91 @@ pub fn signal_all(signal: rustix::process::Signal) -> io::Result<()> {
     check(unsafe { libc::kill(-1, signal.as_raw()) })
 }
 
-/// Gives an interface its address and mask.
-///
-/// # Errors
-/// ENODEV where there is no such interface.
-pub fn set_address(link: &str, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
-    for (request, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
-        let mut ask = request_for(link)?;
-        ask.ifr_ifru.ifru_addr = inet(value);
-        ioctl(request, &raw mut ask)?;
+/// A network interface, and the socket by which it is asked for.
+#[derive(Debug)]
+pub struct Link<'a> {
+    name: &'a str,
+    socket: OwnedFd,
+}
+
+impl<'a> Link<'a> {
+    /// Of that name, whether it is there or not.
+    ///
+    /// # Errors
+    /// What the kernel says of a socket.
+    pub fn new(name: &'a str) -> io::Result<Link<'a>> {
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        Ok(Link { name, socket })
     }
-    Ok(())
-}
 
-/// Takes an interface up.
-///
-/// # Errors
-/// ENODEV where there is no such interface.
-pub fn link_up(link: &str) -> io::Result<()> {
-    set_flags(link, libc::IFF_UP | libc::IFF_RUNNING)
-}
-
-/// Takes an interface down.
-///
-/// # Errors
-/// ENODEV where there is no such interface.
-pub fn link_down(link: &str) -> io::Result<()> {
-    set_flags(link, 0)
-}
-
-fn set_flags(link: &str, flags: libc::c_int) -> io::Result<()> {
-    let mut ask = request_for(link)?;
-    ask.ifr_ifru.ifru_flags = flags as libc::c_short;
-    ioctl(libc::SIOCSIFFLAGS, &raw mut ask)
-}
-
-/// Gives an Ethernet interface its hardware address. Most drivers want it down for that.
-///
-/// # Errors
-/// ENODEV where there is no such interface, EBUSY where it has to be down, EADDRNOTAVAIL for an address of a group.
-pub fn set_mac(link: &str, mac: [u8; 6]) -> io::Result<()> {
-    let mut ask = request_for(link)?;
-    let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
-    for (to, from) in address.sa_data.iter_mut().zip(mac) {
-        *to = from as libc::c_char;
+    /// Gives it its address and mask.
+    ///
+    /// # Errors
+    /// ENODEV where there is no such interface.
+    pub fn set_address(&self, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
+        for (request, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
+            let mut ask = request_for(self.name)?;
+            ask.ifr_ifru.ifru_addr = inet(value);
+            self.ioctl(request, &raw mut ask)?;
+        }
+        Ok(())
     }
-    ask.ifr_ifru.ifru_hwaddr = address;
-    ioctl(libc::SIOCSIFHWADDR, &raw mut ask)
-}
 
-/// The default route.
-///
-/// # Errors
-/// ENETUNREACH where no interface reaches the gateway.
-pub fn default_route(gateway: Ipv4Addr) -> io::Result<()> {
-    // SAFETY: `rtentry` is integers and pointers, for which zero is a value.
-    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
-    route.rt_dst = inet(Ipv4Addr::UNSPECIFIED);
-    route.rt_genmask = inet(Ipv4Addr::UNSPECIFIED);
-    route.rt_gateway = inet(gateway);
-    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
-    ioctl(libc::SIOCADDRT, &raw mut route)
+    /// Takes it up.
+    ///
+    /// # Errors
+    /// ENODEV where there is no such interface.
+    pub fn up(&self) -> io::Result<()> {
+        self.set_flags(libc::IFF_UP | libc::IFF_RUNNING)
+    }
+
+    /// Takes it down.
+    ///
+    /// # Errors
+    /// ENODEV where there is no such interface.
+    pub fn down(&self) -> io::Result<()> {
+        self.set_flags(0)
+    }
+
+    fn set_flags(&self, flags: libc::c_int) -> io::Result<()> {
+        let mut ask = request_for(self.name)?;
+        ask.ifr_ifru.ifru_flags = flags as libc::c_short;
+        self.ioctl(libc::SIOCSIFFLAGS, &raw mut ask)
+    }
+
+    /// Gives an Ethernet interface its hardware address. Some drivers want it down for that.
+    ///
+    /// # Errors
+    /// ENODEV where there is no such interface, EBUSY where it has to be down, EADDRNOTAVAIL for an address of a group.
+    pub fn set_mac(&self, mac: [u8; 6]) -> io::Result<()> {
+        let mut ask = request_for(self.name)?;
+        let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+        for (to, from) in address.sa_data.iter_mut().zip(mac) {
+            *to = from as libc::c_char;
+        }
+        ask.ifr_ifru.ifru_hwaddr = address;
+        self.ioctl(libc::SIOCSIFHWADDR, &raw mut ask)
+    }
+
+    /// The default route, by whichever interface reaches the gateway.
+    ///
+    /// # Errors
+    /// ENETUNREACH where none does.
+    pub fn default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
+        // SAFETY: `rtentry` is integers and pointers, for which zero is a value.
+        let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+        route.rt_dst = inet(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = inet(Ipv4Addr::UNSPECIFIED);
+        route.rt_gateway = inet(gateway);
+        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        self.ioctl(libc::SIOCADDRT, &raw mut route)
+    }
+
+    /// For the requests above, all of which read and write no more than the structure they are called with.
+    fn ioctl<T>(&self, request: libc::Ioctl, value: *mut T) -> io::Result<()> {
+        // SAFETY: `value` is a live structure of the request's own type (see the callers).
+        check(unsafe { libc::ioctl(self.socket.as_raw_fd(), request, value) })
+    }
 }
 
 /// Makes a mounted ext4 so many blocks long, of which `root` is any file; one that is so long stays as it is.
@@ -113,13 +137,6 @@ pub fn grow_ext4(root: impl AsFd, blocks: u64) -> io::Result<()> {
     let fd = root.as_fd().as_raw_fd();
     // SAFETY: the request reads the one u64 that it is called with, which lives until it returns.
     check(unsafe { libc::ioctl(fd, RESIZE, &raw const blocks) })
-}
-
-/// For the requests above, all of which read and write no more than the structure they are called with.
-fn ioctl<T>(request: libc::Ioctl, value: *mut T) -> io::Result<()> {
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: `value` is a live structure of the request's own type (see the callers).
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), request, value) })
 }
 
 fn request_for(link: &str) -> io::Result<libc::ifreq> {

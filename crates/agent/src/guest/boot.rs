@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
 use rustix::system::RebootCommand;
+use sys::guest::Link;
 
 use super::config;
 use super::console::{say, stage, want_stages};
@@ -18,6 +19,8 @@ use super::settings::{Network, Settings};
 /// How long the root's device may take to appear.
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 const NEW_ROOT: &str = "/newroot";
+/// The interface where nobody names one.
+pub(super) const DEVICE: &str = "eth0";
 
 /// Does all of it, and says what the command line wants.
 ///
@@ -206,7 +209,7 @@ fn network(cmdline: &Network) {
     {
         say(&format!("hostname: {error}"));
     }
-    if let Err(error) = sys::guest::link_up("lo") {
+    if let Err(error) = Link::new("lo").and_then(|lo| lo.up()) {
         say(&format!("lo: {error}"));
     }
     if let Err(error) = interface(&network) {
@@ -220,14 +223,19 @@ fn network(cmdline: &Network) {
 }
 
 fn interface(network: &Network) -> Result<(), String> {
+    let name = network.device.as_deref().unwrap_or(DEVICE);
+    // No host passes a guest's IPv6 on, so that a guest need not look for anybody there.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
     let Some((address, mask)) = network.address else { return Ok(()) };
-    let link = network.device.as_deref().unwrap_or("eth0");
-    sys::guest::set_address(link, address, mask).map_err(|error| format!("{link}: address {address}: {error}"))?;
-    sys::guest::link_up(link).map_err(|error| format!("{link}: up: {error}"))?;
+    let failed = |what: &str| {
+        let what = format!("{name}: {what}");
+        move |error| format!("{what}: {error}")
+    };
+    let link = Link::new(name).map_err(failed("socket"))?;
+    link.set_address(address, mask).map_err(failed(&format!("address {address}")))?;
+    link.up().map_err(failed("up"))?;
     match network.gateway {
-        Some(gateway) => {
-            sys::guest::default_route(gateway).map_err(|error| format!("{link}: route by {gateway}: {error}"))
-        }
+        Some(gateway) => link.default_route(gateway).map_err(failed(&format!("route by {gateway}"))),
         None => Ok(()),
     }
 }

@@ -8,15 +8,17 @@ use super::call::failed;
 /// Less than this is left to whatever else keeps the guest's time.
 const TOLERATED_NS: i128 = 500_000_000;
 
-/// Steps the clock where it is off by more than half a second.
+/// Moves the clock by so much, or steps it where it is off by more than half a second.
 ///
 /// # Errors
 /// The ERROR that answers.
-pub(super) fn correct(unix_ns: u64) -> Result<TimeSet, ErrorBody> {
+pub(super) fn correct(unix_ns: u64, by_ns: Option<i64>) -> Result<TimeSet, ErrorBody> {
     let behind = i128::from(unix_ns) - now();
-    let stepped = behind.abs() > TOLERATED_NS;
-    if stepped {
-        set(unix_ns)?;
+    let stepped = by_ns.is_some() || behind.abs() > TOLERATED_NS;
+    match by_ns {
+        Some(by) => set(u64::try_from(now() + i128::from(by)).unwrap_or(0))?,
+        None if stepped => set(unix_ns)?,
+        None => {}
     }
     Ok(TimeSet { behind_ms: i64::try_from(behind / 1_000_000).unwrap_or(i64::MAX), stepped })
 }

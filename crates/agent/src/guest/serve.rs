@@ -420,8 +420,10 @@ fn flush_socket(socket: &OwnedFd, call: &mut Call) {
 }
 
 fn hello(role: Role) -> Hello {
-    let caps =
-        ["exec", "tty", "linger", "start", "time", "entropy", "stats", "listen", "tar", "xattr", "dial", "files"];
+    let caps = [
+        "exec", "tty", "linger", "start", "time", "adjust", "entropy", "stats", "listen", "tar", "xattr", "dial",
+        "files",
+    ];
     Hello {
         protocol: [VERSION, VERSION],
         agent: env!("CARGO_PKG_VERSION").into(),

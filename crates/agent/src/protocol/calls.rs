@@ -42,6 +42,9 @@ pub enum Call {
         v: u16,
         /// The host's time, in nanoseconds since 1970.
         unix_ns: u64,
+        /// Move the clock by so much, however far it is off; for an agent whose HELLO has `adjust`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by_ns: Option<i64>,
     },
     /// Add the host's randomness to the guest's.
     Entropy {

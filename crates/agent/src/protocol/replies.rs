@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimeSet {
-    /// How far the clock was behind the host's, in milliseconds.
+    /// How far the clock was behind the host's, in milliseconds; less than it was by the question's own way here.
     pub behind_ms: i64,
     /// Whether it was set.
     pub stepped: bool,

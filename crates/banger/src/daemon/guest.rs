@@ -26,6 +26,9 @@ use wire::image::NewFile;
 pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 /// So long a connection is tried that is cut off before its answer.
 const CUT_OFF: Duration = Duration::from_secs(3);
+/// Looks at a guest's clock, until they tell it so well.
+const LOOKS: usize = 10;
+const PRECISE_MS: i64 = 6;
 /// An agent that did not answer to one ring is called again after this time.
 const AGAIN: Duration = Duration::from_millis(100);
 /// A console's last words: lines, and characters of each.
@@ -184,16 +187,40 @@ fn is_cut_off(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof)
 }
 
-/// Gives a guest that has come up this machine's clock, where its own is off, and randomness of this machine's. An agent
-/// that can't take them has a guest of its own making, and is left alone.
+/// Gives a guest that has come up this machine's clock, and randomness of this machine's. An agent that can't take them has a
+/// guest of its own making, and is left alone.
 pub(crate) fn settle(vsock: &Path) {
-    let call = || connect(vsock).and_then(|stream| Client::new(stream).map_err(io::Error::other));
-    if let Ok(client) = call() {
-        let _ = client.time();
-    }
-    if let Ok(client) = call() {
+    let _ = set_clock(vsock);
+    if let Ok(client) = call(vsock, ANSWER) {
         let _ = client.entropy();
     }
+}
+
+/// Sets a guest's clock by this machine's: by more than one look, for what it is told once is late by its way there.
+pub(crate) fn set_clock(vsock: &Path) -> Result<(), Failure> {
+    let (mut least, mut most) = (i64::MIN, i64::MAX);
+    for _ in 0..LOOKS {
+        let client = call(vsock, ANSWER)?;
+        let asked = Instant::now();
+        let told = client.time()?;
+        if told.stepped {
+            continue;
+        }
+        // It was so far behind at least when the question was there, and at most when the answer was; a part of a millisecond
+        // is not told.
+        let took = i64::try_from(asked.elapsed().as_millis()).unwrap_or(i64::MAX / 2);
+        least = least.max(told.behind_ms.saturating_sub(1));
+        most = most.min(told.behind_ms.saturating_add(took + 2));
+        if most.saturating_sub(least) <= PRECISE_MS {
+            break;
+        }
+        std::thread::sleep(AGAIN);
+    }
+    // As far as these tell it may be right.
+    if least > most || (least <= 0 && most >= 0) {
+        return Ok(());
+    }
+    call(vsock, ANSWER)?.adjust((least + (most - least) / 2).saturating_mul(1_000_000)).map(drop)
 }
 
 /// A call to the agent, whose HELLO is there within `limit`; so is its answer.

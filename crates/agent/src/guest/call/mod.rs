@@ -310,7 +310,7 @@ impl Call {
                 machine.armed = done.is_ok();
                 self.answer(done.map(|()| Nothing {}));
             }
-            Asked::Time { unix_ns, .. } => self.answer(clock::correct(unix_ns)),
+            Asked::Time { unix_ns, by_ns, .. } => self.answer(clock::correct(unix_ns, by_ns)),
             Asked::Entropy { bytes, .. } => self.answer(identity::add_entropy(&bytes).map(|()| Nothing {})),
             Asked::Start(start) => match identity::take(&start, machine.armed, self.came) {
                 Ok(()) => {

@@ -44,7 +44,7 @@ pub(crate) fn guest(settings: &Settings, vm: &Vm) -> Result<NewFile, Fault> {
     file("/etc/banger/guest.json", guest.to_string(), 0o644)
 }
 
-/// What a template's disk gets: nobody's name, and no address, so that its interface stays down.
+/// What a template's disk gets: nobody's name, and no address, so that its interface says nothing.
 pub(crate) fn nobodys() -> Result<Vec<NewFile>, Fault> {
     Ok(vec![
         file("/etc/hostname", "banger\n".into(), 0o644)?,

@@ -17,6 +17,8 @@ use wire::net::ResolverRoute;
 /// What goes on with the VM when it ends is its start, its stop or its run, all of which have limits of their own.
 const OTHERS: Duration = Duration::from_secs(600);
 
+/// What a command takes to begin in a guest that has just been loaded.
+const BEGUN: Duration = Duration::from_millis(300);
 /// How often a VM's console is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -29,13 +31,16 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
     let places = Places::of(&daemon.settings, &ready.vm);
     let (vsock, console_log) = (places.vsock(), places.console());
     daemon.stamps.add(&console_log);
-    // One from a template had its clock and its randomness before it was anybody's.
+    // One from a template had its clock and its randomness before it was anybody's; the clock as well as it can be told once.
     let is_settled = ready.vm.template.is_some();
     let daemon = Arc::clone(daemon);
     let started = std::thread::Builder::new().name("watch".into()).spawn(move || {
         register_names(&daemon);
-        if !is_settled {
-            guest::settle(&vsock);
+        match &watched {
+            _ if !is_settled => guest::settle(&vsock),
+            // Its first command has begun by then, or is over.
+            Some(process) if !process.wait_end(BEGUN) => drop(guest::set_clock(&vsock)),
+            _ => {}
         }
         if let Some(process) = watched {
             while !process.wait_end(LOOK) {
