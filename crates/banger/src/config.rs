@@ -170,7 +170,7 @@ keys! {
         |config, value| config.nat = Some(value.as_bool()?);
     "boot_timeout" = "", None, "how long an agent may take to answer; built in: 60s, 3m under emulation", "90s, 1h30m, or seconds":
         |config, value| config.boot_timeout = Some(time(value)?);
-    "stop_timeout" = "10s", None, "after this time a VM that is to stop is killed", "90s, 1h30m, or seconds":
+    "stop_timeout" = "", None, "after this time a VM that is to stop is killed; built in: 10s, with --init 30s, 1m under emulation", "90s, 1h30m, or seconds":
         |config, value| config.stop_timeout = Some(time(value)?);
     "ssh_via" = "auto", None, "the way that vm ssh goes", "auto, network or agent":
         |config, value| config.ssh_via = Some(one_of(value, &["auto", "network", "agent"])?);

@@ -65,7 +65,7 @@ pub(crate) struct Stop {
     /// All that run.
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Kill what has not ended after this time [default: 10s].
+    /// Kill what has not ended after this time [default: 10s; with --init 30s, 1m under emulation].
     #[arg(short, long, value_name = "D", value_parser = duration::parse)]
     timeout: Option<Duration>,
     #[command(flatten)]

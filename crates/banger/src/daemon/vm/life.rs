@@ -14,6 +14,7 @@ use crate::daemon::image::template;
 use crate::daemon::serve::Caller;
 use crate::daemon::store::Act;
 use crate::daemon::store::vms::{self, State, Vm};
+use crate::daemon::vmm::Accel;
 use crate::daemon::{Daemon, log};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -23,6 +24,9 @@ use wire::name::signal::Signal;
 
 /// How long a guest has to end by itself.
 const STOP: Duration = Duration::from_secs(10);
+/// And one with an init of its own, which stops each unit in order: by the processor, and emulated. That is two seconds'
+/// work of an emulated processor, and where other VMs have the machine's it takes as many times longer.
+const STOP_OF_INIT: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
 /// What else is under way is waited for so long: the end of a VM whose VMM was killed, say, whose disk may have to be
 /// copied.
 const OTHERS: Duration = Duration::from_secs(30);
@@ -144,7 +148,7 @@ pub(super) fn stop_held(
 ) -> Result<(Vm, Vec<String>), Fault> {
     let ready = Ready::again(work, &vm)?;
     work.reach(&mut vm, State::Stopping)?;
-    let patience = timeout_ms.map_or(STOP, Duration::from_millis);
+    let patience = timeout_ms.map_or_else(|| patience(&vm), Duration::from_millis);
     let is_told = why.is_some();
     let mut warnings = Vec::new();
     let planned = match ready {
@@ -165,6 +169,16 @@ pub(super) fn stop_held(
         warnings.extend(vm.last_error.iter().map(|fault| fault.message.to_string()));
     }
     Ok((vm, warnings))
+}
+
+/// How long it has to end by itself, where nothing else is asked for.
+fn patience(vm: &Vm) -> Duration {
+    let [by_kvm, emulated] = STOP_OF_INIT;
+    match (vm.init, vm.accel.as_deref() == Some(Accel::Kvm.name())) {
+        (false, _) => STOP,
+        (true, true) => by_kvm,
+        (true, false) => emulated,
+    }
 }
 
 /// Sends its VMM a signal.
