@@ -1,15 +1,15 @@
-//! What goes on over time ends with its reader: `banger vm logs -f web | head -1`.
+//! What goes on over time: it ends with its reader (`banger vm logs -f web | head -1`), and a stage's line is one.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod stand_in;
 
 use banger::api::conn::Conn;
-use banger::api::{Attached, Event, Handed};
+use banger::api::{Attached, Event, Handed, Stage, StageState};
 use serde_json::{Value, json};
 use stand_in::{StandIn, vm};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -83,4 +83,53 @@ fn figures_that_are_watched() {
     for words in ["vm stats --watch=1h --json", "vm stats --watch=1h"] {
         ends(begin(words, &daemon.socket()), words);
     }
+}
+
+/// A daemon whose starts boot for ever, and usually take a tenth of a second.
+fn that_boots(socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for stream in listener.incoming() {
+            let mut conn = Conn::new(stream.unwrap());
+            conn.line().unwrap();
+            let (name, about, note) = ("boot".into(), "web".into(), String::new());
+            let usual_us = Some(100_000);
+            let stage = Stage { name, state: StageState::Begun, at_us: 0, about, note, usual_us };
+            conn.send(&Event::Stage(stage), None).unwrap();
+            kept.push(conn);
+        }
+    });
+}
+
+#[test]
+fn a_stage_that_is_late_says_where_to_look_and_its_line_goes_before_other_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    that_boots(&socket);
+    let line = format!("stty cols 120; exec {} vm run --image i --kernel k -- true", env!("CARGO_BIN_EXE_banger"));
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env("BANGER_SOCKET", &socket).env("BANGER_CONFIG", "/dev/null");
+    script.env_remove("CI").env("TERM", "xterm").stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = script.spawn().unwrap();
+    let mut shown = child.stdout.take().unwrap();
+    let mut text = String::new();
+    let mut until = |word: &str| {
+        let mut byte = [0];
+        while !text.contains(word) {
+            assert_eq!(shown.read(&mut byte).unwrap(), 1, "{word:?} did not come: {text:?}");
+            text.push(byte[0].into());
+        }
+    };
+    until("\rweb  boot  0.");
+    until("  (usually 0.1)\x1b[K");
+    until("  (usually 0.1)  banger vm logs -f web shows the console\x1b[K");
+    let pids = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    for _ in 0..2 {
+        assert!(Command::new("kill").args(["-INT", pids.trim()]).status().unwrap().success());
+        // Two at once are one.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    until("\r\x1b[Kbangerd goes on undoing");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }

@@ -152,6 +152,13 @@ fn the_version_is_the_daemons_too_where_it_answers() {
     assert_eq!(text(&daemon.run("version", &[]).stdout), format!("{ours}bangerd 9.9\n"));
     let out = daemon.run("version", &[("BANGER_SOCKET", "/nosuch/socket")]);
     assert_eq!((text(&out.stdout), text(&out.stderr)), (ours.as_str(), ""));
+    let document = |bangerd| json!({"banger": env!("CARGO_PKG_VERSION"), "bangerd": bangerd});
+    for (words, socket, bangerd) in
+        [("--json version", daemon.socket(), json!("9.9")), ("version --json", "/nosuch".into(), json!(null))]
+    {
+        let out = daemon.run(words, &[("BANGER_SOCKET", socket.to_str().unwrap())]);
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap(), document(bangerd), "{words}");
+    }
 }
 
 #[test]

@@ -95,6 +95,15 @@ pub(crate) struct Listening {
     pub(crate) published: Option<String>,
 }
 
+/// Versions.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Versions {
+    /// This program's.
+    pub(crate) banger: &'static str,
+    /// The daemon's; `null` where it doesn't answer at once.
+    pub(crate) bangerd: Option<String>,
+}
+
 /// Something that was not taken along.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct LeftOut {

@@ -101,7 +101,7 @@ enum Command {
     #[command(hide = true)]
     CompleteNames(complete::Names),
     /// Print the versions of banger, and of bangerd where that answers.
-    Version,
+    Version(Versions),
 }
 
 #[derive(Subcommand)]
@@ -137,6 +137,13 @@ struct Init {
     /// The install metadata; root writes it.
     #[arg(long, value_name = "FILE", default_value = "/etc/banger/install.toml")]
     install_meta: PathBuf,
+}
+
+#[derive(Args)]
+struct Versions {
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
 }
 
 /// How the helper is reached.
@@ -195,7 +202,7 @@ pub(crate) fn config() -> &'static Config {
 fn configure(command: &Command) -> Result<(), problem::Problem> {
     if matches!(
         command,
-        Command::Version
+        Command::Version(_)
             | Command::Completion(_)
             | Command::CompleteNames(_)
             | Command::Explain(_)
@@ -290,15 +297,19 @@ impl Command {
             Command::Schema(wanted) => schema::schema(&wanted),
             // They are another's before anything is read here.
             Command::Try(_) | Command::TryInside(_) => Ok(()),
-            Command::Version => versions(),
+            Command::Version(wanted) => versions(&wanted),
         };
         done.map(|()| 0)
     }
 }
 
 /// This program's version, and bangerd's where that answers soon.
-fn versions() -> Result<(), problem::Problem> {
+fn versions(wanted: &Versions) -> Result<(), problem::Problem> {
     let daemon: Option<Version> = reach::soon(Request::Version {});
+    if wanted.json {
+        let bangerd = daemon.map(|version| version.bangerd);
+        return output::json(&documents::Versions { banger: env!("CARGO_PKG_VERSION"), bangerd });
+    }
     let daemon = daemon.map_or(String::new(), |version| format!("bangerd {}\n", text::line(&version.bangerd)));
     output::data(&format!("banger {}\n{daemon}", env!("CARGO_PKG_VERSION")))
 }

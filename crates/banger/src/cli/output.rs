@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// Whether failures are told as JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
 
+/// Whether a line is drawn on the terminal that has no end.
+static DRAWN: AtomicBool = AtomicBool::new(false);
+
 /// Writes data. A reader that has gone away had enough: that is no failure.
 pub(crate) fn data(text: &str) -> Result<(), Problem> {
     let mut out = io::stdout().lock();
@@ -43,9 +46,20 @@ pub(crate) fn nobody_reads_within(pause: Duration) -> bool {
     }
 }
 
-/// Writes words of ours. Where nobody can read them there is nobody to tell.
+/// Writes words of ours. Where nobody can read them there is nobody to tell. What [`draw`] drew goes.
 pub(crate) fn ours(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let mut err = io::stderr().lock();
+    if DRAWN.swap(false, Ordering::Relaxed) {
+        let _ = err.write_all(b"\r\x1b[K");
+    }
+    let _ = err.write_all(text.as_bytes());
+}
+
+/// Draws a line on the terminal in the place of the one that was drawn before; the next words of ours take its place.
+pub(crate) fn draw(line: &str) {
+    let mut err = io::stderr().lock();
+    DRAWN.store(true, Ordering::Relaxed);
+    let _ = err.write_all(format!("\r{line}\x1b[K").as_bytes());
 }
 
 /// What can be skipped: not said where little is to be said.

@@ -46,7 +46,6 @@ struct Line {
 #[derive(Default)]
 struct Drawn {
     stage: Option<Current>,
-    is_there: bool,
     over: bool,
 }
 
@@ -133,8 +132,8 @@ impl Line {
 
     fn set(&self, stage: Option<Current>) {
         let mut drawn = self.lock();
-        if stage.is_none() && std::mem::take(&mut drawn.is_there) {
-            output::ours("\r\x1b[K");
+        if stage.is_none() {
+            output::ours("");
         }
         drawn.stage = stage;
         self.changed.notify_all();
@@ -146,8 +145,7 @@ impl Line {
             if begun.elapsed() >= QUIET
                 && let Some(current) = &drawn.stage
             {
-                output::ours(&format!("\r{}\x1b[K", current.line(current.since.elapsed(), room())));
-                drawn.is_there = true;
+                output::draw(&current.line(current.since.elapsed(), room()));
             }
             drawn = self.changed.wait_timeout(drawn, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }

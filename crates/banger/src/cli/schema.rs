@@ -1,7 +1,7 @@
 //! `banger schema`: JSON Schema of what each command prints with `--json`, made of the types that are printed.
 
 use super::documents::{Copied, Ended, Failure, Figures, Listening, LogLine, OneOrMore};
-use super::documents::{Planned, Pruned, Pulled, Pushed, Stage, Timings};
+use super::documents::{Planned, Pruned, Pulled, Pushed, Stage, Timings, Versions};
 use super::problem::Problem;
 use super::{config, doctor, output};
 use crate::api::asset::{Asset, Removed};
@@ -46,6 +46,7 @@ const SCHEMAS: &[(&str, Make)] = &[
     ("template.list", of::<Vec<Template>>),
     ("template.rm", of::<Vec<Gone>>),
     ("template.show", of::<OneOrMore<Template>>),
+    ("version", of::<Versions>),
     ("vm.cp", of::<Copied>),
     ("vm.create", of::<Vm>),
     ("vm.kill", of::<Vec<Changed>>),

@@ -33,6 +33,8 @@ const PRECISE_MS: i64 = 6;
 const AGAIN: Duration = Duration::from_millis(100);
 /// A console's last words: lines, and characters of each.
 const WORDS: (usize, usize) = (3, 160);
+/// What Linux says before it is over.
+const PANIC: &str = "Kernel panic - not syncing";
 const TAIL: u64 = 8 << 10;
 
 /// Where the agent rings when it listens. Any program in the guest can ring, so a ring is a hint.
@@ -267,8 +269,8 @@ pub(crate) fn ask_down(vsock: &Path, patience: Duration) -> io::Result<()> {
     }
 }
 
-/// The last lines that a guest wrote to its console, escaped, in one line; `None` where it said nothing. The VMM's own
-/// lines in the same file, which bear the VM's id, are none of its.
+/// The last lines that a guest wrote to its console, escaped, or those up to its kernel's end, where that has said so; `None`
+/// where it said nothing. The VMM's own lines in the same file, which bear the VM's id, are none of its.
 pub(crate) fn last_words(console: &Path, id: &str) -> Option<String> {
     let mut file = File::open(console).ok()?;
     let length = file.metadata().ok()?.len();
@@ -280,10 +282,13 @@ pub(crate) fn last_words(console: &Path, id: &str) -> Option<String> {
     let of_guest = |line: &&str| !line.is_empty() && !line.contains(&of_vmm);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(of_guest).collect();
     let (most, length) = WORDS;
+    // What comes behind is where it was in the program.
+    let panicked = lines.iter().position(|line| line.contains(PANIC));
+    let lines = &lines[..panicked.map_or(lines.len(), |at| at + 1)];
     let last = lines[lines.len().saturating_sub(most)..].iter();
     let shown: Vec<String> =
         last.map(|line| line.chars().take(length).flat_map(char::escape_default).collect()).collect();
-    (!shown.is_empty()).then(|| shown.join(" | "))
+    (!shown.is_empty()).then(|| shown.join("\n"))
 }
 
 /// How long the guest's own stages took, by its own clock, as far as its console tells them.
@@ -319,7 +324,9 @@ mod tests {
         let path = dir.path().join("console");
         assert_eq!(last_words(&path, "7f3a"), None);
         fs::write(&path, "a\r\nb\n\n\x1b[2Jc\nd\n2026-11-28T23:15:24 [7f3a:banger-qemu] It runs.\n").unwrap();
-        assert_eq!(last_words(&path, "7f3a").unwrap(), "b | \\u{1b}[2Jc | d");
+        assert_eq!(last_words(&path, "7f3a").unwrap(), "b\n\\u{1b}[2Jc\nd");
+        fs::write(&path, "a\nb\n[ 0.4] Kernel panic - not syncing: no root\nCPU: 0\nCall Trace:\nx\ny\n").unwrap();
+        assert_eq!(last_words(&path, "7f3a").unwrap(), "a\nb\n[ 0.4] Kernel panic - not syncing: no root");
     }
 
     #[test]

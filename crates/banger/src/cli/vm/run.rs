@@ -195,7 +195,7 @@ impl Session<'_> {
             }
             (Err((Some(fault), _)), _) => Err(Problem::of_fault(fault)),
             (Err((None, failure)), closed) => {
-                Err(of_failure(&failure, &attached.vm, self.command, closed.err(), &call.op_id))
+                Err(of_failure(&failure, &attached.vm, (self.program, self.command), closed.err(), &call.op_id))
             }
         }
     }
@@ -256,7 +256,13 @@ pub(super) fn reason(running: &mut Running, failure: &Failure) -> Option<Fault> 
 }
 
 /// A call that has no end of the command's is a problem of ours.
-fn of_failure(failure: &Failure, vm: &str, command: &[OsString], closed: Option<Fault>, op_id: &str) -> Problem {
+fn of_failure(
+    failure: &Failure,
+    vm: &str,
+    (given, command): (&Program, &[OsString]),
+    closed: Option<Fault>,
+    op_id: &str,
+) -> Problem {
     let exit = failure.status();
     let program = command.first().map_or("login shell".into(), |word| wire::code::shown(&word.to_string_lossy()));
     let mut fault = match failure {
@@ -274,6 +280,13 @@ fn of_failure(failure: &Failure, vm: &str, command: &[OsString], closed: Option<
         Failure::Refused(body) if exit == 126 => {
             Fault::new("not_executable", exit, format!("{program} can't be run in {vm}")).why(shown(body))
         }
+        Failure::Refused(body) if body.code == "bad_cwd" => {
+            let directory = wire::code::shown(&given.workdir);
+            Fault::new("guest", exit, format!("{vm} has no directory {directory} to begin in")).why(shown(body))
+        }
+        Failure::Refused(body) if body.code == "no_user" => {
+            Fault::new("no_user", exit, format!("{vm} has no user {}", wire::code::shown(&given.user)))
+        }
         Failure::Abandoned => Fault::new("interrupted", exit, "the command was given up"),
         other => Fault::new("guest", exit, format!("{vm}: {other}")),
     };
@@ -283,7 +296,8 @@ fn of_failure(failure: &Failure, vm: &str, command: &[OsString], closed: Option<
 
 fn shown(body: &agent::protocol::ErrorBody) -> String {
     let step: String = body.step.chars().take(100).flat_map(char::escape_default).collect();
-    format!("{step}: errno {}", body.errno)
+    // The number is the guest's: it may be none that there is.
+    format!("{step}: {}", std::io::Error::from_raw_os_error(body.errno))
 }
 
 fn status(ended: &Ended) -> Status {

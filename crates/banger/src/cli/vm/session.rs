@@ -39,10 +39,10 @@ pub(crate) struct Program {
     env_file: Vec<PathBuf>,
     /// The directory in the guest [default: the user's home].
     #[arg(short, long, value_name = "DIR", default_value = "", hide_default_value = true)]
-    workdir: String,
+    pub(super) workdir: String,
     /// The user in the guest.
     #[arg(short, long, value_name = "USER", default_value = "root")]
-    user: String,
+    pub(super) user: String,
     /// End the command after this time: status 124.
     #[arg(long, value_name = "D", value_parser = duration::parse)]
     timeout: Option<Duration>,

@@ -106,6 +106,9 @@ pub(crate) fn find(connection: &Connection, kind: Kind, reference: &str) -> Resu
     );
     Err(match nearest(reference, all.iter().map(|asset| asset.name.as_str())) {
         Some(near) => fault.fix(format!("{near} is close; banger {what} list shows what is here")),
+        None if kind == Kind::Image && reference.contains(['/', '@', ':']) => {
+            fault.fix(format!("banger image pull {}", crate::cli::line(reference)))
+        }
         None => fault.fix(format!("banger {what} list shows what is here")),
     })
 }

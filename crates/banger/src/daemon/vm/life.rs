@@ -102,7 +102,7 @@ fn up(
     // What could not be done when it ended.
     whole::make(&work, &mut vm).map_err(|fault| fault.at("disk"))?;
     whole::name(&work, &vm).unwrap_or_else(|fault| log::fault("disk", caller.op_id(), &fault));
-    let is_first = vm.disk_method.is_none();
+    let (is_first, name) = (vm.disk_method.is_none(), vm.name.clone());
     let way = if is_first { Way::of_first(&work, &vm, how.cold) } else { Way::Cold(None) };
     match start::start(daemon, &mut work, caller, held, vm, way, how.boot_timeout_ms) {
         Ok(ready) => {
@@ -114,8 +114,14 @@ fn up(
         Err(failed) => {
             let wanted = failed.fault.code == "interrupted";
             let state = if wanted { State::Stopped } else { State::Failed };
-            failed.planned.rest(&mut work, state, (!wanted).then(|| failed.fault.clone()))?;
-            Err(failed.fault)
+            let fault = match failed.fault.code.as_str() {
+                "boot_failed" | "agent_silent" => {
+                    failed.fault.fix(format!("banger vm logs {name} has the whole console"))
+                }
+                _ => failed.fault,
+            };
+            failed.planned.rest(&mut work, state, (!wanted).then(|| fault.clone()))?;
+            Err(fault)
         }
     }
 }

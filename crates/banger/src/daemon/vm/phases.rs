@@ -424,11 +424,21 @@ fn explain(fault: Fault, vm: &Vm, console: &Path) -> Fault {
         "boot_failed" => {
             Fault { message: format!("{}'s VMM ended before its agent answered", vm.name).into(), ..fault }
         }
-        "agent_silent" => Fault { message: format!("{}: {}", vm.name, fault.message).into(), ..fault },
+        "agent_silent" => {
+            let message = fault.message.strip_prefix("it ").unwrap_or(&fault.message);
+            Fault { message: format!("{} {message}", vm.name).into(), ..fault }
+        }
         _ => return fault,
     };
     match guest::last_words(console, &vm.id) {
-        Some(words) => fault.why(format!("the console's last lines: {words}")),
+        Some(words) => {
+            let fault = match fault.code == "boot_failed" {
+                true if words.contains("memory") => fault.fix("--memory 512M gives it more"),
+                true => fault.fix("banger kernel import --debian makes a kernel that boots here"),
+                false => fault,
+            };
+            fault.why(format!("the console's last lines:\n{words}"))
+        }
         None => fault.why("its console is empty: the kernel has said nothing"),
     }
 }

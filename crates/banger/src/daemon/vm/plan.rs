@@ -180,5 +180,5 @@ fn name_taken(there: &Vm) -> Fault {
     let old = crate::time::age(unix_now().saturating_sub(there.created_at));
     let message = format!("there is a VM named {name} already ({state}, {old} old)");
     Fault::new("name_taken", exit::STATE, message)
-        .fix(format!("banger vm start {name} | banger vm rm {name} | another --name"))
+        .fix(format!("banger vm start {name} | banger vm rm {name} | another name, as {name:.60}-2"))
 }
