@@ -115,12 +115,24 @@ fn a_command_in_a_vm_and_nothing_is_left() {
     let words = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(125), "{words}");
     assert!(words.contains("error[no_such_image]"), "{words}");
+    // Every command's flags reach the one inside.
+    let out = run_with(&["--json", "--progress=json"], cache.path(), &["--image", "nosuch", "--", "true"], b"");
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    let lines: Vec<serde_json::Value> = told.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(lines.iter().any(|line| line["stage"] == "plan") && !told.contains("error["), "{told}");
+    let error = lines.last().map(|line| (&line["error"]["code"], &line["error"]["exit"]));
+    assert_eq!(error, Some((&"no_such_image".into(), &125.into())), "{told}");
+    assert_eq!(out.status.code(), Some(125));
     assert_eq!(machine(), before);
 }
 
 fn run(cache: &Path, arguments: &[&str], input: &[u8]) -> Output {
+    run_with(&[], cache, arguments, input)
+}
+
+fn run_with(early: &[&str], cache: &Path, arguments: &[&str], input: &[u8]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
-    command.env_remove("SUDO_UID").arg("try").arg("--cache").arg(cache).args(arguments);
+    command.env_remove("SUDO_UID").args(early).arg("try").arg("--cache").arg(cache).args(arguments);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
     child.wait_with_output().unwrap()

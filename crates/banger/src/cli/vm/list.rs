@@ -185,7 +185,8 @@ fn lines(vm: &Vm) -> String {
     }
     if let Some(fault) = &vm.last_error {
         line("failed", &format!("error[{}]: {}", fault.code, fault.message));
-        fault.why.iter().for_each(|why| line("  why", why));
+        let why = fault.why.as_deref().into_iter().flat_map(str::lines);
+        why.enumerate().for_each(|(n, why)| line(if n == 0 { "  why" } else { "    |" }, why));
         fault.fix.iter().for_each(|fix| line("  fix", fix));
     }
     out
