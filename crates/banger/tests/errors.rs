@@ -79,6 +79,11 @@ fn of_several_that_are_shown_one_that_is_not_there_stops_none() {
     assert!(out.stdout.starts_with(b"name      a\n") && out.stderr.starts_with(b"error[no_such_vm]"));
     let out = daemon.run("vm show nosuch --json", &[]);
     assert_eq!((out.stdout.as_slice(), out.status.code()), (&b""[..], Some(3)));
+    let out = daemon.run("vm stats nosuch other", &[]);
+    assert_eq!((out.stdout.as_slice(), out.status.code()), (&b""[..], Some(7)));
+    assert_eq!(String::from_utf8(out.stderr).unwrap().matches("error[no_such_vm]").count(), 2, "once each");
+    let out = daemon.run("vm stats --watch=1h nosuch other", &[]);
+    assert_eq!(out.status.code(), Some(7), "there is nothing to watch");
     let out = daemon.run("vm ports nosuch other", &[]);
     assert_eq!((out.stdout.as_slice(), out.status.code()), (&b""[..], Some(7)));
     assert_eq!(String::from_utf8(out.stderr).unwrap().matches("error[no_such_vm]").count(), 2);
@@ -89,6 +94,8 @@ fn a_mistake_of_the_command_line_has_the_form_of_every_error() {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     for (words, exit, what, fix) in [
         ("vm lits", 2, "unrecognized subcommand 'lits'", "list is close"),
+        ("vm strat web", 2, "unrecognized subcommand 'strat'", "start is close\n"),
+        ("stauts", 2, "unrecognized subcommand 'stauts'", "banger --help says"),
         ("vm list --runing", 2, "unexpected argument '--runing' found", "--running is close"),
         (
             "vm list --nosuchflag",

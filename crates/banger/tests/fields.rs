@@ -40,7 +40,7 @@ fn a_field_that_is_not_there_is_refused_before_anything_is_done() {
     let daemon = StandIn::with_vms(&["a"]);
     for (words, exit, says) in [
         ("vm create --image i --kernel k --json=nam", 2, "name is close; there are agent, cpus, "),
-        ("vm stop --json=ms,zzzzzz a", 2, "there are changed, ms, vm, warnings"),
+        ("vm stop --json=ms,zzzzzz a", 2, "there are changed, freed_bytes, ms, vm, warnings"),
         ("vm run --timings --json=stagse -- true", 125, "stages is close"),
         ("vm exec --json=name a true", 125, "--json"),
         ("vm workspace a --json=file", 2, "files is close"),

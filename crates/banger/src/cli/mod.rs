@@ -34,7 +34,7 @@ mod vm;
 use crate::api::{Request, Version};
 use crate::config::Config;
 use crate::daemon::error::exit::{FAILED, USAGE};
-use crate::{duration, size};
+use crate::{duration, near, size};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
@@ -327,16 +327,16 @@ fn refused(error: &clap::Error) -> ExitCode {
     if wants_json {
         output::failures_as_json();
     }
-    let path = meant(words());
+    let (path, near) = meant(words());
     // Where a command's own status may be 2, ours is another.
     let runs = ["vm run", "vm exec", "run", "exec", "try"].contains(&path.as_str());
     let exit = if runs { vm::OURS } else { USAGE };
-    output::failure(&problem::Problem::of_usage(error, &path), exit);
+    output::failure(&problem::Problem::of_usage(error, &path, near), exit);
     ExitCode::from(exit)
 }
 
-/// The command that these words mean, which could not be parsed.
-fn meant(mut words: impl Iterator<Item = String>) -> String {
+/// The command that these words mean, which could not be parsed; and the name that is near to one that there isn't.
+fn meant(mut words: impl Iterator<Item = String>) -> (String, Option<String>) {
     let definition = command();
     let (mut at, mut path) = (&definition, Vec::new());
     while let Some(word) = words.next() {
@@ -347,12 +347,16 @@ fn meant(mut words: impl Iterator<Item = String>) -> String {
                 words.next();
             }
         } else if !word.starts_with('-') {
-            let Some(inner) = at.find_subcommand(&word) else { break };
+            let Some(inner) = at.find_subcommand(&word) else {
+                let shown = at.get_subcommands().filter(|inner| !inner.is_hide_set());
+                let near = near::nearest(&word, shown.map(clap::Command::get_name));
+                return (path.join(" "), near.map(str::to_owned));
+            };
             path.push(inner.get_name());
             at = inner;
         }
     }
-    path.join(" ")
+    (path.join(" "), None)
 }
 
 #[cfg(test)]

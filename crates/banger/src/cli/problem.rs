@@ -27,9 +27,9 @@ impl Problem {
         Problem(Fault::new("usage", exit::USAGE, message))
     }
 
-    /// What the parser of the command line says of `command`: its first paragraph, the near names that it knows, and its other
-    /// tips.
-    pub(crate) fn of_usage(error: &clap::Error, command: &str) -> Problem {
+    /// What the parser of the command line says of `command`: its first paragraph, the near name, and its other tips. `near`: of
+    /// a command; the parser's own likes what is far.
+    pub(crate) fn of_usage(error: &clap::Error, command: &str, near: Option<String>) -> Problem {
         let text = error.to_string();
         let what = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
         let problem = match error.kind() {
@@ -38,12 +38,13 @@ impl Problem {
             }
             _ => Problem::usage(what.trim_start_matches("error: ")),
         };
-        let near = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg, ContextKind::SuggestedValue];
-        let near = near.into_iter().filter_map(|kind| match error.get(kind)? {
-            ContextValue::String(one) => Some(format!("{one} is close")),
-            ContextValue::Strings(all) if !all.is_empty() => Some(format!("{} is close", all.join(" or "))),
+        let known = [ContextKind::SuggestedArg, ContextKind::SuggestedValue].into_iter();
+        let known = known.filter_map(|kind| match error.get(kind)? {
+            ContextValue::String(one) => Some(one.clone()),
             _ => None,
         });
+        let near = near.filter(|_| error.kind() == ErrorKind::InvalidSubcommand).into_iter().chain(known);
+        let near = near.map(|near| format!("{near} is close"));
         let tips = match error.get(ContextKind::Suggested) {
             Some(ContextValue::StyledStrs(tips)) => tips.iter().map(ToString::to_string).collect(),
             _ => Vec::new(),

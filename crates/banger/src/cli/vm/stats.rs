@@ -3,7 +3,7 @@
 use super::{Status, link};
 use crate::api::vm::Vm;
 use crate::cli::problem::Problem;
-use crate::cli::reach::Asked;
+use crate::cli::reach::{Asked, Reach};
 use crate::cli::{documents, output, size, table, text};
 use crate::{duration, time};
 use agent::protocol::Stats as Figures;
@@ -32,17 +32,27 @@ const SAMPLE: Duration = Duration::from_millis(500);
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 pub(super) fn stats(stats: &Stats) -> Result<Status, Problem> {
-    let mut before = HashMap::new();
-    look(stats, &mut before)?;
+    let names = (!stats.names.is_empty()).then(|| stats.names.clone());
+    let mut watched = Watched { names, before: HashMap::new(), status: 0 };
+    watched.look(&stats.asked.reach)?;
     thread::sleep(SAMPLE);
     loop {
-        let (shown, status) = look(stats, &mut before)?;
+        let shown = watched.look(&stats.asked.reach)?;
         print(stats, &shown)?;
-        let Some(pause) = stats.watch else { return Ok(status) };
+        let Some(pause) = stats.watch.filter(|_| !watched.is_over()) else { return Ok(watched.status) };
         if output::nobody_reads_within(pause) {
-            return Ok(status);
+            return Ok(watched.status);
         }
     }
+}
+
+/// What is looked at, more than once.
+struct Watched {
+    /// Those that are named, and have answered so far; `None`: all that run.
+    names: Option<Vec<String>>,
+    /// The last figures of each VM, by its id.
+    before: HashMap<String, Figures>,
+    status: Status,
 }
 
 /// One VM's figures, and what its processors did since those before.
@@ -53,17 +63,31 @@ struct Shown {
     cpu_percent: Option<f64>,
 }
 
-/// Asks all of them; `before` has the last figures of each VM, by its id.
-fn look(stats: &Stats, before: &mut HashMap<String, Figures>) -> Result<(Vec<Shown>, Status), Problem> {
-    let (vms, found) = link::named(&stats.asked.reach, &stats.names)?;
-    let (answers, status) = link::ask_each(&stats.asked.reach, vms, |client| client.stats())?;
-    let then: HashMap<String, Figures> = answers.iter().map(|(vm, now)| (vm.id.clone(), now.clone())).collect();
-    let then = std::mem::replace(before, then);
-    let show = |(vm, now): (Vm, Figures)| {
-        let cpu_percent = then.get(&vm.id).and_then(|then| cpu_percent(then, &now));
-        Shown { name: vm.name, now, cpu_percent }
-    };
-    Ok((answers.into_iter().map(show).collect(), status.max(found)))
+impl Watched {
+    /// Asks all of them. Of one that fails that is told once.
+    fn look(&mut self, reach: &Reach) -> Result<Vec<Shown>, Problem> {
+        let (vms, found) = match &self.names {
+            Some(names) if names.is_empty() => return Ok(Vec::new()),
+            names => link::named(reach, names.as_deref().unwrap_or_default())?,
+        };
+        let (answers, status) = link::ask_each(reach, vms, |client| client.stats())?;
+        self.status = self.status.max(status).max(found);
+        if let Some(names) = &mut self.names {
+            *names = answers.iter().map(|(vm, _)| vm.id.clone()).collect();
+        }
+        let then: HashMap<String, Figures> = answers.iter().map(|(vm, now)| (vm.id.clone(), now.clone())).collect();
+        let then = std::mem::replace(&mut self.before, then);
+        let show = |(vm, now): (Vm, Figures)| {
+            let cpu_percent = then.get(&vm.id).and_then(|then| cpu_percent(then, &now));
+            Shown { name: vm.name, now, cpu_percent }
+        };
+        Ok(answers.into_iter().map(show).collect())
+    }
+
+    /// None of those that are named is left.
+    fn is_over(&self) -> bool {
+        self.names.as_ref().is_some_and(Vec::is_empty)
+    }
 }
 
 fn cpu_percent(then: &Figures, now: &Figures) -> Option<f64> {
