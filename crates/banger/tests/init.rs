@@ -57,9 +57,10 @@ fn beside_others<T>(act: impl FnOnce() -> T) -> T {
         scope.spawn(|| {
             for _ in 0..6 {
                 std::thread::sleep(Duration::from_millis(100));
-                kill_process(qemu, Signal::STOP).expect("it ends no sooner");
+                // A guest that KVM runs may have ended by now.
+                let _ = kill_process(qemu, Signal::STOP);
                 std::thread::sleep(Duration::from_secs(2));
-                kill_process(qemu, Signal::CONT).expect("it ends no sooner");
+                let _ = kill_process(qemu, Signal::CONT);
             }
         });
         act()

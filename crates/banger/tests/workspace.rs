@@ -96,6 +96,11 @@ fn a_work_tree_goes_in_and_its_changes_come_back() {
         let change =
             "cd /root/hello && sed -i s/helo/hello/ src/main.c && echo added >new && rm Makefile && echo x >hello";
         ok(&["vm", "exec", "web", "--", "sh", "-c", change]);
+        // A git of the guest's that lies, its settings and its hooks: none of them is asked, by a pull or a push.
+        let lies = "printf '#!/bin/sh\\ntouch /root/git-ran\\n' >/usr/local/bin/git && chmod 755 /usr/local/bin/git && \
+            mkdir -p /root/hello/.git/hooks && cp /usr/local/bin/git /root/hello/.git/hooks/post-index-change && \
+            printf '[core]\\n\\tfsmonitor = /usr/local/bin/git\\n' >>/root/hello/.git/config";
+        ok(&["vm", "exec", "web", "--", "sh", "-c", lies]);
         let refused = |arguments: &[&str], code: &str| {
             let out = here(arguments);
             assert_eq!(out.status.code(), Some(4), "{arguments:?}");
@@ -136,6 +141,7 @@ fn a_work_tree_goes_in_and_its_changes_come_back() {
         fs::remove_file(format!("{PROJECT}/README")).unwrap();
         here_ok(&["vm", "workspace", "web"]);
         let listed = "cd /root/hello && ls && ls src";
+        assert_eq!(run(&["vm", "exec", "web", "test", "-e", "/root/git-ran"]).status.code(), Some(1));
         assert_eq!(ok(&["vm", "exec", "web", "--", "sh", "-c", listed]), "Makefile\nhello\nnew\nsrc\nmain.c\n");
 
         // A removal without a word, once nothing can be lost.
