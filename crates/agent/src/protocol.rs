@@ -27,7 +27,7 @@ pub use body::{
     ErrorBody, Exit, ExitCode, ExitSignal, Grant, Hello, Signal, SignalName, Started, decode_strings, encode_json,
     encode_strings,
 };
-pub use calls::{Attach, Call, Dial, Down, Exec, Get, Interface, Keep, OwnFile, Put, Start, TtySize};
+pub use calls::{Attach, Call, Dial, Down, Exec, Get, Interface, Keep, MAX_LEAVE, OwnFile, Put, Start, TtySize};
 pub use replies::{Listed, Listener, Stats, TimeSet};
 
 use std::fmt;

@@ -36,8 +36,14 @@ fn put_to(service: &Service, from: &Path, to: &Path, into: bool) -> Result<Copie
 }
 
 fn get_to(service: &Service, from: &Path, to: &Path) -> Result<Copied, CopyFailure> {
-    let asked =
-        Get { v: VERSION, from: from.to_str().unwrap().into(), follow: false, contents: false, keep: Keep::User };
+    let asked = Get {
+        v: VERSION,
+        from: from.to_str().unwrap().into(),
+        follow: false,
+        contents: false,
+        keep: Keep::User,
+        leave: vec![],
+    };
     let place = OwnedFd::from(std::fs::File::open(to).unwrap());
     let rules = Rules { clobber: true, ..Rules::default() };
     get(&service.connect(), asked, place, rules, Limits::EMULATED, |_| true)
@@ -102,6 +108,7 @@ fn a_copy_that_is_given_up_leaves_no_half_file() {
         follow: false,
         contents: true,
         keep: Keep::User,
+        leave: vec![],
     };
     std::fs::create_dir(dir.path().join("out")).unwrap();
     let place = || OwnedFd::from(std::fs::File::open(dir.path().join("out")).unwrap());
@@ -141,6 +148,7 @@ fn archives_of_others_go_in_and_come_out() {
         follow: false,
         contents: false,
         keep: Keep::User,
+        leave: vec![],
     };
     let mut read = tar(&["-x", "-C", "out"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
     let mut pipe = read.stdin.take().unwrap();

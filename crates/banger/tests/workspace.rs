@@ -43,7 +43,7 @@ fn project() {
     for (file, content) in [
         ("src/main.c", main),
         ("Makefile", "test: hello\n\t./hello | grep -q hello\n\nhello: src/main.c\n\t$(CC) -o $@ $<\n"),
-        (".gitignore", "/hello\n*.o\n"),
+        (".gitignore", "/hello\n/built/\n*.o\n"),
         ("README", "A greeting.\n"),
         ("notes", "mine alone\n"),
     ] {
@@ -101,6 +101,9 @@ fn a_work_tree_goes_in_and_its_changes_come_back() {
             mkdir -p /root/hello/.git/hooks && cp /usr/local/bin/git /root/hello/.git/hooks/post-index-change && \
             printf '[core]\\n\\tfsmonitor = /usr/local/bin/git\\n' >>/root/hello/.git/config";
         ok(&["vm", "exec", "web", "--", "sh", "-c", lies]);
+        // What the owner ignores isn't even looked at: this would be too deep to come, whatever the guest's own rules are.
+        let deep = "cd /root/hello && mkdir -p built/$(yes d/ | head -200 | tr -d '\\n') && echo >.git/info/exclude";
+        ok(&["vm", "exec", "web", "--", "sh", "-c", deep]);
         let refused = |arguments: &[&str], code: &str| {
             let out = here(arguments);
             assert_eq!(out.status.code(), Some(4), "{arguments:?}");
@@ -142,7 +145,7 @@ fn a_work_tree_goes_in_and_its_changes_come_back() {
         here_ok(&["vm", "workspace", "web"]);
         let listed = "cd /root/hello && ls && ls src";
         assert_eq!(run(&["vm", "exec", "web", "test", "-e", "/root/git-ran"]).status.code(), Some(1));
-        assert_eq!(ok(&["vm", "exec", "web", "--", "sh", "-c", listed]), "Makefile\nhello\nnew\nsrc\nmain.c\n");
+        assert_eq!(ok(&["vm", "exec", "web", "--", "sh", "-c", listed]), "Makefile\nbuilt\nhello\nnew\nsrc\nmain.c\n");
 
         // A removal without a word, once nothing can be lost.
         ok(&["vm", "stop", "web"]);

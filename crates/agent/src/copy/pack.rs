@@ -1,6 +1,6 @@
 //! A tree as a tar, piece by piece.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -53,6 +53,7 @@ pub struct Pack {
     sources: VecDeque<Source>,
     follow: bool,
     keep: Keep,
+    leave: HashSet<Vec<u8>>,
     levels: Vec<Level>,
     path: Vec<u8>,
     file: Option<File>,
@@ -69,6 +70,7 @@ impl Pack {
             sources: sources.into(),
             follow,
             keep: Keep::Plain,
+            leave: HashSet::new(),
             levels: Vec::new(),
             path: Vec::new(),
             file: None,
@@ -82,6 +84,11 @@ impl Pack {
     /// Has it keep more than content, permissions and times.
     pub fn keep(&mut self, keep: Keep) {
         self.keep = keep;
+    }
+
+    /// Has it leave out directories with all that is in them: `/a/b` is the one of that path in the archive, `b` each of that name.
+    pub fn leave(&mut self, names: impl IntoIterator<Item = Vec<u8>>) {
+        self.leave = names.into_iter().collect();
     }
 
     /// Appends the archive's next bytes: about so many at most, and none where it has ended.
@@ -136,6 +143,11 @@ impl Pack {
         }
     }
 
+    fn is_left(&self, name: &[u8]) -> bool {
+        !self.leave.is_empty()
+            && (self.leave.contains(name) || self.leave.contains([b"/", self.path.as_slice()].concat().as_slice()))
+    }
+
     fn source(&mut self, source: &Source, out: &mut Vec<u8>) -> Result<(), CopyError> {
         self.path.clone_from(&source.name);
         let path = CString::new(source.path.as_bytes()).map_err(|_| self.failed("open", Errno::INVAL))?;
@@ -164,6 +176,7 @@ impl Pack {
         let flags = if self.follow { flags } else { flags | OFlags::NOFOLLOW };
         let open = |more| rustix::fs::openat(at, name, flags | more, Mode::empty());
         match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory if !is_source && self.is_left(name.as_bytes()) => Ok(()),
             FileType::Directory => {
                 let dir = open(OFlags::DIRECTORY).and_then(Dir::new).map_err(|errno| self.failed("open", errno))?;
                 self.directory(dir, &stat, out)

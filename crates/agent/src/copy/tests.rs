@@ -93,6 +93,28 @@ fn what_is_no_file_is_left_out_and_what_is_there_may_stay() {
 }
 
 #[test]
+fn directories_are_left_out_by_their_names() {
+    let from = tempfile::tempdir().unwrap();
+    for file in ["target/a", "sub/target/b", "sub/node/c", "node/d", "sub/deep/node/e", "nodes/f", "g/target", "h"] {
+        let path = from.path().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, file).unwrap();
+    }
+    let mut pack = Pack::new(vec![Source { path: from.path().join(".").into(), name: Vec::new() }], false);
+    pack.leave(["/target", "node", "/h", "/sub/nothing"].map(|name| name.as_bytes().to_vec()));
+    let mut archive = Vec::new();
+    while pack.copied().is_none() {
+        pack.fill(&mut archive, 1000).unwrap();
+    }
+    let to = tempfile::tempdir().unwrap();
+    let made = unpacked(to.path(), &archive, clobber()).unwrap();
+    assert_eq!((made.files, made.left_out), (4, 0));
+    for kept in ["sub/target/b", "nodes/f", "g/target", "h", "sub/deep"] {
+        assert!(to.path().join(kept).exists(), "{kept}");
+    }
+}
+
+#[test]
 fn holes_and_attributes_are_kept() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (tree, at) = (from.path().join("t"), |path: &str| from.path().join("t").join(path));

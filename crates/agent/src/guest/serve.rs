@@ -422,7 +422,7 @@ fn flush_socket(socket: &OwnedFd, call: &mut Call) {
 fn hello(role: Role) -> Hello {
     let caps = [
         "exec", "tty", "linger", "start", "time", "adjust", "entropy", "stats", "listen", "tar", "xattr", "dial",
-        "files",
+        "files", "leave",
     ];
     Hello {
         protocol: [VERSION, VERSION],

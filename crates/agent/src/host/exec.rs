@@ -294,6 +294,10 @@ impl Exec {
         {
             *keep = Keep::Plain;
         }
+        // Then all of it comes.
+        if let (Some(_), Call::Get(get)) = (lacks(&hello, &["leave"]), &mut self.call) {
+            get.leave.clear();
+        }
         self.events.push_back(Event::Greeted(hello));
         match lacking {
             Some(what) => return Err(Failure::TooOld(what)),

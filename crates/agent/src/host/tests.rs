@@ -323,7 +323,7 @@ fn a_copy_s_silence_counts_while_it_is_the_guest_s_turn() {
     trial.exec.tick(begin + Duration::from_secs(3661));
     assert!(matches!(trial.failure(), Failure::Late(Stage::Running)));
 
-    let get = Get { v: 1, from: "/x".into(), follow: false, contents: false, keep: Keep::Plain };
+    let get = Get { v: 1, from: "/x".into(), follow: false, contents: false, keep: Keep::Plain, leave: vec![] };
     let mut trial = Trial { exec: Exec::get(get, Limits::HARDWARE, begin), now: begin, decoder: Decoder::new() };
     trial.hello(&["exec", "tar"]);
     trial.event();
@@ -340,7 +340,7 @@ fn a_copy_s_silence_counts_while_it_is_the_guest_s_turn() {
 fn an_older_agent_is_asked_for_less_and_never_for_all() {
     let asked = |keep, caps: &[&str]| {
         let begin = Instant::now();
-        let get = Get { v: 1, from: "/x".into(), follow: false, contents: false, keep };
+        let get = Get { v: 1, from: "/x".into(), follow: false, contents: false, keep, leave: vec!["/a".into()] };
         let mut trial = Trial { exec: Exec::get(get, Limits::HARDWARE, begin), now: begin, decoder: Decoder::new() };
         trial.hello(caps);
         assert!(matches!(trial.event(), Event::Greeted(_)));
@@ -350,7 +350,9 @@ fn an_older_agent_is_asked_for_less_and_never_for_all() {
         }
     };
     let (text, keep) = asked(Keep::User, &["tar"]).unwrap();
-    assert!(!text.contains("keep") && keep == Keep::Plain, "{text}");
+    assert!(!text.contains("keep") && !text.contains("leave") && keep == Keep::Plain, "{text}");
+    let (text, _) = asked(Keep::User, &["tar", "leave"]).unwrap();
+    assert!(text.contains(r#""leave":["/a"]"#), "{text}");
     let (text, keep) = asked(Keep::User, &["tar", "xattr"]).unwrap();
     assert!(text.contains(r#""keep":"user""#) && keep == Keep::User, "{text}");
     assert!(matches!(asked(Keep::All, &["tar"]), Err(Failure::TooOld("xattr"))));

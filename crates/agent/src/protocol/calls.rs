@@ -252,7 +252,14 @@ pub struct Get {
     /// What else the archive has.
     #[serde(default, skip_serializing_if = "Keep::is_plain")]
     pub keep: Keep,
+    /// Directories that are left out with all that is in them, and not counted: `/a/b` is one below what is asked for, `b` each
+    /// of that name. For agents that have `leave`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leave: Vec<String>,
 }
+
+/// The most names that a `get` may leave out, and the most bytes of all of them: a call is one control payload.
+pub const MAX_LEAVE: (usize, usize) = (256, 8 * 1024);
 
 /// What to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@
 //! the owner's repository is only read until a branch is asked for, and then gets its commits and that branch.
 
 mod git;
+mod ignored;
 mod names;
 pub mod pull;
 pub mod push;

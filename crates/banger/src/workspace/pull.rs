@@ -5,6 +5,7 @@
 //! commits, which git checks once more on their way in (`index-pack --strict`), and the branch.
 
 use super::git::Git;
+pub use super::ignored::ignored_directories;
 use super::push::uncommitted;
 use super::stream::{Change, Commit, Entry, Kind, changes};
 use super::{Folder, LeftOut, SHIPPED, names, remove};

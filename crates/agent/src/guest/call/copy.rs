@@ -7,7 +7,9 @@ use std::path::Path;
 
 use agent::copy::{Copied, CopyError, Pack, Rules, Source, Unpack};
 use agent::flow::{Receiver, Sender};
-use agent::protocol::{ErrorBody, Frame, Get, Grant, Keep, Kind, ProtocolError, Put, encode, encode_json, stream};
+use agent::protocol::{
+    ErrorBody, Frame, Get, Grant, Keep, Kind, MAX_LEAVE, ProtocolError, Put, encode, encode_json, stream,
+};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -117,6 +119,11 @@ impl Getting {
         let source = Source { path, name: name.map(|name| name.as_bytes().to_vec()).unwrap_or_default() };
         let mut pack = Pack::new(vec![source], get.follow);
         pack.keep(get.keep);
+        let bytes: usize = get.leave.iter().map(String::len).sum();
+        if get.leave.len() > MAX_LEAVE.0 || bytes > MAX_LEAVE.1 {
+            return Err(failed("failed", "leave", Errno::TOOBIG.raw_os_error()));
+        }
+        pack.leave(get.leave.iter().map(|name| name.clone().into_bytes()));
         Ok(Self { pack, keep: get.keep, held: Vec::new(), flow: Sender::default(), unwanted: false, outcome: None })
     }
 

@@ -36,11 +36,12 @@ impl Guest<'_> {
         link::call(self.reach, self.vm, make, |_, failure| self.refused("ship the work tree to", to, failure))
     }
 
-    /// Copies the content of the guest's directory `from` into the folder `to`.
-    pub(super) fn get(&self, from: &str, to: &Path) -> Result<Copied, Problem> {
+    /// Copies the content of the guest's directory `from` into the folder `to`, but for the directories of those names.
+    pub(super) fn get(&self, from: &str, to: &Path, leave: &[String]) -> Result<Copied, Problem> {
         let place = File::open(to).map_err(|error| Problem::of_fault(Fault::file("opening", to, &error)))?;
         let make = |link: &Link| {
-            let asked = Get { v: VERSION, from: from.to_owned(), follow: false, contents: true, keep: Keep::User };
+            let (from, leave) = (from.to_owned(), leave.to_vec());
+            let asked = Get { v: VERSION, from, follow: false, contents: true, keep: Keep::User, leave };
             let rules = Rules { clobber: true, ..Rules::default() };
             let place = place.try_clone().map_err(Failure::Io)?;
             get(&link.socket, asked, place.into(), rules, link.limits(), |_| true)

@@ -306,7 +306,7 @@ pub(super) fn fetch(reach: &Reach, at: &WorkspaceAt, how: &How<'_>) -> Result<Fe
     let folder = folder(at)?;
     let making = folder.making().map_err(Problem::of_fault)?;
     let guest = Guest { reach, vm: &at.vm };
-    guest.get(&workspace.pushed.guest, making.path())?;
+    guest.get(&workspace.pushed.guest, making.path(), &pull::ignored_directories(&folder))?;
     let pulled =
         pull::take(&folder, making.path(), Path::new(&workspace.pushed.host), &workspace.pushed.commit, how.base);
     let pulled = pulled.map_err(Problem::of_fault)?;

@@ -235,7 +235,14 @@ impl Copy<'_> {
 
     fn get(&self, from: &str) -> Get {
         let contents = is_contents(OsStr::new(from));
-        Get { v: VERSION, from: from.into(), follow: self.cp.dereference, contents, keep: self.keep() }
+        Get {
+            v: VERSION,
+            from: from.into(),
+            follow: self.cp.dereference,
+            contents,
+            keep: self.keep(),
+            leave: Vec::new(),
+        }
     }
 }
 
