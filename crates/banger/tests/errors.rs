@@ -95,6 +95,9 @@ fn a_mistake_of_the_command_line_has_the_form_of_every_error() {
     for (words, exit, what, fix) in [
         ("vm lits", 2, "unrecognized subcommand 'lits'", "list is close"),
         ("vm strat web", 2, "unrecognized subcommand 'strat'", "start is close\n"),
+        ("vm create --name x", 2, "unexpected argument '--name' found", "banger vm create --help"),
+        ("vm list --imgae=x", 2, "unexpected argument '--imgae' found", "--image is close"),
+        ("vm list --progess json", 2, "unexpected argument '--progess' found", "--progress is close"),
         ("stauts", 2, "unrecognized subcommand 'stauts'", "banger --help says"),
         ("vm list --runing", 2, "unexpected argument '--runing' found", "--running is close"),
         (
@@ -126,6 +129,7 @@ fn a_mistake_of_the_command_line_has_the_form_of_every_error() {
         assert!(said.starts_with(&format!("error[usage]: {what}")), "{words:?}: {said}");
         assert!(said.contains(&format!("\n  fix: {fix}")), "{words:?}: {said}");
         assert!(said.lines().count() <= 8 && !said.contains("Usage:"), "{words:?}: {said}");
+        assert!(!said.contains("--nat"), "a hidden one is near to nothing: {said}");
         assert_eq!((out.status.code(), out.stdout.len()), (Some(exit), 0), "{words:?}");
         let out = banger(&[&["--json"], words.as_slice()].concat());
         let told: Value = serde_json::from_slice(&out.stderr).unwrap_or_else(|error| panic!("{words:?}: {error}"));

@@ -29,13 +29,13 @@ mod table;
 mod template;
 mod text;
 mod trial;
+mod usage;
 mod vm;
 
 use crate::api::{Request, Version};
 use crate::config::Config;
-use crate::daemon::error::exit::{FAILED, USAGE};
-use crate::{duration, near, size};
-use clap::error::ErrorKind;
+use crate::daemon::error::exit::FAILED;
+use crate::{duration, size};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -240,7 +240,7 @@ pub fn main() -> ExitCode {
     let parsed = definition.try_get_matches().and_then(|matches| Ok((Banger::from_arg_matches(&matches)?, matches)));
     let (Banger { command, manner, early }, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(error) => return refused(&error),
+        Err(error) => return usage::refused(&error),
     };
     manner.take();
     let runs = command.runs_a_command();
@@ -312,51 +312,6 @@ fn versions(wanted: &Versions) -> Result<(), problem::Problem> {
     }
     let daemon = daemon.map_or(String::new(), |version| format!("bangerd {}\n", text::line(&version.bangerd)));
     output::data(&format!("banger {}\n{daemon}", env!("CARGO_PKG_VERSION")))
-}
-
-/// Help, a version, or a mistake.
-fn refused(error: &clap::Error) -> ExitCode {
-    let words = || std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    let wants_json = words().take_while(|word| word != "--").any(|w| w == "--json" || w.starts_with("--json="));
-    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-    if error.exit_code() == 0 || (is_help && !wants_json) {
-        let _ = error.print();
-        return ExitCode::from(if is_help { USAGE } else { 0 });
-    }
-    manner::Manner::guessed(std::env::args_os()).take();
-    if wants_json {
-        output::failures_as_json();
-    }
-    let (path, near) = meant(words());
-    // Where a command's own status may be 2, ours is another.
-    let runs = ["vm run", "vm exec", "run", "exec", "try"].contains(&path.as_str());
-    let exit = if runs { vm::OURS } else { USAGE };
-    output::failure(&problem::Problem::of_usage(error, &path, near), exit);
-    ExitCode::from(exit)
-}
-
-/// The command that these words mean, which could not be parsed; and the name that is near to one that there isn't.
-fn meant(mut words: impl Iterator<Item = String>) -> (String, Option<String>) {
-    let definition = command();
-    let (mut at, mut path) = (&definition, Vec::new());
-    while let Some(word) = words.next() {
-        if let Some(flag) = word.strip_prefix("--") {
-            let is_it = |known: &&clap::Arg| known.get_long() == Some(flag);
-            let known = at.get_opts().chain(definition.get_opts()).find(is_it);
-            if known.is_some_and(|known| known.get_action().takes_values() && !known.is_require_equals_set()) {
-                words.next();
-            }
-        } else if !word.starts_with('-') {
-            let Some(inner) = at.find_subcommand(&word) else {
-                let shown = at.get_subcommands().filter(|inner| !inner.is_hide_set());
-                let near = near::nearest(&word, shown.map(clap::Command::get_name));
-                return (path.join(" "), near.map(str::to_owned));
-            };
-            path.push(inner.get_name());
-            at = inner;
-        }
-    }
-    (path.join(" "), None)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ impl Problem {
     }
 
     /// What the parser of the command line says of `command`: its first paragraph, the near name, and its other tips. `near`: of
-    /// a command; the parser's own likes what is far.
+    /// a command or a flag; the parser's own likes what is far, or hidden.
     pub(crate) fn of_usage(error: &clap::Error, command: &str, near: Option<String>) -> Problem {
         let text = error.to_string();
         let what = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
@@ -38,13 +38,12 @@ impl Problem {
             }
             _ => Problem::usage(what.trim_start_matches("error: ")),
         };
-        let known = [ContextKind::SuggestedArg, ContextKind::SuggestedValue].into_iter();
-        let known = known.filter_map(|kind| match error.get(kind)? {
-            ContextValue::String(one) => Some(one.clone()),
+        let near = match (error.kind(), error.get(ContextKind::SuggestedValue)) {
+            (ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument, _) => near,
+            (_, Some(ContextValue::String(value))) => Some(value.clone()),
             _ => None,
-        });
-        let near = near.filter(|_| error.kind() == ErrorKind::InvalidSubcommand).into_iter().chain(known);
-        let near = near.map(|near| format!("{near} is close"));
+        };
+        let near = near.into_iter().map(|near| format!("{near} is close"));
         let tips = match error.get(ContextKind::Suggested) {
             Some(ContextValue::StyledStrs(tips)) => tips.iter().map(ToString::to_string).collect(),
             _ => Vec::new(),
