@@ -17,12 +17,15 @@ use std::time::{Duration, Instant};
 
 const BIN: &str = "/run/bin";
 const CONFIG: &str = "/run/run.toml";
+/// The owner's configuration.
+const OWNERS: &str = "/run/owners.toml";
 const SOCKET: &str = "/run/banger/bangerd.sock";
 /// Where copies of an image are made ahead, and how many.
 const AHEAD: &str = "/var/lib/banger/ahead";
 const COPIES: usize = 2;
 /// The guest's files, as they are called here.
 const FILES: [(&str, &str); 3] = [("ROOT", "root.ext4"), ("KERNEL", "vmlinux"), ("INITRD", "initrd")];
+const SIGTERM: i32 = 15;
 /// The memory of all VMs here.
 pub(crate) const MEMORY: &str = "512M";
 /// A boot, whatever there is.
@@ -34,7 +37,7 @@ const GOAL: u32 = 150;
 
 /// Measures all of it, with the images on the disk that this program was built on.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
-    with_daemon("banger vm run", || {
+    with_daemon("banger vm run", |_| {
         // The first one finds nothing made, and no cache.
         Taken::one(COLD)?;
         let mut taken = Vec::new();
@@ -48,7 +51,7 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
 }
 
 /// Does something with an owner's daemon that has the guest's files, where they are named.
-pub(crate) fn with_daemon(what: &str, act: impl Fn() -> Result<()>) -> Result<()> {
+pub(crate) fn with_daemon(what: &str, act: impl Fn(&mut Daemon) -> Result<()>) -> Result<()> {
     let named = |(name, file)| Some((PathBuf::from(std::env::var_os(format!("BANGER_TEST_{name}"))?), file));
     let Some(files) = FILES.into_iter().map(named).collect::<Option<Vec<_>>>() else {
         println!("not measured: {what}; BANGER_TEST_KERNEL, _INITRD and _ROOT name no guest (xtask guest)");
@@ -61,7 +64,7 @@ pub(crate) fn with_daemon(what: &str, act: impl Fn() -> Result<()>) -> Result<()
     done
 }
 
-fn on(files: &[(PathBuf, &str)], act: impl Fn() -> Result<()>) -> Result<()> {
+fn on(files: &[(PathBuf, &str)], act: impl Fn(&mut Daemon) -> Result<()>) -> Result<()> {
     launch::programs()?;
     launch::open_tun()?;
     for name in ["banger", "bangerd", "banger-image"] {
@@ -75,8 +78,8 @@ fn on(files: &[(PathBuf, &str)], act: impl Fn() -> Result<()>) -> Result<()> {
         chown(&to, Some(OWNER), Some(OWNER))?;
     }
     let _helper = Helper::start(Some(CONFIG))?;
-    let _daemon = Daemon::start()?;
-    act()
+    fs::write(OWNERS, format!("[vm_defaults]\nmemory_mib = {}\n", MEMORY.trim_end_matches('M')))?;
+    act(&mut Daemon::start(0)?)
 }
 
 /// `banger` as the owner.
@@ -87,11 +90,21 @@ pub(crate) fn banger(arguments: &[&str]) -> Command {
 }
 
 /// The owner's daemon, ended when this is dropped.
-struct Daemon(Child);
+pub(crate) struct Daemon(Child);
 
 impl Daemon {
-    fn start() -> Result<Daemon> {
+    /// One that keeps so many VMs ready, in the place of this one.
+    pub(crate) fn keep(&mut self, ready: u8) -> Result<()> {
+        // Those that wait go with it.
+        sys::pidfd::open(self.0.id().try_into()?)?.send_signal(SIGTERM)?;
+        self.0.wait()?;
+        *self = Daemon::start(ready)?;
+        Ok(())
+    }
+
+    fn start(ready: u8) -> Result<Daemon> {
         let mut command = Command::new(format!("{BIN}/bangerd"));
+        command.env("BANGER_CONFIG", OWNERS).args(["--warm-pool", &ready.to_string()]);
         command.args(["--names", "127.0.0.1:0", "--log-level", "error", "--templates", "off", "--image-files"]);
         command.args(FILES.map(|(_, name)| format!("/var/lib/banger/{name}")));
         let child = command.uid(OWNER).gid(OWNER).stdin(Stdio::null()).spawn()?;

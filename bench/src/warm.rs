@@ -1,12 +1,13 @@
-//! `banger vm run -- true` that goes on from a template, against a boot of the same VM, and against QEMU started by hand on
-//! the same kernel, initial RAM disk and image, all in turns: until the command's first output, and for ours by stages. Then
-//! eight at once, and what memory eight idle ones take.
+//! `banger vm run -- true` that goes on from a template, or as one that waits in the pool, against a boot of the same VM, against
+//! QEMU started by hand on the same kernel, initial RAM disk and image, and against virtme-ng where it is, all in turns: until the
+//! command's first output, and for ours by stages. Then eight at once, and what memory eight idle ones take.
 
-use crate::run::{COLD, EACH, MEMORY, Taken, banger, made_ahead, with_daemon};
+use crate::run::{COLD, Daemon, EACH, MEMORY, Taken, banger, made_ahead, with_daemon};
 use crate::stats::{Times, compare, head, ms};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,26 +22,31 @@ const MANY: usize = 8;
 const FIRST: (u64, u64) = (300, 60);
 const AT_ONCE: (u64, u64) = (1600, 2000);
 const PSS_MB: u64 = 45;
+/// So many wait in the pool; the next one is asked for so long after the last, and one is there within that time.
+const POOL: u8 = 2;
+const FILLING: Duration = Duration::from_secs(2);
+const FILLED: Duration = Duration::from_secs(60);
 /// Each idle VM has this time to come to rest.
 const REST: Duration = Duration::from_secs(5);
 
 /// Measures all of it.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
-    with_daemon("going on from a template", || {
+    with_daemon("going on from a template", |daemon| {
         let built = banger(&["template", "build", "--memory", MEMORY, "--quiet"]).output()?;
         ensure!(built.status.success(), "banger template build: {}", String::from_utf8_lossy(&built.stderr));
-        in_turns(rounds)?;
+        in_turns(rounds, daemon)?;
         at_once(rounds)?;
         idle()
     })
 }
 
-fn in_turns(rounds: usize) -> Result<()> {
+fn in_turns(rounds: usize, daemon: &mut Daemon) -> Result<()> {
     let khz = sys::tsc::Sample::take();
     thread::sleep(Duration::from_millis(200));
     let khz = khz.khz_since().context("the time stamp counter's rate can't be measured")?;
-    let (mut warm, mut cold) = (Vec::new(), Vec::new());
-    let mut bare = Times::default();
+    let mut theirs = virtme();
+    let (mut warm, mut pooled, mut cold) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut virtme) = (Times::default(), Times::default());
     // The first of each finds cold caches.
     for round in 0..=rounds {
         for _ in 0..EACH {
@@ -49,15 +55,37 @@ fn in_turns(rounds: usize) -> Result<()> {
         }
         made_ahead();
         cold.push(Taken::one(COLD)?);
-        bare.take(|| first_word(bare_qemu(khz)))?;
+        drop(bare.take(|| first_word(bare_qemu(khz)))?);
+        if let Some(kernel) = &theirs {
+            // What goes on behind it would go on beside the next.
+            match virtme.take(|| first_word(virtme_ng(kernel))) {
+                Ok(running) => running.waited()?,
+                Err(error) => {
+                    println!("not measured: virtme-ng; {error}");
+                    theirs = None;
+                }
+            }
+        }
+        daemon.keep(POOL)?;
+        for _ in 0..EACH {
+            pooled.push(one_pooled()?);
+        }
+        daemon.keep(0)?;
         if round == 0 {
-            (warm, cold, bare) = (Vec::new(), Vec::new(), Times::default());
+            (warm, pooled, cold) = (Vec::new(), Vec::new(), Vec::new());
+            (bare, virtme) = (Times::default(), Times::default());
         }
     }
     let first = |taken: &[Taken]| Times::of(taken.iter().map(|one| one.at("first_output_us")).collect());
     head("A new VM's first output");
     compare("from a template", &first(&warm), &first(&cold), "`banger vm run --cold`");
     compare("from a template", &first(&warm), &bare, "QEMU by hand, same kernel, initial RAM disk, image");
+    compare("from the pool", &first(&pooled), &first(&cold), "`banger vm run --cold`");
+    compare("from the pool", &first(&pooled), &first(&warm), "from a template");
+    if theirs.is_some() {
+        compare("from a template", &first(&warm), &virtme, "virtme-ng, a kernel of Debian's, this machine's files");
+        compare("a boot", &first(&cold), &virtme, "virtme-ng");
+    }
     compare("a boot", &first(&cold), &bare, "QEMU by hand");
     stages(&warm, &cold);
     let times = |of: &dyn Fn(&Taken) -> Duration| Times::of(warm.iter().map(of).collect()).at(0.5);
@@ -70,6 +98,19 @@ fn one_warm() -> Result<Taken> {
     let taken = Taken::one(&[])?;
     ensure!(taken.note("boot").starts_with("no boot"), "it booted: {}", taken.note("disk"));
     Ok(taken)
+}
+
+/// The first that was waiting when it was asked for: others are made one after the other.
+fn one_pooled() -> Result<Taken> {
+    let end = Instant::now() + FILLED;
+    loop {
+        thread::sleep(FILLING);
+        let taken = one_warm()?;
+        if taken.note("disk").starts_with("pool") {
+            return Ok(taken);
+        }
+        ensure!(Instant::now() < end, "none waits in the pool: {}", taken.note("disk"));
+    }
 }
 
 /// Each stage's medians, as long as they took.
@@ -104,21 +145,68 @@ fn bare_qemu(khz: u64) -> Command {
     command
 }
 
-/// Until it has said its word; then it is ended.
-fn first_word(mut command: Command) -> Result<()> {
+/// The kernel that virtme-ng is given: the newest that is installed here, with its modules; `None`, and said so, where there is
+/// no such or no virtme-ng.
+fn virtme() -> Option<PathBuf> {
+    let installed = |entry: fs::DirEntry| {
+        let version = entry.file_name().to_str()?.strip_prefix("vmlinuz-")?.to_owned();
+        Path::new("/lib/modules").join(version).exists().then(|| entry.path())
+    };
+    let kernel = fs::read_dir("/boot").into_iter().flatten().flatten().filter_map(installed).max();
+    let is_here = Command::new("vng").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match (is_here.is_ok_and(|status| status.success()), kernel) {
+        (true, Some(kernel)) => return Some(kernel),
+        (true, None) => println!("not measured: virtme-ng; no kernel with its modules is installed here"),
+        (false, _) => println!("not measured: virtme-ng; it is not here (Debian 13: apt-get install virtme-ng)"),
+    }
+    None
+}
+
+/// virtme-ng, emulated as the QEMU by hand is, and else with what it does where nothing is asked for.
+fn virtme_ng(kernel: &Path) -> Command {
+    let mut command = Command::new("vng");
+    command.arg("--run").arg(kernel).args([
+        "--memory",
+        MEMORY,
+        "--cpus",
+        "1",
+        "--disable-kvm",
+        "--exec",
+        &format!("echo {WORD}"),
+    ]);
+    command
+}
+
+/// Until it has said its word.
+fn first_word(mut command: Command) -> Result<Ended> {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = Ended(child.with_context(|| format!("{command:?}"))?);
-    let out = BufReader::new(child.0.stdout.take().context("no output")?);
+    let mut out = BufReader::new(child.0.stdout.take().context("no output")?);
     // A console's lines may hold anything.
-    for line in out.split(b'\n') {
-        if line?.windows(WORD.len()).any(|found| found == WORD.as_bytes()) {
-            return Ok(());
+    let mut line = Vec::new();
+    while out.read_until(b'\n', &mut line)? > 0 {
+        if line.windows(WORD.len()).any(|found| found == WORD.as_bytes()) {
+            child.0.stdout = Some(out.into_inner());
+            return Ok(child);
         }
+        line.clear();
     }
     bail!("{command:?} never said {WORD}")
 }
 
+/// Ended when this is dropped.
 struct Ended(Child);
+
+impl Ended {
+    /// Waits for its own end instead.
+    fn waited(mut self) -> Result<()> {
+        if let Some(mut out) = self.0.stdout.take() {
+            std::io::copy(&mut out, &mut std::io::sink())?;
+        }
+        self.0.wait()?;
+        Ok(())
+    }
+}
 
 impl Drop for Ended {
     fn drop(&mut self) {
