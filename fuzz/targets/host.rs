@@ -57,7 +57,8 @@ fn call(how: u8, now: Instant) -> Exec {
     match how % 3 {
         0 => Exec::new(&program, Limits::HARDWARE, now).expect("a program"),
         1 => {
-            let get = Get { v: VERSION, from: "/x".into(), follow: false, contents: false, keep: Keep::User };
+            let get =
+                Get { v: VERSION, from: "/x".into(), follow: false, contents: false, keep: Keep::User, leave: vec![] };
             Exec::get(get, Limits::HARDWARE, now)
         }
         _ => {

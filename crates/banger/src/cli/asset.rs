@@ -105,35 +105,39 @@ fn lines(asset: &Asset) -> String {
 pub(crate) fn rm(rm: &Rm, missing: &str, ask: impl Fn(String, bool, bool) -> Request) -> Result<u8, Problem> {
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     for name in &rm.names {
-        match rm.asked.reach.try_ask::<Removed>(ask(name.clone(), rm.force, rm.dry_run)) {
-            Ok(removed) => done.push(removed),
-            Err(fault) if rm.force && fault.code == missing => {
-                done.push(Removed { name: name.clone(), freed_bytes: 0 });
+        let (removed, freed) = match rm.asked.reach.try_ask::<Removed>(ask(name.clone(), rm.force, rm.dry_run)) {
+            Ok(removed) => {
+                let freed = removed.freed_bytes;
+                (removed, Some(freed))
             }
-            Err(fault) => failures.push(fault),
+            Err(fault) if rm.force && fault.code == missing => (Removed { name: name.clone(), freed_bytes: 0 }, None),
+            Err(fault) => {
+                failures.push(fault);
+                continue;
+            }
+        };
+        if !rm.asked.json {
+            gone(&removed.name, freed, rm.dry_run)?;
         }
+        done.push(removed);
     }
-    tell(rm, &done)?;
+    if rm.asked.json {
+        output::json(&done)?;
+    }
     outcome(rm.names.len(), failures)
 }
 
-fn tell(rm: &Rm, done: &[Removed]) -> Result<(), Problem> {
-    if rm.asked.json {
-        return output::json(done);
-    }
-    for removed in done {
-        gone(&removed.name, removed.freed_bytes, rm.dry_run)?;
-    }
-    Ok(())
-}
-
-/// What went, or would go.
-pub(super) fn gone(name: &str, freed: u64, dry_run: bool) -> Result<(), Problem> {
-    let (name, freed) = (text::line(name), size::shown(freed));
+/// What went, or would go, and what that frees; `None`: it was not there.
+pub(super) fn gone(name: &str, freed: Option<u64>, dry_run: bool) -> Result<(), Problem> {
+    let name = text::line(name);
     if !output::on_terminal() || manner::is_quiet() {
         return output::data(&format!("{name}\n"));
     }
-    let what = if dry_run { format!("would be removed: {freed}") } else { format!("removed, {freed} freed") };
+    let what = match freed.map(size::shown) {
+        None => "was not there".to_owned(),
+        Some(freed) if dry_run => format!("would be removed: {freed}"),
+        Some(freed) => format!("removed, {freed} freed"),
+    };
     output::ours(&format!("{name}  {what}\n"));
     Ok(())
 }

@@ -192,7 +192,7 @@ impl Rm {
             output::json(&done)?;
         } else {
             for removed in &done {
-                gone(&removed.id, removed.freed_bytes, self.dry_run)?;
+                gone(&removed.id, Some(removed.freed_bytes), self.dry_run)?;
             }
         }
         outcome(self.names.len(), failures)

@@ -131,6 +131,7 @@ fn tell(prune: &Prune, removed: &[Vm]) -> Result<(), Problem> {
     }
     let done = if prune.dry_run { "would free" } else { "freed" };
     let freed = format!("{done} {}\n", size::shown(bytes));
-    output::ours(if removed.is_empty() { "nothing was taken away\n" } else { &freed });
+    let nothing = if prune.dry_run { "nothing would be taken away\n" } else { "nothing was taken away\n" };
+    output::ours(if removed.is_empty() { nothing } else { &freed });
     Ok(())
 }
