@@ -12,8 +12,8 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use world::*;
 
-/// What a daemon that ends takes, and a busy machine more.
-const SOON: Duration = Duration::from_secs(10);
+/// What a daemon takes at most that ends, and a busy machine more.
+const SOON: Duration = Duration::from_secs(30);
 
 /// A daemon that keeps so many ready, of small VMs, in the place of the one that is there.
 fn keep(world: &mut World, count: u8) {
@@ -118,7 +118,7 @@ fn it_does_not_wait_for_long_and_not_at_all_when_told_twice() {
             send(world.helper(), Signal::CONT);
             assert_eq!(status.code(), Some(if twice { 130 } else { 0 }));
             assert!(took < if twice { Duration::from_secs(1) } else { SOON }, "{took:?}");
-            assert!(twice || took > Duration::from_secs(2), "{took:?}");
+            assert!(twice || took > Duration::from_secs(10), "{took:?}");
             // What it left the next one takes away.
             keep(world, if twice { 1 } else { 0 });
         }
