@@ -117,7 +117,7 @@ fn it_does_not_wait_for_long_and_not_at_all_when_told_twice() {
             let (status, took) = ended(world.daemon());
             send(world.helper(), Signal::CONT);
             assert_eq!(status.code(), Some(if twice { 130 } else { 0 }));
-            assert!(took < if twice { Duration::from_secs(1) } else { SOON }, "{took:?}");
+            assert!(took < if twice { Duration::from_secs(10) } else { SOON }, "{took:?}");
             assert!(twice || took > Duration::from_secs(10), "{took:?}");
             // What it left the next one takes away.
             keep(world, if twice { 1 } else { 0 });

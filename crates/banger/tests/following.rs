@@ -6,6 +6,7 @@ mod stand_in;
 
 use banger::api::conn::Conn;
 use banger::api::{Attached, Event, Handed, Stage, StageState};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 use stand_in::{StandIn, vm};
 use std::fs::File;
@@ -85,7 +86,7 @@ fn figures_that_are_watched() {
     }
 }
 
-/// A daemon whose starts boot for ever, and usually take a tenth of a second.
+/// A daemon whose starts boot for ever, and usually take two seconds.
 fn that_boots(socket: &Path) {
     let listener = UnixListener::bind(socket).unwrap();
     std::thread::spawn(move || {
@@ -94,7 +95,7 @@ fn that_boots(socket: &Path) {
             let mut conn = Conn::new(stream.unwrap());
             conn.line().unwrap();
             let (name, about, note) = ("boot".into(), "web".into(), String::new());
-            let usual_us = Some(100_000);
+            let usual_us = Some(2_000_000);
             let stage = Stage { name, state: StageState::Begun, at_us: 0, about, note, usual_us };
             conn.send(&Event::Stage(stage), None).unwrap();
             kept.push(conn);
@@ -115,15 +116,19 @@ fn a_stage_that_is_late_says_where_to_look_and_its_line_goes_before_other_words(
     let mut shown = child.stdout.take().unwrap();
     let mut text = String::new();
     let mut until = |word: &str| {
-        let mut byte = [0];
+        let (mut byte, end) = ([0], Instant::now() + Duration::from_secs(60));
         while !text.contains(word) {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            let ready = poll(&mut [PollFd::new(&shown, PollFlags::IN)], Some(&left)).unwrap();
+            assert!(ready > 0, "{word:?} did not come in time: {text:?}");
             assert_eq!(shown.read(&mut byte).unwrap(), 1, "{word:?} did not come: {text:?}");
             text.push(byte[0].into());
         }
     };
     until("\rweb  boot  0.");
-    until("  (usually 0.1)\x1b[K");
-    until("  (usually 0.1)  banger vm logs -f web shows the console\x1b[K");
+    until("  (usually 2.0)\x1b[K");
+    until("  (usually 2.0)  banger vm logs -f web shows the console\x1b[K");
     let pids = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
     for _ in 0..2 {
         assert!(Command::new("kill").args(["-INT", pids.trim()]).status().unwrap().success());

@@ -48,11 +48,15 @@ pub struct Ahead {
     /// The directory of copies.
     dir: PathBuf,
     state: Mutex<State>,
+    /// Held while a tap is made: who gives them back then gives back that one too.
+    making: Mutex<()>,
     wake: Sender<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Nothing more is made.
+    closed: bool,
     /// Taps that nobody has yet.
     taps: Vec<TapName>,
     /// All taps that were made here and are not deleted yet, whoever has them.
@@ -94,7 +98,8 @@ impl Ahead {
     /// What the kernel says of the directory.
     pub(crate) fn new(amount: Amount, dir: PathBuf, wake: Sender<()>) -> Result<Ahead, Fault> {
         let left = left_in(&dir, amount.disks).map_err(|error| Fault::file("emptying", &dir, &error))?;
-        Ok(Ahead { amount, dir, state: Mutex::new(State { left, ..State::default() }), wake })
+        let state = Mutex::new(State { left, ..State::default() });
+        Ok(Ahead { amount, dir, state, making: Mutex::default(), wake })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -153,29 +158,45 @@ impl Ahead {
         }
     }
 
+    /// Nothing more is made: this daemon ends.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// Whether one more tap is to be made.
+    fn wants_tap(&self) -> bool {
+        let state = self.lock();
+        !state.closed && state.taps.len() < self.amount.taps
+    }
+
+    /// Of what one more copy is to be made.
+    fn wants_disk(&self) -> Option<Source> {
+        let state = self.lock();
+        state.source.clone().filter(|_| !state.closed && state.disks.len() < self.amount.disks)
+    }
+
     fn is_empty(&self) -> bool {
         let state = self.lock();
         state.taps.is_empty() && state.disks.is_empty() && state.left.is_empty()
     }
 
     fn top_up(&self, daemon: &Daemon) -> Result<(), Fault> {
-        while self.lock().taps.len() < self.amount.taps {
-            self.make_tap(daemon)?;
-        }
-        loop {
-            let source = {
-                let state = self.lock();
-                state.source.clone().filter(|_| state.disks.len() < self.amount.disks)
-            };
-            let Some(source) = source else { return Ok(()) };
+        while self.make_tap(daemon)? {}
+        while let Some(source) = self.wants_disk() {
             if !self.has_room(&source)? {
                 return Ok(());
             }
             self.make_disk(&source)?;
         }
+        Ok(())
     }
 
-    fn make_tap(&self, daemon: &Daemon) -> Result<(), Fault> {
+    /// Makes one, where one is missing; `false` where not.
+    fn make_tap(&self, daemon: &Daemon) -> Result<bool, Fault> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.wants_tap() {
+            return Ok(false);
+        }
         let id = addresses::id()?;
         let tap = TapName::new(&format!("tap-fc-{}", &id[..8])).map_err(Fault::bug)?;
         // Known before it is there: whoever looks for what nobody knows finds it known.
@@ -185,7 +206,7 @@ impl Ahead {
         match daemon.helper(&op_id).create_tap(&new) {
             Ok(()) => {
                 self.lock().taps.push(tap);
-                Ok(())
+                Ok(true)
             }
             Err(error) => {
                 self.tap_is_gone(&tap);
@@ -236,6 +257,7 @@ impl Ahead {
 
     /// The taps alone: copies are the next daemon's too.
     pub(crate) fn give_taps_back(&self, daemon: &Daemon) -> Result<(), Fault> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let taps = std::mem::take(&mut self.lock().taps);
         if taps.is_empty() {
             return Ok(());

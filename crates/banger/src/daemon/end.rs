@@ -2,7 +2,7 @@
 //! all VMs have, and calls that go on come to theirs. VMs that are somebody's run on; the next daemon takes them over.
 
 use super::image::template;
-use super::serve::{self, Calls};
+use super::serve;
 use super::vm::pool;
 use super::vm::work::Work;
 use super::{Daemon, log};
@@ -58,16 +58,18 @@ fn took(signals: Blocked, socket: &OnceLock<UnixListener>) {
     }
 }
 
-/// Takes away what is nobody's, and waits for `calls`. Nothing is made behind it: this process ends with it.
-pub(super) fn come(daemon: &Daemon, calls: &Calls) {
+/// Takes away what is nobody's, and waits for calls. Nothing is made behind it: this process ends with it.
+pub(super) fn come(daemon: &Daemon) {
     let op_id = serve::new_op_id();
     let tell = |fault: &Fault| log::fault("end", &op_id, fault);
     let work = Work::new(daemon, &op_id);
-    let _templates = template::stop(&work).inspect_err(tell);
+    daemon.calls.close();
     daemon.pool.close();
+    daemon.ahead.close();
+    let _templates = template::stop(&work).inspect_err(tell);
     let _pool = pool::empty(daemon).inspect_err(tell);
     let _ = daemon.ahead.give_taps_back(daemon).inspect_err(tell);
-    calls.wait(daemon);
+    daemon.calls.wait();
     log::say("INFO", "bangerd ends", "");
 }
 

@@ -5,6 +5,7 @@
 pub mod addresses;
 pub mod ahead;
 pub mod aside;
+pub mod calls;
 mod end;
 pub mod error;
 pub(crate) mod guest;
@@ -47,8 +48,10 @@ pub struct Daemon {
     pub images: image::Images,
     /// ssh's keys.
     pub ssh: ssh::Ssh,
-    /// What is going on.
+    /// What is going on with VMs.
     pub slots: Arc<Slots>,
+    /// What the end waits for.
+    pub calls: Arc<calls::Calls>,
     /// Takes the ids of VMs of which something could not be taken away: it is tried again.
     pub lost: Sender<String>,
     /// The VMM of this machine, once it was looked for.

@@ -1,5 +1,6 @@
 //! The daemon's socket: who may call, how many at once, and one call from its line to its end.
 
+use super::calls::{self, Place};
 use super::error::exit;
 use super::store::vms::Process;
 use super::{Daemon, log, ops, trace};
@@ -13,13 +14,10 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use sys::pidfd;
 
-/// Calls at once; each has a thread.
-const MAX_CALLS: usize = 256;
 /// A request is whole within this time.
 const REQUEST: Duration = Duration::from_secs(10);
 /// A caller that does not read for so long is gone.
@@ -27,21 +25,8 @@ const UNREAD: Duration = Duration::from_secs(10);
 /// When accepting fails for want of descriptors or memory, others may give some back.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Calls that go on.
-#[derive(Debug, Default)]
-pub struct Calls(Arc<AtomicUsize>);
-
-impl Calls {
-    /// Waits until nothing is left of them but connections to guests, of which nothing passes through here.
-    pub(super) fn wait(&self, daemon: &Daemon) {
-        while self.0.load(Ordering::Relaxed) > daemon.slots.connections() {
-            std::thread::sleep(PAUSE);
-        }
-    }
-}
-
 /// Serves calls until the socket can't be used any more; why. `InvalidInput`: it was shut.
-pub fn until_shut(daemon: &Arc<Daemon>, listener: &UnixListener, calls: &Calls) -> io::Error {
+pub fn until_shut(daemon: &Arc<Daemon>, listener: &UnixListener) -> io::Error {
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -52,7 +37,7 @@ pub fn until_shut(daemon: &Arc<Daemon>, listener: &UnixListener, calls: &Calls) 
                 continue;
             }
         };
-        let place = Place::take(&calls.0);
+        let Some(place) = daemon.calls.take() else { continue };
         let daemon = Arc::clone(daemon);
         let started = std::thread::Builder::new().name("call".into()).spawn(move || call(&daemon, stream, place));
         if let Err(error) = started {
@@ -61,26 +46,10 @@ pub fn until_shut(daemon: &Arc<Daemon>, listener: &UnixListener, calls: &Calls) 
     }
 }
 
-/// One of the calls that may be at once.
-struct Place(Arc<AtomicUsize>, bool);
-
-impl Place {
-    fn take(calls: &Arc<AtomicUsize>) -> Place {
-        let before = calls.fetch_add(1, Ordering::Relaxed);
-        Place(Arc::clone(calls), before < MAX_CALLS)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 fn call(daemon: &Arc<Daemon>, stream: UnixStream, place: Place) {
     let mut caller = Caller::new(stream);
     let begun = Instant::now();
-    let (what, done) = match admit(&mut caller, place.1).and_then(|()| read(&mut caller)) {
+    let (what, done) = match admit(&mut caller, &place).and_then(|()| read(&mut caller)) {
         Ok(call) => {
             caller.op_id = if call.op_id.is_empty() { new_op_id() } else { call.op_id };
             if call.trace {
@@ -103,16 +72,17 @@ fn call(daemon: &Arc<Daemon>, stream: UnixStream, place: Place) {
         }
     };
     caller.finish(&event);
+    drop(place);
 }
 
 /// The owner, and root.
-fn admit(caller: &mut Caller, has_place: bool) -> Result<(), Fault> {
+fn admit(caller: &mut Caller, place: &Place) -> Result<(), Fault> {
     let peer = socket_peercred(caller.conn.stream()).map_err(|errno| Fault::bug(io::Error::from(errno)))?;
     if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
         return Err(Fault::new("unauthorized", exit::MACHINE, "this is another user's bangerd"));
     }
-    if !has_place {
-        return Err(Fault::new("busy", exit::ROOM, format!("bangerd serves {MAX_CALLS} calls at once"))
+    if !place.is_one_of_them {
+        return Err(Fault::new("busy", exit::ROOM, format!("bangerd serves {} calls at once", calls::MOST))
             .fix("wait until some of them are over"));
     }
     Ok(())
@@ -146,8 +116,8 @@ pub struct Caller {
     begun: Instant,
     /// Nobody reads any more, so nothing is written either.
     gone: bool,
-    /// It has had its answer; where the operation is not over, that goes on without it.
-    released: Arc<AtomicBool>,
+    /// It has had its answer; where the operation is not over, that goes on without it. Held while it is sent anything.
+    released: Arc<Mutex<bool>>,
     /// The stage with whose end it has its answer.
     until: Option<&'static str>,
 }
@@ -227,9 +197,7 @@ impl Caller {
         let later = self.conn.stream().try_clone().and_then(|stream| {
             std::thread::Builder::new().name("answer".into()).spawn(move || {
                 std::thread::sleep(limit);
-                if !released.swap(true, Ordering::AcqRel) {
-                    answer(&Conn::new(stream), &goes_on(begun));
-                }
+                answer(&Conn::new(stream), &released, &goes_on(begun));
             })
         });
         if later.is_err() {
@@ -245,21 +213,21 @@ impl Caller {
     /// Answers now; what the operation does from here on is nobody's to see or to cancel.
     pub fn release(&mut self, result: &impl Serialize) {
         self.tell_traced();
-        if !self.released.swap(true, Ordering::AcqRel) {
-            answer(&self.conn, result);
-        }
+        answer(&self.conn, &self.released, result);
     }
 
     /// The answer of an operation that is over, where it has had none.
     fn finish(&mut self, event: &Event) {
         self.tell_traced();
-        if !self.released.swap(true, Ordering::AcqRel) {
-            self.send_now(event, None);
+        let mut released = lock(&self.released);
+        if !std::mem::replace(&mut *released, true) && !self.gone {
+            // One that is gone needs none.
+            let _ = self.conn.send(event, None);
         }
     }
 
     fn has_answer(&self) -> bool {
-        self.released.load(Ordering::Acquire)
+        *lock(&self.released)
     }
 
     /// What the caller gives to read; it comes right behind the request.
@@ -338,28 +306,29 @@ impl Caller {
         }
     }
 
+    /// Nothing comes from it any more; after its answer, which another thread may have given it just now, nothing has to.
     fn lost(&mut self) -> Woken {
+        if self.has_answer() {
+            return Woken::Time;
+        }
         self.gone = true;
         Woken::Gone
     }
 
     fn send(&mut self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
         self.tell_traced();
-        if !self.has_answer() {
-            self.send_now(event, descriptor);
-        }
+        self.send_now(event, descriptor);
     }
 
     fn tell_traced(&mut self) {
         for call in trace::take() {
-            if !self.has_answer() {
-                self.send_now(&Event::Helper(call), None);
-            }
+            self.send_now(&Event::Helper(call), None);
         }
     }
 
     fn send_now(&mut self, event: &Event, descriptor: Option<BorrowedFd<'_>>) {
-        if !self.gone && self.conn.send(event, descriptor).is_err() {
+        let released = lock(&self.released);
+        if !*released && !self.gone && self.conn.send(event, descriptor).is_err() {
             self.gone = true;
         }
     }
@@ -370,7 +339,17 @@ fn goes_on(begun: Instant) -> Changed {
     Changed { changed: true, ms: us(begun) / 1000, ..Changed::default() }
 }
 
-fn answer(conn: &Conn, result: &impl Serialize) {
+fn lock(released: &Mutex<bool>) -> MutexGuard<'_, bool> {
+    // A thread that panicked has sent what it sent.
+    released.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The one answer.
+fn answer(conn: &Conn, released: &Mutex<bool>, result: &impl Serialize) {
+    let mut released = lock(released);
+    if std::mem::replace(&mut *released, true) {
+        return;
+    }
     let event = match serde_json::to_value(result) {
         Ok(value) => Event::Done(value),
         Err(error) => Event::Error(Fault::bug(error)),
@@ -447,12 +426,33 @@ mod tests {
 
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut caller = Caller::new(ours);
-        caller.within(Duration::from_millis(20));
+        // Far above what this thread takes until then.
+        caller.within(Duration::from_secs(5));
         caller.finish(&Event::Error(Fault::new("early", 1, "it failed")));
-        std::thread::sleep(Duration::from_millis(40));
         drop(caller);
+        // The end comes when the other thread has had its time.
         let read = read(theirs);
         assert!(read.contains("early") && read.lines().count() == 1, "{read}");
+    }
+
+    #[test]
+    fn an_answer_from_the_side_cancels_nothing_and_cuts_no_line_in_two() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut caller = Caller::new(ours);
+        caller.within(Duration::from_millis(20));
+        let reader = std::thread::spawn(move || {
+            // The answer's time comes in the middle of a line that nobody reads yet.
+            std::thread::sleep(Duration::from_millis(100));
+            let mut read = String::new();
+            std::io::Read::read_to_string(&mut { theirs }, &mut read).unwrap();
+            read
+        });
+        caller.stage("disk", StageState::Begun, "web", "x".repeat(900 << 10));
+        let read = reader.join().unwrap();
+        let lines: Vec<serde_json::Value> = read.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(lines.last().unwrap()["done"]["changed"] == true, "{} lines", lines.len());
+        // Its end was seen just before it was known that it has had its answer.
+        assert_eq!((caller.lost(), caller.heard()), (Woken::Time, Woken::Time));
     }
 
     #[test]

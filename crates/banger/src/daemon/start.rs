@@ -5,7 +5,6 @@ use super::aside::Aside;
 use super::end::{self, End};
 use super::error::exit;
 use super::image::{self, Images};
-use super::serve::Calls;
 use super::settings::{self, ImageFiles, Settings, Stale, TemplateBounds};
 use super::ssh::Ssh;
 use super::store::Store;
@@ -113,7 +112,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     let store = Store::open(&settings.state.join("banger.db"))?;
     let images = Images::open(&settings.state)?;
     let ssh = Ssh::open(&settings.state, ssh_key)?;
-    let (slots, vmm, names) = (Arc::default(), OnceLock::new(), OnceLock::new());
+    let (slots, calls, vmm, names) = (Arc::default(), Arc::default(), OnceLock::new(), OnceLock::new());
     let (lost, losses) = mpsc::channel();
     let (wake, woken) = mpsc::channel();
     let ahead = Ahead::new(amount, settings.state.join("ahead"), wake)?;
@@ -124,6 +123,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
         images,
         ssh,
         slots,
+        calls,
         lost,
         vmm,
         ahead,
@@ -147,12 +147,11 @@ fn run(given: Bangerd) -> Result<(), Fault> {
     let listener = listen(&daemon.settings.socket)?;
     end.shuts(&listener)?;
     end::tell("READY=1");
-    let calls = Calls::default();
-    let shut = serve::until_shut(&daemon, &listener, &calls);
+    let shut = serve::until_shut(&daemon, &listener);
     if shut.kind() != io::ErrorKind::InvalidInput {
         return Err(Fault::file("listening on", &daemon.settings.socket, &shut));
     }
-    end::come(&daemon, &calls);
+    end::come(&daemon);
     Ok(())
 }
 

@@ -145,6 +145,7 @@ fn hand_over(daemon: &Arc<Daemon>, caller: &mut Caller, vm: &Vm) -> Result<(), F
     let workspace = workspace::of(daemon, vm)?;
     caller.hand_over(Attached { vm: vm.name.clone(), what: Handed::Agent, accel, workspace }, stream.as_fd());
     drop(stream);
+    let _waits = daemon.calls.hand_over();
     match caller.wait(&[process.as_fd()], None) {
         Woken::Ready(_) => Err(lost(vm)),
         // Who is gone needs no answer, and who cancels has its connection's end to tell the guest.

@@ -132,11 +132,6 @@ impl Slots {
         self.lock().held.iter().any(|(other, doing)| other != id && doing.what == START)
     }
 
-    /// How many connections to guests are open.
-    pub(crate) fn connections(&self) -> usize {
-        self.lock().connections.values().sum()
-    }
-
     /// One more connection to the guest.
     ///
     /// # Errors

@@ -58,6 +58,7 @@ fn look(daemon: &Daemon, uses: &mut Uses, after: Duration) -> Result<(), Fault> 
 }
 
 fn stop(daemon: &Daemon, vm: &Vm, after: Duration) -> Result<(), Fault> {
+    let Some(_place) = daemon.calls.take() else { return Ok(()) };
     let _held = daemon.slots.hold(&vm.id, &vm.name, "its stop, since nothing uses it", OTHERS)?;
     let vm = daemon.store.change(|t| vms::by_id(t, &vm.id))?;
     // Whoever came in between has it.
