@@ -105,7 +105,7 @@ fn it_does_not_wait_for_long_and_not_at_all_when_told_twice() {
         keep(world, 1);
         ok(&["template", "build"]);
         for twice in [true, false] {
-            until("one waits", || vmms().len() == 1);
+            until("one waits", || waiting().len() == 1);
             // A helper that answers nobody.
             send(world.helper(), Signal::STOP);
             send(world.daemon(), Signal::INT);

@@ -10,8 +10,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::time::Instant;
 use world::*;
 
@@ -24,28 +22,6 @@ fn keep(world: &mut World, count: u8) {
 
 fn build() -> String {
     json(&["template", "build", "--json"])["id"].as_str().expect("an id").to_owned()
-}
-
-/// The ids of those that wait, as their VMMs say.
-fn waiting() -> BTreeSet<String> {
-    let is_paused = |id: &String| {
-        let asked = UnixStream::connect(format!("/run/banger/vms/{id}/api.sock")).and_then(|mut stream| {
-            stream.set_read_timeout(Some(LONG))?;
-            stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-            let (mut answer, mut part) = (String::new(), [0; 1024]);
-            while !answer.contains('}') {
-                let length = stream.read(&mut part)?;
-                answer.push_str(text(&part[..length]));
-                if length == 0 {
-                    break;
-                }
-            }
-            Ok(answer)
-        });
-        asked.is_ok_and(|answer| answer.contains("\"Paused\""))
-    };
-    let entries = fs::read_dir("/run/banger/vms").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(is_paused).collect()
 }
 
 /// Until so many wait.

@@ -6,10 +6,12 @@ mod schema;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -194,7 +196,7 @@ fn helper() -> Child {
     let log = File::options().append(true).create(true).open("/mnt/helper.log").expect("a log");
     let helper = Command::new(format!("{PROGRAMS}/bangerd-root")).stderr(log).spawn().expect("the helper");
     let socket = "/run/banger-root/bangerd-root.sock";
-    until("the helper listens", || std::os::unix::net::UnixStream::connect(socket).is_ok());
+    until("the helper listens", || UnixStream::connect(socket).is_ok());
     helper
 }
 
@@ -308,6 +310,29 @@ pub(crate) fn vmms() -> Vec<i32> {
     let is_vmm = |line: &[u8]| String::from_utf8_lossy(line).contains("--api-sock");
     let vmms = entries.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| is_vmm(&line)));
     vmms.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The ids of the VMs that are paused, as their VMMs say: those that wait in the pool.
+#[allow(dead_code, reason = "each file of tests has its own copy of this one")]
+pub(crate) fn waiting() -> BTreeSet<String> {
+    let is_paused = |id: &String| {
+        let asked = UnixStream::connect(format!("/run/banger/vms/{id}/api.sock")).and_then(|mut stream| {
+            stream.set_read_timeout(Some(LONG))?;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+            let (mut answer, mut part) = (String::new(), [0; 1024]);
+            while !answer.contains('}') {
+                let length = stream.read(&mut part)?;
+                answer.push_str(text(&part[..length]));
+                if length == 0 {
+                    break;
+                }
+            }
+            Ok(answer)
+        });
+        asked.is_ok_and(|answer| answer.contains("\"Paused\""))
+    };
+    let entries = fs::read_dir("/run/banger/vms").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(is_paused).collect()
 }
 
 /// What of VMs the kernel has: taps, VMMs, jails, mounts of the helper's, and the owner's directories of VMs.
