@@ -87,10 +87,21 @@ impl Session {
         input: impl Read + Send + 'static,
         streams: &mut impl Streams,
     ) -> Result<i32> {
+        self.run_until(None, command, input, streams)
+    }
+
+    /// The same, where all of it has an end; after that the session is of no more use.
+    pub(super) fn run_until(
+        &mut self,
+        end: Option<Instant>,
+        command: &Command<'_>,
+        input: impl Read + Send + 'static,
+        streams: &mut impl Streams,
+    ) -> Result<i32> {
         self.send(Kind::Run, &command.to_body())?;
         self.feed(input);
         loop {
-            let (kind, body) = lab::receive(&mut self.from).context("the lab has ended, or says nothing")?;
+            let (kind, body) = self.next(end)?;
             match kind {
                 Kind::Output => streams.output(&body).context("can't write the command's output")?,
                 Kind::Errors => streams.errors(&body).context("can't write the command's output")?,
@@ -101,19 +112,14 @@ impl Session {
         }
     }
 
-    /// The same, where each wait for the command's next word has a limit; after an error the session is of no more use.
-    pub(super) fn run_within(
-        &mut self,
-        limit: Duration,
-        command: &Command<'_>,
-        input: impl Read + Send + 'static,
-        streams: &mut impl Streams,
-    ) -> Result<i32> {
-        self.from.set_read_timeout(Some(limit))?;
-        let begun = Instant::now();
-        let status = self.run(command, input, streams);
+    fn next(&mut self, end: Option<Instant>) -> Result<(Kind, Vec<u8>)> {
+        let Some(end) = end else { return lab::receive(&mut self.from).context("the lab has ended") };
+        let left = end.saturating_duration_since(Instant::now());
+        // None at all would be no limit.
+        self.from.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        let received = lab::receive(&mut self.from).context("the lab has ended, or the time is up");
         self.from.set_read_timeout(None)?;
-        status.with_context(|| format!("after {:.0} s", begun.elapsed().as_secs_f64()))
+        received
     }
 
     /// Runs a command without input that is expected to succeed.

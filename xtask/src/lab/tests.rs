@@ -209,7 +209,7 @@ fn run_one(
         words: words.map(str::as_bytes).to_vec(),
         environment: environment.map(|v| v.as_bytes()).collect(),
     };
-    machine.session.run_within(TEST_LIMIT, &command, io::empty(), output)
+    machine.session.run_until(Some(Instant::now() + TEST_LIMIT), &command, io::empty(), output)
 }
 
 /// The files that variables name for tests over Firecracker or with guests, where there is such a test.
