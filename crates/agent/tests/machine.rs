@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use agent::client::{Client, entropy, unix_ns};
 use agent::host::{Driver, Exec, Failure, Limits, control};
@@ -97,16 +97,9 @@ fn time_randomness_and_figures() {
     let service = Service::machine();
     let set = client(&service).time().unwrap();
     assert!(!set.stepped && set.behind_ms.abs() < 500, "{set:?}");
-    // It moves by what is asked for, and back: the clock is this machine's too.
-    for by_ms in [30, -30] {
-        let (clock, begun) = (SystemTime::now(), Instant::now());
-        assert!(client(&service).adjust(by_ms * 1_000_000).unwrap().stepped);
-        let passed = SystemTime::now()
-            .duration_since(clock)
-            .map_or_else(|gone| -gone.duration().as_secs_f64(), |by| by.as_secs_f64());
-        let moved_ms = (passed - begun.elapsed().as_secs_f64()) * 1e3;
-        assert!((moved_ms - by_ms as f64).abs() < 10.0, "{moved_ms}");
-    }
+    // The clock is this machine's too, so it isn't moved; `template` looks at a guest's.
+    assert!(client(&service).adjust(0).unwrap().stepped);
+    assert!(matches!(client(&service).adjust(i64::MAX), Err(Failure::Refused(body)) if body.code == "failed"));
     client(&service).entropy().unwrap();
     let stats = client(&service).stats().unwrap();
     assert!(stats.memory_bytes > stats.memory_available_bytes && stats.uptime_ms > 0 && stats.disk_bytes > 0);

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod child;
+pub mod clock;
 pub mod confine;
 pub mod creds;
 pub mod dir;

@@ -16,7 +16,9 @@ pub(super) fn correct(unix_ns: u64, by_ns: Option<i64>) -> Result<TimeSet, Error
     let behind = i128::from(unix_ns) - now();
     let stepped = by_ns.is_some() || behind.abs() > TOLERATED_NS;
     match by_ns {
-        Some(by) => set(u64::try_from(now() + i128::from(by)).unwrap_or(0))?,
+        Some(by) => {
+            sys::clock::step(by).map_err(|error| failed("failed", "clock", error.raw_os_error().unwrap_or(0)))?
+        }
         None if stepped => set(unix_ns)?,
         None => {}
     }
