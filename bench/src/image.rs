@@ -5,7 +5,7 @@
 //! What a client of a helper that runs programs waits for: `today.rs`.
 //!
 //! None of the programs sees to it that a write is whole. They do flush the image: `e2rm` three times, `e2cp` five times,
-//! `debugfs` once (e2fsprogs 1.47), so nine times for each file; the helper three times for all, four where they are large.
+//! `debugfs` once (e2fsprogs 1.47), so nine times for each file; the helper four times for all, five where they are large.
 
 use crate::stats::{Times, compare, head};
 use crate::world::{self, Helper, OWNER, SOCKET, beside, run};

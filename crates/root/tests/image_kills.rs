@@ -37,22 +37,10 @@ enum Whom {
     Worker,
 }
 
-/// What the log is written into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Log {
-    /// A new file.
-    New,
-    /// The one of an earlier write, to another image.
-    Kept,
-}
-
 /// Does the write while strace looks at somebody from the request on, as `how` says. Whether he was killed by it, and the
 /// reply.
-fn traced(whom: Whom, log: Log, how: &[&str]) -> (bool, String) {
+fn traced(whom: Whom, how: &[&str]) -> (bool, String) {
     let helper = helper_with("waiting_worker = true\n");
-    if log == Log::Kept {
-        write(&helper, OTHER, &[("/srv/other", &[b'o'; 100_000], 0)]);
-    }
     let worker = waiting_worker(&helper);
     let (target, threads) = match whom {
         Whom::Helper => (helper.pid().to_string(), Some("-f")),
@@ -75,14 +63,14 @@ fn traced(whom: Whom, log: Log, how: &[&str]) -> (bool, String) {
 }
 
 /// The same, and he is killed at his `nth` call of this kind: of each thread's, the first one that comes to it.
-fn killed_at(whom: Whom, log: Log, call: &str, nth: u32) -> (bool, String) {
+fn killed_at(whom: Whom, call: &str, nth: u32) -> (bool, String) {
     let inject = format!("inject={call}:signal=KILL:when={nth}");
-    traced(whom, log, &["-e", &format!("trace={call}"), "-e", &inject])
+    traced(whom, &["-e", &format!("trace={call}"), "-e", &inject])
 }
 
 /// All kinds of calls that somebody makes for a write, and how many of each a thread makes at the most.
-fn calls_of(whom: Whom, log: Log) -> Vec<(String, u32)> {
-    traced(whom, log, &[]);
+fn calls_of(whom: Whom) -> Vec<(String, u32)> {
+    traced(whom, &[]);
     let text = fs::read_to_string(TRACE).expect("a trace");
     let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     for line in text.lines() {
@@ -106,27 +94,25 @@ fn calls_of(whom: Whom, log: Log) -> Vec<(String, u32)> {
 }
 
 const TRACE: &str = "/mnt/o/trace";
-const OTHER: &str = "/mnt/s/images/other";
 
 /// At every so many calls of each kind, the first one of each among them, of the helper and of the worker, on a file
 /// system of that kind. Without kinds: at those of all kinds that there are.
-fn killed_at_calls(kind: &str, log: Log, calls: &[&str], every: u32) {
+fn killed_at_calls(kind: &str, calls: &[&str], every: u32) {
     install();
     mount_images(kind);
     make_image("/mnt/s/images/pristine", 16, &[]);
-    make_image(OTHER, 16, &[]);
     let mut tried = [0; 2];
     for whom in [Whom::Helper, Whom::Worker] {
         renew();
         let mut plan: Vec<(String, u32)> = calls.iter().map(|call| ((*call).to_owned(), u32::MAX)).collect();
         if plan.is_empty() {
-            plan = calls_of(whom, log);
+            plan = calls_of(whom);
         }
         let (mut times, kinds) = (0, plan.len());
         for (call, most) in plan {
             for nth in (1..=most).filter(|nth| *nth == 1 || nth.is_multiple_of(every)) {
                 renew();
-                let (has_died, reply) = killed_at(whom, log, &call, nth);
+                let (has_died, reply) = killed_at(whom, &call, nth);
                 let next = helper();
                 let is_new = is_new();
                 tried[usize::from(is_new)] += 1;
@@ -154,93 +140,51 @@ fn renew() {
 }
 
 /// The calls that change something, or hand something over.
-const CHANGING: [&str; 6] = ["pwrite64", "fdatasync,fsync", "openat2", "unlinkat", "fallocate", "sendmsg"];
+const CHANGING: [&str; 6] = ["pwrite64", "fdatasync,fsync", "renameat2", "unlinkat", "fallocate", "sendmsg"];
 /// All others come in between: some of them in the suite, each of them by hand.
 const SOME: u32 = 11;
 
 isolated! {
     fn killed_at_each_call_that_changes_something_on_ext4() {
-        killed_at_calls("ext4", Log::New, &CHANGING, 1);
-    }
-}
-
-isolated! {
-    fn killed_at_each_call_that_changes_something_where_a_log_is_kept() {
-        killed_at_calls("ext4", Log::Kept, &CHANGING, 1);
+        killed_at_calls("ext4", &CHANGING, 1);
     }
 }
 
 isolated! {
     fn killed_at_calls_that_change_something_on_xfs() {
-        killed_at_calls("xfs", Log::Kept, &CHANGING, 6);
+        killed_at_calls("xfs", &CHANGING, 6);
     }
 }
 
 isolated! {
     fn killed_at_calls_that_change_something_on_btrfs() {
-        killed_at_calls("btrfs", Log::Kept, &CHANGING, 6);
+        killed_at_calls("btrfs", &CHANGING, 6);
     }
 }
 
 isolated! {
     fn killed_at_some_system_calls() {
-        killed_at_calls("ext4", Log::New, &[], SOME);
-    }
-}
-
-isolated! {
-    fn a_flush_that_fails_is_told_and_the_next_use_finds_a_whole_image() {
-        install();
-        make_image("/mnt/s/images/pristine", 16, &[]);
-        make_image(OTHER, 16, &[]);
-        // Flushes of free blocks, the log, the image, the struck log; where that fails, of the directory.
-        for (which, made) in
-            [("1", false), ("2", false), ("2+", false), ("3", true), ("3+", true), ("4", true), ("4+", true)]
-        {
-            renew();
-            let helper = helper();
-            write(&helper, OTHER, &[("/srv/other", b"o", 0)]);
-            let inject = format!("inject=fdatasync:error=EIO:when={which}");
-            let all = which.ends_with('+').then_some(["-e", "inject=fsync:error=EIO"]);
-            let mut how = vec!["-o", TRACE, "-e", "trace=fdatasync,fsync", "-e", &inject];
-            how.extend(all.into_iter().flatten());
-            let mut strace = trace(&helper.pid().to_string(), &how, Some("-f"));
-            let reply = helper.call(&request());
-            strace.kill().and_then(|()| strace.wait()).expect("strace ends");
-            // A log that can't be struck is removed, which is as good.
-            assert_eq!(reply["ok"], which == "4", "{which}: {reply}");
-            assert_eq!(read(&helper, IMAGE, "/etc/hostname") == b"after\n", made, "{which}");
-            assert_eq!((is_new(), logs()), (made, vec![]), "{which}");
-            write(&helper, OTHER, &[("/srv/other", b"p", 0)]);
-            assert!(helper.stop().success());
-        }
+        killed_at_calls("ext4", &[], SOME);
     }
 }
 
 isolated! {
     #[ignore = "minutes: run it by hand"]
     fn killed_at_each_system_call_on_ext4() {
-        killed_at_calls("ext4", Log::New, &[], 1);
-    }
-}
-
-isolated! {
-    #[ignore = "minutes: run it by hand"]
-    fn killed_at_each_system_call_where_a_log_is_kept() {
-        killed_at_calls("ext4", Log::Kept, &[], 1);
+        killed_at_calls("ext4", &[], 1);
     }
 }
 
 isolated! {
     #[ignore = "minutes: run it by hand"]
     fn killed_at_each_system_call_on_xfs() {
-        killed_at_calls("xfs", Log::Kept, &[], 1);
+        killed_at_calls("xfs", &[], 1);
     }
 }
 
 isolated! {
     #[ignore = "minutes: run it by hand"]
     fn killed_at_each_system_call_on_btrfs() {
-        killed_at_calls("btrfs", Log::Kept, &[], 1);
+        killed_at_calls("btrfs", &[], 1);
     }
 }

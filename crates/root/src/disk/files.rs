@@ -87,12 +87,14 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
     let journal = &host.images.journal;
     steps::run(WRITE, &host.faults, |steps| {
         let request = steps.act("request", || request(&ask::write(files)))?;
-        let log = steps.act("log", || journal.has_room(host).and_then(|()| journal.unnamed()))?;
+        let log = steps.act("log", || journal.begin(host, &image))?;
+        let name = log.name.clone();
+        steps.undo("log", move || journal.abandon(&name));
         match ask_to_write(host, steps, &readable, &request, &log)? {
-            0 => Ok(()),
+            0 => journal.abandon(&log.name),
             length => {
                 let proposal = log.proposal(length, image.facts.size, files)?;
-                journal.carry_out(host, steps, &image, &log, proposal, files)
+                journal.carry_out(steps, &image, &log, proposal, files)
             }
         }
     })

@@ -145,13 +145,8 @@ pub(crate) fn from_base64(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The names of the logs that there are. A file that is kept for the next one is empty, or begins with zeros.
+/// The names of the logs that there are.
 pub(crate) fn logs() -> Vec<String> {
-    let entries = std::fs::read_dir(LOGS).expect("root's own").map(|entry| entry.expect("an entry"));
-    let is_log = |entry: &std::fs::DirEntry| {
-        let begin = std::fs::read(entry.path()).expect("a file").into_iter().take(8).collect::<Vec<_>>();
-        let is_kept = entry.file_name().as_encoded_bytes().starts_with(b"write-");
-        !is_kept || begin.iter().any(|&byte| byte != 0)
-    };
-    entries.filter(is_log).map(|entry| entry.file_name().into_string().expect("text")).collect()
+    let entries = std::fs::read_dir(LOGS).expect("root's own");
+    entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect()
 }

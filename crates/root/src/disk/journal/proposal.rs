@@ -1,5 +1,7 @@
 //! What a worker proposes to change in an image, and the request's bytes that are part of it.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use wire::image::NewFile;
 use wire::worker::log::{Change, From, MAX_BLOCK};
 
@@ -10,6 +12,8 @@ const MUCH: u64 = 256 << 10;
 /// What is to be changed in an image.
 pub(in crate::disk) struct Proposal {
     pub(in crate::disk) changes: Vec<Change>,
+    /// The bytes of the log that changes have.
+    pub(super) data: u64,
 }
 
 impl Proposal {
@@ -24,14 +28,15 @@ impl Proposal {
     }
 }
 
-/// `length` bytes of a file of the request's, from its byte `at` on: those that it has, and the zeros behind its end.
-pub(super) fn bytes_of(file: Option<&NewFile>, at: u64, length: u64) -> std::io::Result<[&[u8]; 2]> {
+/// Puts `length` bytes of a file of the request's, from its byte `at` on, to a place; behind its end they are zeros.
+pub(super) fn put_file(to: &File, offset: u64, length: u64, at: u64, file: Option<&NewFile>) -> std::io::Result<()> {
     const ZEROS: &[u8] = &[0; MAX_BLOCK as usize];
     // That there is such a file, and that it is so long, was seen with the proposal.
     let bytes = file.map_or(&[][..], |file| &file.data);
     let bytes = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
     let length = usize::try_from(length).map_err(std::io::Error::other)?;
     let bytes = &bytes[..length.min(bytes.len())];
+    to.write_all_at(bytes, offset)?;
     let zeros = ZEROS.get(..length - bytes.len()).ok_or(std::io::ErrorKind::InvalidInput)?;
-    Ok([bytes, zeros])
+    to.write_all_at(zeros, offset + bytes.len() as u64)
 }

@@ -1,12 +1,12 @@
 //! Logs that an earlier helper left, or that can't be finished.
 
-use super::kept::Kept;
-use super::seal::{self, Seal};
-use super::{Image, Journal, Pending, Recovered};
+use super::seal::read_seal;
+use super::{Image, Journal, Pending, Recovered, no_log};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::log::{Level, Value};
-use std::sync::Arc;
+use rustix::fs::OFlags;
+use std::fs::File;
 use wire::code::Code;
 use wire::path::{HostPath, Root};
 
@@ -31,14 +31,11 @@ enum Whose {
 impl Journal {
     /// Takes away the logs of images that are gone.
     pub(super) fn drop_those_of_no_image(&self, host: &Host) {
-        let cut_off =
-            |(key, pending): (&String, &Pending)| pending.is_cut_off.then(|| (key.clone(), Arc::clone(&pending.kept)));
-        let logs: Vec<(String, Arc<Kept>)> = self.pending().iter().filter_map(cut_off).collect();
-        for (key, kept) in logs {
+        let names: Vec<String> = self.pending().keys().cloned().collect();
+        for name in names {
             // What can't be told stays, and is told where that image is used.
-            let Some(seal) = Seal::read(&kept.log.file) else { continue };
-            if let Ok(Whose::Nobodys(path, why) | Whose::Away(path, why)) = whose(host, seal)
-                && self.end(&key, &kept).is_ok()
+            if let Ok(Whose::Nobodys(path, why) | Whose::Away(path, why)) = self.whose(host, &name)
+                && self.strike(&name).is_ok()
             {
                 tell(host, Level::Warn, DROPPED, &path, &[why]);
             }
@@ -48,72 +45,73 @@ impl Journal {
     /// What an earlier helper left: what was not committed is removed, the rest finished. To be called before there are
     /// requests.
     pub(in crate::disk) fn recover(&self, host: &Host) {
-        let names = match self.shelf.dir.names() {
+        let names = match self.dir.names() {
             Ok(names) => names,
             Err(error) => return tell(host, Level::Error, "logs of writes can't be read", "", &[error.to_string()]),
         };
-        let failed = |name: &str, fail: Fail| {
-            let causes = [vec![fail.message], fail.causes].concat();
-            tell(host, Level::Error, "write of an image can't be finished", name, &causes);
-        };
         for name in names {
-            if name.starts_with(".unnamed-") {
+            if name.starts_with(".write-") || name.starts_with(".unnamed-") {
                 // Nothing of it counts, whether it can be removed or not.
-                let _ = self.shelf.dir.unlink(&name);
+                let _ = self.dir.unlink(&name);
             } else if name.starts_with("write-") {
-                match self.shelf.open(&name) {
-                    Ok(Some(kept)) => self.recover_one(host, kept).unwrap_or_else(|fail| failed(&name, fail)),
-                    Ok(None) => tell(host, Level::Warn, "a log of writes is another helper's", &name, &[]),
-                    Err(fail) => failed(&name, fail),
+                match self.recover_one(host, &name) {
+                    Ok(Recovered::Finished(path)) => tell(host, Level::Info, "write of an image finished", &path, &[]),
+                    Ok(Recovered::Dropped(path, why)) => {
+                        tell(host, Level::Warn, DROPPED, &path, &[why]);
+                    }
+                    Ok(Recovered::Away(path, why)) => {
+                        self.pending().insert(name.clone(), Pending::CutOff);
+                        tell(host, Level::Warn, AWAY, &path, &[why]);
+                    }
+                    Err(fail) => {
+                        self.pending().insert(name.clone(), Pending::CutOff);
+                        tell(
+                            host,
+                            Level::Error,
+                            "write of an image can't be finished",
+                            &name,
+                            &[vec![fail.message], fail.causes].concat(),
+                        );
+                    }
                 }
             }
         }
     }
 
-    fn recover_one(&self, host: &Host, kept: Kept) -> Result<(), Fail> {
-        // One without a seal, or of which a part is there, was not committed.
-        let Some(seal) = Seal::read(&kept.log.file) else {
-            self.shelf.discard(&kept);
-            return Ok(());
-        };
-        let (kept, key) = (Arc::new(kept), seal::key(&seal.handle));
-        // Until it is struck it counts.
-        self.pending().insert(key.clone(), Pending { kept: Arc::clone(&kept), is_cut_off: true });
-        let done = match whose(host, seal)? {
-            Whose::Image(image) => self.replay(host, &key, &kept, &image)?,
-            Whose::Away(path, why) => Recovered::Away(path, why),
-            Whose::Nobodys(path, why) => self.drop_log(&key, &kept, &path, &why)?,
-        };
-        match done {
-            Recovered::Finished(path) => tell(host, Level::Info, "write of an image finished", &path, &[]),
-            Recovered::Dropped(path, why) => tell(host, Level::Warn, DROPPED, &path, &[why]),
-            Recovered::Away(path, why) => tell(host, Level::Warn, AWAY, &path, &[why]),
+    fn recover_one(&self, host: &Host, name: &str) -> Result<Recovered, Fail> {
+        match self.whose(host, name)? {
+            Whose::Image(image) => self.replay(host, name, &image),
+            Whose::Away(path, why) => Ok(Recovered::Away(path, why)),
+            Whose::Nobodys(path, why) => self.drop_log(name, &path, &why),
         }
-        Ok(())
     }
-}
 
-/// The image that a log is for, where it still has its name.
-fn whose(host: &Host, Seal { path, handle, .. }: Seal) -> Result<Whose, Fail> {
-    let dropped = |path: &str, why: &str| Ok(Whose::Nobodys(path.to_owned(), why.to_owned()));
-    // It is known again by its handle, whatever its name is then; by an inode's number alone it would not be.
-    let away = |why: &str| {
-        let whose = if handle.kind < 0 { Whose::Nobodys } else { Whose::Away };
-        Ok(whose(path.clone(), why.to_owned()))
-    };
-    let at = HostPath::new(&path, &[Root::State], &host.settings.roots, Code::OperationFailed, "image_path");
-    let Ok(at) = at else {
-        return dropped(&path, "it is not below the state directory");
-    };
-    let image = match Image::open(host, &at) {
-        Ok(image) => image,
-        Err(unopened) if unopened.why != crate::places::Why::Failed => {
-            return away(&Fail::from(unopened).message);
+    /// The image that a log is for, where it still has its name.
+    fn whose(&self, host: &Host, name: &str) -> Result<Whose, Fail> {
+        let file = self.dir.open_at(name, OFlags::RDONLY, 0).map(File::from).map_err(|error| no_log(&error))?;
+        let dropped = |path: &str, why: &str| Ok(Whose::Nobodys(path.to_owned(), why.to_owned()));
+        let Some((path, handle, _)) = read_seal(&file) else {
+            return dropped(name, "its seal is broken");
+        };
+        // It is known again by its handle, whatever its name is then; by an inode's number alone it would not be.
+        let away = |why: &str| {
+            let whose = if handle.kind < 0 { Whose::Nobodys } else { Whose::Away };
+            Ok(whose(path.clone(), why.to_owned()))
+        };
+        let at = HostPath::new(&path, &[Root::State], &host.settings.roots, Code::OperationFailed, "image_path");
+        let Ok(at) = at else {
+            return dropped(&path, "it is not below the state directory");
+        };
+        let image = match Image::open(host, &at) {
+            Ok(image) => image,
+            Err(unopened) if unopened.why != crate::places::Why::Failed => {
+                return away(&Fail::from(unopened).message);
+            }
+            Err(unopened) => return Err(unopened.into()),
+        };
+        if image.handle != handle {
+            return away("another file has its name");
         }
-        Err(unopened) => return Err(unopened.into()),
-    };
-    if image.handle != handle {
-        return away("another file has its name");
+        Ok(Whose::Image(Box::new(image)))
     }
-    Ok(Whose::Image(Box::new(image)))
 }
