@@ -87,7 +87,7 @@ fn run(flags: Flags) -> Result<(), String> {
     // Its descriptor is one of the helper's own from the beginning. Where it can't be read now each asker is told.
     let _ = sys::mounts::table();
     // With the rights that a request has, and before anybody can be in the way or see what an earlier helper left.
-    host.images.recover(host);
+    host.images.recover(host)?;
     host.vms.watch();
     net::isolate(host);
     net::watch(host);

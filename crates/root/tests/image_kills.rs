@@ -145,6 +145,25 @@ const CHANGING: [&str; 6] = ["pwrite64", "fdatasync,fsync", "renameat2", "unlink
 const SOME: u32 = 11;
 
 isolated! {
+    fn a_log_that_was_left_is_on_the_disk_before_it_is_put_into_its_image() {
+        install();
+        make_image("/mnt/s/images/pristine", 16, &[]);
+        renew();
+        // Its log had its name, and that was not on the disk yet.
+        assert!(killed_at(Whom::Helper, "fsync", 1).0);
+        let (log, old) = (logs(), fs::read(IMAGE).expect("the image"));
+        assert_eq!(log.len(), 1, "{log:?}");
+        let failing = ["-f", "-qq", "-o", TRACE, "-e", "trace=fsync", "-e", "inject=fsync:error=EIO"];
+        let why = Start::new().config(&config("")).under("strace", &failing).fails();
+        assert!(why.contains("lib_dir") && why.contains("fsync"), "{why}");
+        assert!(logs() == log && fs::read(IMAGE).expect("the image") == old);
+        let next = helper();
+        assert!(is_new() && logs().is_empty());
+        assert!(next.stop().success());
+    }
+}
+
+isolated! {
     fn killed_at_each_call_that_changes_something_on_ext4() {
         killed_at_calls("ext4", &CHANGING, 1);
     }

@@ -20,8 +20,11 @@ impl Images {
     }
 
     /// Finishes what an earlier helper committed, and removes what it did not. To be called before there are requests.
-    pub(crate) fn recover(&self, host: &'static Host) {
+    ///
+    /// # Errors
+    /// It can't be told what there is.
+    pub(crate) fn recover(&self, host: &'static Host) -> Result<(), String> {
         self.workers.spares.arm(host);
-        self.journal.recover(host);
+        self.journal.recover(host)
     }
 }

@@ -201,6 +201,15 @@ impl Start {
         self
     }
 
+    /// Started by another program, which gets its command line behind its own arguments.
+    pub(crate) fn under(mut self, program: &str, arguments: &[&str]) -> Start {
+        let mut command = Command::new(program);
+        command.args(arguments).arg(self.command.get_program()).args(self.command.get_args());
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null()).current_dir("/");
+        self.command = command;
+        self
+    }
+
     /// With its standard error there instead of in the test's log.
     pub(crate) fn log_to(mut self, log: impl Into<Stdio>) -> Start {
         self.log = Some(log.into());

@@ -44,12 +44,18 @@ impl Journal {
 
     /// What an earlier helper left: what was not committed is removed, the rest finished. To be called before there are
     /// requests.
-    pub(in crate::disk) fn recover(&self, host: &Host) {
-        let names = match self.dir.names() {
-            Ok(names) => names,
-            Err(error) => return tell(host, Level::Error, "logs of writes can't be read", "", &[error.to_string()]),
-        };
-        for name in names {
+    ///
+    /// What is found is on the disk first, and what is not found gone from it: the earlier helper may have been killed
+    /// before it saw to that, and a name that went or came back behind a loss of power would leave half a write, or undo
+    /// what came after a whole one.
+    ///
+    /// # Errors
+    /// It can't be told what there is.
+    pub(in crate::disk) fn recover(&self, host: &Host) -> Result<(), String> {
+        let unread =
+            |cause: &dyn std::fmt::Display| format!("logs of writes to images (lib_dir) can't be read: {cause}");
+        self.sync().map_err(|fail| unread(&fail.causes.join(": ")))?;
+        for name in self.dir.names().map_err(|error| unread(&error))? {
             if name.starts_with(".write-") || name.starts_with(".unnamed-") {
                 // Nothing of it counts, whether it can be removed or not.
                 let _ = self.dir.unlink(&name);
@@ -76,6 +82,7 @@ impl Journal {
                 }
             }
         }
+        Ok(())
     }
 
     fn recover_one(&self, host: &Host, name: &str) -> Result<Recovered, Fail> {
