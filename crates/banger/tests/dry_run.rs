@@ -59,6 +59,10 @@ fn what_would_go_is_said_and_nothing_goes() {
             let out = run(&arguments);
             assert!(text(&out.stderr).starts_with(&format!("error[{code}]")), "{}", text(&out.stderr));
         }
+        ok(&["vm", "rm", "-f", "--dry-run", "web"]);
+        assert_eq!(field("web", "/state"), "running");
+        // A guest that runs writes its disk when it likes to.
+        ok(&["vm", "stop", "web"]);
         assert!(both(&["vm", "rm", "-f", "web"]) > 1 << 20);
         assert_eq!(both(&["vm", "rm", "db"]), 0, "it never had a disk");
         // The files stay as long as another name has them.

@@ -7,7 +7,8 @@ mod world;
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use world::*;
@@ -95,6 +96,51 @@ fn what_is_nobodys_goes_and_what_is_somebodys_stays() {
         assert!(!last.contains("is taken away"), "nothing was left: {last}");
         ok(&["vm", "rm", "-f", "web"]);
         ok(&["template", "rm", "files"]);
+        until("nothing is left", || left().is_empty());
+    });
+}
+
+/// Takes whoever comes to port 8000 of the guest, greets him, and keeps him.
+const SERVER: &str = r#"use IO::Socket::INET; my @all;
+my $s = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => 8000, Listen => 9) or die;
+while (my $c = $s->accept) { syswrite $c, "x"; push @all, $c }"#;
+
+/// Somebody who uses a published port.
+fn guest_of(port: u16) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.read_exact(&mut [0]).ok().map(|()| stream)
+}
+
+#[test]
+fn a_start_is_waited_for_whoever_uses_a_port_and_no_tap_is_made_behind_it() {
+    isolated("a_start_is_waited_for_whoever_uses_a_port_and_no_tap_is_made_behind_it", |world| {
+        world.with_arguments(&["--taps-ahead", "2"]);
+        ok(&["vm", "create", "web", "--start", "--memory", "256M", "-p", "8080:8000"]);
+        let serve = format!("perl -e '{SERVER}' </dev/null >/dev/null 2>&1 &");
+        ok(&["vm", "exec", "web", "--", "sh", "-c", &serve]);
+        let mut guests = Vec::new();
+        until("three use its port", || {
+            guests.extend(guest_of(8080));
+            guests.len() == 3
+        });
+        ok(&["vm", "create", "db", "--memory", "256M"]);
+        until("two taps are ahead", || there().1 == 3);
+
+        // A start and the end both come to the helper, and neither is through before the other has come.
+        send(world.helper(), Signal::STOP);
+        let start = banger(&["vm", "start", "db", "--wait", "boot"]).spawn().unwrap();
+        until("it is under way", || field("db", "/state") == "starting");
+        send(world.daemon(), Signal::TERM);
+        std::thread::sleep(Duration::from_secs(1));
+        send(world.helper(), Signal::CONT);
+        let (status, _) = ended(world.daemon());
+        let said = start.wait_with_output().unwrap();
+        assert_eq!((status.code(), said.status.code()), (Some(0), Some(0)), "{}", text(&said.stderr));
+        assert_eq!((vmms().len(), there()), (2, (2, 2)));
+        drop(guests);
+
+        world.with_arguments(&["--taps-ahead", "0"]);
+        ok(&["vm", "rm", "-f", "web", "db"]);
         until("nothing is left", || left().is_empty());
     });
 }
