@@ -57,7 +57,7 @@ fn sh(script: &str) -> Output {
     run(&["/bin/sh", "-c", script]).unwrap()
 }
 
-const OK: Exit = Exit::Code(ExitCode { code: 0 });
+const OK: Exit = Exit::Code(ExitCode { code: 0, oom: false });
 
 #[test]
 fn ping_is_answered() {
@@ -73,7 +73,7 @@ fn ping_is_answered() {
 #[test]
 fn a_program_s_outputs_status_and_surroundings() {
     let output = sh("echo out; echo err >&2; echo $COLOUR $PWD; cat; exit 3");
-    assert_eq!(output.exit, Exit::Code(ExitCode { code: 3 }));
+    assert_eq!(output.exit, Exit::Code(ExitCode { code: 3, oom: false }));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "out\ngreen /\n");
     assert_eq!(output.stderr, b"err\n");
     let killed = sh("kill -KILL $$");

@@ -176,7 +176,10 @@ fn orphans_take_nobody_s_status() {
                     assert_eq!(run_on(service, orphans.clone()).exit(), OK);
                 } else {
                     let script = format!("sleep 0.0{}; exit {n}", n % 10);
-                    assert_eq!(run_on(service, sh(&script)).exit(), agent::protocol::Exit::Code(ExitCode { code: n }));
+                    assert_eq!(
+                        run_on(service, sh(&script)).exit(),
+                        agent::protocol::Exit::Code(ExitCode { code: n, oom: false })
+                    );
                 }
             });
         }

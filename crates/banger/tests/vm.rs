@@ -95,6 +95,12 @@ fn two_vms_stay_and_are_each_their_own() {
         assert_eq!(status(&["--timeout", "300ms", "web", "sleep", "60"]), Some(124));
         assert_eq!(status(&["--nosuch", "web", "true"]), Some(125));
         assert_eq!(status(&["wbe", "true"]), Some(125));
+        // Its own end, and one that a shell tells of.
+        for script in ["exec tail /dev/zero", "tail /dev/zero; exit $?"] {
+            let killed = run(&["vm", "exec", "web", "sh", "-c", script]);
+            let said = (killed.status.code(), text(&killed.stderr).ends_with("killed: the guest was out of memory\n"));
+            assert_eq!(said, (Some(137), true), "{script}: {}", text(&killed.stderr));
+        }
         assert_eq!(ok(&["exec", "-e", "A=b c", "-w", "/tmp", "web", "sh", "-c", "echo $A $PWD"]), "b c /tmp\n");
         assert_eq!(ok(&["vm", "exec", "-t", "web", "sh", "-c", "stty size; exit 0"]), "24 80\r\n");
         assert_eq!(text(&run_with(&["vm", "exec", "web"], b"echo from the shell").stdout), "from the shell\n");

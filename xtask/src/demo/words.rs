@@ -72,7 +72,7 @@ fn shell(command: &str) -> Result<String> {
     let program = Program { args: &["/bin/bash", "-c", command], env: &[path], user: "root", cwd: "/", most: MOST };
     let out = call()?.exec(program).with_context(|| format!("in the guest: {command}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().map(plain).collect::<Vec<_>>().join("\n");
-    if out.exit != Exit::Code(ExitCode { code: 0 }) {
+    if out.exit != Exit::Code(ExitCode { code: 0, oom: false }) {
         let wrote = text(&[out.stdout, out.stderr].concat());
         bail!("in the guest: {command} failed ({:?}):\n{}", out.exit, indented(&wrote, 8));
     }

@@ -129,7 +129,11 @@ pub(super) fn exit_of(status: &WaitIdStatus, oom: bool) -> Exit {
             let oom = oom && signal == Signal::KILL.as_raw();
             Exit::Signal(ExitSignal { signal: signal as u8, core: status.dumped(), oom })
         }
-        None => Exit::Code(ExitCode { code: status.exit_status().unwrap_or(0) as u8 }),
+        None => {
+            let code = status.exit_status().unwrap_or(0) as u8;
+            // A shell's own end, where a command of its own had that one.
+            Exit::Code(ExitCode { code, oom: oom && i32::from(code) == 128 + Signal::KILL.as_raw() })
+        }
     }
 }
 

@@ -203,7 +203,7 @@ impl<N: FnMut(Note<'_>)> Run<'_, N> {
                 Event::Gone => {}
                 Event::Ended(exit) => self.result = Some(Ok(exit)),
                 // A connection has no status; that it ended is all there is to say.
-                Event::Replied(_) => self.result = Some(Ok(Exit::Code(ExitCode { code: 0 }))),
+                Event::Replied(_) => self.result = Some(Ok(Exit::Code(ExitCode { code: 0, oom: false }))),
                 Event::Failed(failure) => self.result = Some(Err(failure)),
             }
         }

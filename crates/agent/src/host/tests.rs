@@ -78,7 +78,7 @@ fn program() -> Program {
     Program { args: vec!["cat".into()], user: "root".into(), stdin: true, ..Program::default() }
 }
 
-const DONE: Exit = Exit::Code(ExitCode { code: 3 });
+const DONE: Exit = Exit::Code(ExitCode { code: 3, oom: false });
 
 #[test]
 fn a_call_from_hello_to_bye() {

@@ -104,6 +104,9 @@ pub enum Exit {
 pub struct ExitCode {
     /// 0 to 255.
     pub code: u8,
+    /// Whether it is a shell's word that its command was killed, and the guest's memory was at its end; absent where not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom: bool,
 }
 
 /// A signal's number.
@@ -137,6 +140,14 @@ impl Exit {
         match self {
             Self::Code(exit) => exit.code,
             Self::Signal(exit) => exit.signal.wrapping_add(128),
+        }
+    }
+
+    /// Whether it was killed, or what it ran, as the guest's memory was at its end.
+    pub fn is_out_of_memory(self) -> bool {
+        match self {
+            Self::Code(exit) => exit.oom,
+            Self::Signal(exit) => exit.oom,
         }
     }
 }

@@ -36,9 +36,12 @@ fn the_text_of_each_body() {
         encode_json(&mut out, Kind::Call, 0, &call);
         assert_eq!(std::str::from_utf8(&out[HEADER_LEN..]).unwrap(), text);
     }
-    assert_eq!(frame(r#"{"code":3}"#).json(), Ok(Exit::Code(ExitCode { code: 3 })));
+    assert_eq!(frame(r#"{"code":3}"#).json(), Ok(Exit::Code(ExitCode { code: 3, oom: false })));
     let killed = Exit::Signal(ExitSignal { signal: 9, core: false, oom: true });
     assert_eq!(frame(r#"{"signal":9,"core":false,"oom":true}"#).json(), Ok(killed));
+    let shells = Exit::Code(ExitCode { code: 137, oom: true });
+    assert_eq!(frame(r#"{"code":137,"oom":true}"#).json(), Ok(shells));
+    assert!(killed.is_out_of_memory() && shells.is_out_of_memory());
 }
 
 #[test]

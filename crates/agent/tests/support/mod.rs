@@ -49,10 +49,10 @@ pub fn sh(script: &str) -> Program {
     program(&["/bin/sh", "-c", script])
 }
 
-pub const OK: Exit = Exit::Code(ExitCode { code: 0 });
+pub const OK: Exit = Exit::Code(ExitCode { code: 0, oom: false });
 
 pub fn code(code: u8) -> Exit {
-    Exit::Code(ExitCode { code })
+    Exit::Code(ExitCode { code, oom: false })
 }
 
 /// A call that runs in a thread, with our ends of its three pipes.

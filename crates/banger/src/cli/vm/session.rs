@@ -6,7 +6,7 @@ use crate::api::Attached;
 use crate::cli::problem::Problem;
 use crate::duration;
 use agent::host::{Driver, Ended, Exec, Failure, Limits, Note, control};
-use agent::protocol::{Exit, TtySize};
+use agent::protocol::TtySize;
 use clap::Args;
 use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal, stderr, stdin, stdout};
@@ -137,9 +137,7 @@ impl Command {
             }
         });
         drop(raw);
-        if let Ok(Ended { exit: Exit::Signal(signal), .. }) = &ended
-            && signal.oom
-        {
+        if ended.as_ref().is_ok_and(|ended| ended.exit.is_out_of_memory()) {
             crate::cli::output::ours("killed: the guest was out of memory\n");
         }
         ended
