@@ -221,7 +221,7 @@ keys! {
         |config, value| config.jailer_chroot_base = Some(files::absolute(value.as_str()?)?);
     "ssh_key_path" = "", None, "the private half of the ssh key that VMs let in; built in: one that bangerd makes", "an absolute path, or ~/FILE; FILE.pub beside it, or a key without a passphrase":
         |config, value| config.ssh_key_path = Some(files::path(value.as_str()?)?);
-    "auto_stop_stale_after" = "0", None, "a VM that stays and that nothing has used for so long is stopped; 0: none is", "0, 12h, 7d, or seconds":
+    "auto_stop_stale_after" = "0", None, "a VM that stays and that nothing has used for so long is stopped; 0: none is", "0 for never, or 1m and more: 12h, 7d, or seconds":
         |config, value| config.auto_stop_stale_after = age(value)?;
     "stats_poll_interval" = "10s", None, "how often VMs are looked at, whether something has used them", "1s to 1h":
         |config, value| config.stats_poll_interval = Some(time(value).filter(|time| (1..=3600).contains(&time.as_secs()))?);
@@ -268,10 +268,13 @@ fn time(value: &Value) -> Option<Duration> {
     }
 }
 
-/// A time that may be days, and none: 0.
+/// A time that may be days, and none: 0. What is shorter than a minute would be over before anybody used what he made.
 fn age(value: &Value) -> Option<Option<Duration>> {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    if matches!(text.as_str(), "0" | "0s") { Some(None) } else { duration::age(&text).ok().map(Some) }
+    if ["0", "0ms", "0s", "0m", "0h", "0d"].contains(&text.as_str()) {
+        return Some(None);
+    }
+    duration::age(&text).ok().filter(|age| age.as_secs() >= 60).map(Some)
 }
 
 fn one_of(value: &Value, known: &[&str]) -> Option<String> {
@@ -469,6 +472,21 @@ mod tests {
         for key in KEYS.iter().filter(|key| !key.usual.is_empty()) {
             let value = serde_json::from_str(key.usual).unwrap_or(Value::from(key.usual));
             assert!((key.keep)(&mut Config::default(), &value).is_some(), "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn nothing_is_stale_at_once() {
+        for (text, seconds) in
+            [("\"0\"", 0), ("0", 0), ("\"0d\"", 0), ("\"0s\"", 0), ("60", 60), ("\"1m\"", 60), ("\"7d\"", 604_800)]
+        {
+            let config = of(&format!("auto_stop_stale_after = {text}")).unwrap();
+            let after = (seconds > 0).then(|| Duration::from_secs(seconds));
+            assert_eq!(config.auto_stop_stale_after, after, "{text}");
+        }
+        for text in ["\"1ms\"", "59", "\"59s\"", "\"00d\"", "-1"] {
+            let fault = of(&format!("auto_stop_stale_after = {text}")).unwrap_err();
+            assert!(fault.fix[0].contains("1m and more"), "{text}: {fault:?}");
         }
     }
 

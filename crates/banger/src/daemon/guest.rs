@@ -3,7 +3,7 @@
 
 mod bounded;
 
-pub(crate) use bounded::{Bounds, call_within, put_entries_within, put_within};
+pub(crate) use bounded::{Bounds, call_within, put_archive_within, put_within};
 
 use super::error::exit;
 use super::serve::{Caller, Woken};

@@ -94,28 +94,28 @@ pub(crate) fn call_within<'a>(vsock: &Path, bounds: Bounds<'a>) -> io::Result<Cl
 /// The agent's.
 pub(crate) fn put_within(vsock: &Path, files: &[NewFile], bounds: Bounds<'_>) -> Result<(), CopyFailure> {
     let entries: Vec<(Entry, Vec<u8>)> = files.iter().map(entry).collect();
-    put_entries_within(vsock, "/", &entries, bounds)
+    let archive = rustix::fs::memfd_create("files", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut archive = File::from(archive);
+    archive.write_all(&packed(&entries)).and_then(|()| archive.rewind())?;
+    put_archive_within(vsock, "/", &archive, bounds)
 }
 
-/// The same of what goes below the guest's directory `to`: files with their content, and directories, which stay as they are
-/// where they are there.
+/// The same of what goes below the guest's directory `to`, as a tar: files, and directories, which stay as they are where they
+/// are there.
 ///
 /// # Errors
 /// The agent's.
-pub(crate) fn put_entries_within(
+pub(crate) fn put_archive_within(
     vsock: &Path,
     to: &str,
-    entries: &[(Entry, Vec<u8>)],
+    archive: &File,
     bounds: Bounds<'_>,
 ) -> Result<(), CopyFailure> {
-    let archive = rustix::fs::memfd_create("files", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut archive = File::from(archive);
-    archive.write_all(&packed(entries)).and_then(|()| archive.rewind())?;
     let asked = Put { v: VERSION, to: to.into(), into: true, owner: None, clobber: true, keep: Keep::Plain };
     let stream = connect_within(vsock, bounds)?.stream;
     std::thread::scope(|scope| {
         let (working, is_over) = mpsc::channel::<()>();
-        let (stream, archive) = (&stream, &archive);
+        let stream = &stream;
         let copying = scope.spawn(move || {
             let _working = working;
             put_archive(stream, asked, archive.as_fd(), Limits::EMULATED, |_| true)

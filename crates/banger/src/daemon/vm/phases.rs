@@ -56,7 +56,7 @@ pub(crate) struct Launched {
     process: Option<PidFd>,
 }
 
-/// Its agent answers.
+/// Its agent answers. The row says so once it is [`noted`](Ready::noted).
 pub(crate) struct Ready {
     pub(crate) vm: Vm,
     process: PidFd,
@@ -227,8 +227,7 @@ impl Launched {
                 (self.vm.vmm_version, self.vm.mac) = (told.version, told.mac);
                 self.vm.ready_ms = Some(u64::try_from(wait.begun.elapsed().as_millis()).unwrap_or(u64::MAX));
                 self.vm.last_error = None;
-                let ready = Ready { vm: self.vm, process };
-                ready.noted(work)
+                Ok(Ready { vm: self.vm, process })
             }
             Err(fault) => {
                 let fault = explain(fault, &self.vm, &places.console());
@@ -255,7 +254,8 @@ impl Launched {
 }
 
 impl Ready {
-    fn noted(mut self, work: &mut Work<'_>) -> Step<Ready> {
+    /// From here on commands run in it, and a daemon that comes later takes it over.
+    pub(crate) fn noted(mut self, work: &mut Work<'_>) -> Step<Ready> {
         match work.reach(&mut self.vm, State::Ready) {
             Ok(()) => Ok(self),
             Err(fault) => Err(Failed::new(self.down(work, End::Kill).planned, fault.at("ready"))),

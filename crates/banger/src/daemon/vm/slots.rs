@@ -113,18 +113,17 @@ impl Slots {
     /// When something was last done with the VM, or a connection to its guest open; `None`: nothing since this daemon's start.
     pub(crate) fn used(&self, id: &str) -> Option<Instant> {
         let state = self.lock();
-        let is_now = state.held.contains_key(id) || state.connections.contains_key(id);
-        if is_now { Some(Instant::now()) } else { state.used.get(id).copied() }
+        if state.held.contains_key(id) { Some(Instant::now()) } else { state.last(id) }
+    }
+
+    /// The same for who holds it.
+    pub(crate) fn connected(&self, id: &str) -> Option<Instant> {
+        self.lock().last(id)
     }
 
     /// Forgets a VM that is gone.
     pub(crate) fn forget(&self, id: &str) {
         self.lock().used.remove(id);
-    }
-
-    /// Whether a connection to its guest is open.
-    pub(crate) fn is_used_now(&self, id: &str) -> bool {
-        self.lock().connections.contains_key(id)
     }
 
     /// Whether another VM than that is being started.
@@ -150,6 +149,10 @@ impl Slots {
 }
 
 impl State {
+    fn last(&self, id: &str) -> Option<Instant> {
+        if self.connections.contains_key(id) { Some(Instant::now()) } else { self.used.get(id).copied() }
+    }
+
     fn is_busy(&self) -> bool {
         !self.connections.is_empty() || self.held.values().any(|doing| doing.what == START)
     }
@@ -233,8 +236,13 @@ mod tests {
         let slots = Arc::new(Slots::default());
         let all: Vec<Connection> = (0..MAX_CONNECTIONS).map(|_| slots.connect("1", "web").unwrap()).collect();
         assert_eq!(slots.connect("1", "web").unwrap_err().code, "too_many_calls");
-        assert!(slots.is_used_now("1") && slots.used("2").is_none());
+        assert!(slots.used("1") > slots.used("2"));
+        let held = slots.hold("1", "web", "a stop", Duration::ZERO).unwrap();
         drop(all);
+        let over = slots.connected("1").unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(slots.connected("1") == Some(over) && slots.used("1") > Some(over), "what holds it is no connection");
+        drop(held);
         let used = slots.used("1").unwrap();
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(slots.used("1"), Some(used), "its last connection is over");

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 
 /// What else goes on with a VM is its use.
 const OTHERS: Duration = Duration::ZERO;
-/// So many packets in the time between two looks are a guest's own: who is there, who is the router.
+/// So many packets in each [`WINDOW`] are a guest's own: who is there, who is the router.
 const QUIET: u64 = 8;
+/// No look is later after the one before: a short use shows among few packets.
+const WINDOW: Duration = Duration::from_secs(60);
 
 /// Looks at VMs for ever, on a thread of its own; nothing where none is to be stopped.
 pub(crate) fn begin(daemon: &Arc<Daemon>) -> Result<(), Fault> {
@@ -28,7 +30,7 @@ pub(crate) fn begin(daemon: &Arc<Daemon>) -> Result<(), Fault> {
     let work = move || {
         let mut uses = Uses::default();
         loop {
-            std::thread::sleep(stale.look.min(after));
+            std::thread::sleep(stale.look.min(WINDOW));
             let looked = look(&daemon, &mut uses, after);
             looked.unwrap_or_else(|fault| log::fault("stale", "", &fault));
         }
@@ -40,29 +42,32 @@ fn look(daemon: &Daemon, uses: &mut Uses, after: Duration) -> Result<(), Fault> 
     let running: Vec<Vm> =
         daemon.store.change(|t| vms::all(t))?.into_iter().filter(|vm| vm.kept && vm.state == State::Ready).collect();
     uses.0.retain(|id, _| running.iter().any(|vm| vm.id == *id));
-    let packets = fs::read_to_string("/proc/net/dev").unwrap_or_default();
-    for vm in running {
-        let tap = Work::new(daemon, "").places(&vm).tap()?;
-        let (passed, used) = (packets_of(&packets, tap.as_str()), daemon.slots.used(&vm.id));
-        let now = Instant::now();
-        if uses.note(&vm, passed, used, now) < after {
-            continue;
-        }
-        match stop(daemon, &vm, after) {
+    let packets = packets();
+    let stale = running.iter().filter(|vm| {
+        let used = daemon.slots.used(&vm.id);
+        uses.note(&vm.id, packets_of(&packets, &tap(daemon, vm)), used, Instant::now()) >= after
+    });
+    // A stop may take a minute, and each may fail.
+    for vm in stale.collect::<Vec<_>>() {
+        match stop(daemon, uses, vm, after) {
             // Somebody does something with it.
             Err(fault) if fault.code == "busy" => {}
-            done => done?,
+            done => done.unwrap_or_else(|fault| log::fault("stale", &vm.name, &fault)),
         }
     }
     Ok(())
 }
 
-fn stop(daemon: &Daemon, vm: &Vm, after: Duration) -> Result<(), Fault> {
+fn stop(daemon: &Daemon, uses: &mut Uses, vm: &Vm, after: Duration) -> Result<(), Fault> {
     let Some(_place) = daemon.calls.take() else { return Ok(()) };
     let _held = daemon.slots.hold(&vm.id, &vm.name, "its stop, since nothing uses it", OTHERS)?;
     let vm = daemon.store.change(|t| vms::by_id(t, &vm.id))?;
+    let Some(vm) = vm.filter(|vm| vm.state == State::Ready) else { return Ok(()) };
     // Whoever came in between has it.
-    let Some(vm) = vm.filter(|vm| vm.state == State::Ready && !daemon.slots.is_used_now(&vm.id)) else { return Ok(()) };
+    let (passed, used) = (packets_of(&packets(), &tap(daemon, &vm)), daemon.slots.connected(&vm.id));
+    if uses.note(&vm.id, passed, used, Instant::now()) < after {
+        return Ok(());
+    }
     let op_id = serve::new_op_id();
     log::say("INFO", "nothing uses the VM: it is stopped", &vm.name);
     let mut work = Work::new(daemon, &op_id);
@@ -73,21 +78,42 @@ fn stop(daemon: &Daemon, vm: &Vm, after: Duration) -> Result<(), Fault> {
     life::stop_held(&mut work, vm, None, Some(fault)).map(drop)
 }
 
-/// When each VM was used last, as far as is known, and the packets of its tap by then.
+/// A tap that has no good name has no packets.
+fn tap(daemon: &Daemon, vm: &Vm) -> String {
+    Work::new(daemon, "").places(vm).tap().map_or(String::new(), |tap| tap.as_str().to_owned())
+}
+
+fn packets() -> String {
+    fs::read_to_string("/proc/net/dev").unwrap_or_default()
+}
+
+/// What is known of each VM, by its id.
 #[derive(Default)]
-struct Uses(HashMap<String, (Instant, u64)>);
+struct Uses(HashMap<String, Use>);
+
+struct Use {
+    /// When it was used last.
+    last: Instant,
+    /// Since when packets are counted, and how many had passed by then.
+    since: (Instant, u64),
+}
 
 impl Uses {
     /// How long it has not been used. `used` is when its last connection was open.
-    fn note(&mut self, vm: &Vm, passed: u64, used: Option<Instant>, now: Instant) -> Duration {
-        let (last, before) = self.0.entry(vm.id.clone()).or_insert((now, passed));
+    fn note(&mut self, id: &str, passed: u64, used: Option<Instant>, now: Instant) -> Duration {
+        let known = self.0.entry(id.to_owned()).or_insert(Use { last: now, since: (now, passed) });
+        let (begin, before) = known.since;
+        let windows = now.saturating_duration_since(begin).as_secs() / WINDOW.as_secs();
         // A tap that was made anew begins anew.
-        if passed.checked_sub(*before).is_none_or(|more| more > QUIET) {
-            *last = now;
+        let is_use = passed.checked_sub(before).is_none_or(|more| more > QUIET * windows.max(1));
+        if is_use {
+            known.last = now;
         }
-        *before = passed;
-        *last = used.map_or(*last, |used| used.max(*last));
-        now.saturating_duration_since(*last)
+        if is_use || windows > 0 {
+            known.since = (now, passed);
+        }
+        known.last = used.map_or(known.last, |used| used.max(known.last));
+        now.saturating_duration_since(known.last)
     }
 }
 
@@ -102,14 +128,13 @@ fn packets_of(text: &str, link: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::store::vms::tests::planned;
 
     #[test]
     fn a_vm_is_used_by_connections_and_by_packets() {
-        let (vm, begun) = (planned(2), Instant::now());
+        let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
         let mut uses = Uses::default();
-        let mut idle = |passed, used, now| uses.note(&vm, passed, used, at(now)).as_secs();
+        let mut idle = |passed, used, now| uses.note("1", passed, used, at(now)).as_secs();
         assert_eq!(idle(100, None, 0), 0, "the first look");
         assert_eq!(idle(100 + QUIET, None, 10), 10, "its own packets");
         assert_eq!(idle(100 + 3 * QUIET, None, 20), 0, "somebody's");
@@ -117,6 +142,26 @@ mod tests {
         assert_eq!(idle(100 + 3 * QUIET, Some(at(45)), 55), 10, "a connection that is over");
         assert_eq!(idle(100 + 3 * QUIET, Some(at(45)), 65), 20);
         assert_eq!(idle(1, None, 75), 0, "a new tap");
+    }
+
+    #[test]
+    fn packets_count_by_the_minute_however_often_it_is_looked() {
+        // Packets each second, seconds between looks, and whether that is a use.
+        for (rate, look, is_use) in [(4.0, 1, true), (0.2, 1, true), (0.2, 60, true), (0.1, 1, false), (0.1, 7, false)]
+        {
+            let (begun, mut uses, mut most) = (Instant::now(), Uses::default(), 0);
+            for second in (0..600).step_by(look) {
+                let now = begun + Duration::from_secs(second);
+                most = most.max(uses.note("1", (second as f64 * rate) as u64, None, now).as_secs());
+            }
+            assert_eq!(most <= 60, is_use, "{rate}/s, each {look} s: not used for {most} s");
+        }
+        // A look that is late, as behind a long stop.
+        let (begun, mut uses) = (Instant::now(), Uses::default());
+        for (minutes, passed, idle) in [(0, 0, 0), (10, 10 * QUIET, 10), (20, 20 * QUIET + 1, 0)] {
+            let now = begun + minutes * WINDOW;
+            assert_eq!(uses.note("1", passed, None, now), idle * WINDOW);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A VM's start: the phases one behind the other, each told to the caller as a stage.
 
-use super::phases::{Back, Failed, Launched, Planned, Ready, Step, Wait, Wired};
+use super::phases::{Back, End, Failed, Launched, Planned, Ready, Step, Wait, Wired};
 use super::slots::Held;
 use super::work::Work;
 use super::{disk, publish, synced, watch};
@@ -57,7 +57,7 @@ pub(crate) fn start(
         match pooled(work, caller, &mut stage, launched, &way) {
             Ok(ready) => {
                 note(template::used(daemon, ready.vm.template.as_deref().unwrap_or_default()));
-                return Ok(came_up(daemon, work, caller, &mut stage, ready));
+                return came_up(daemon, work, caller, &mut stage, ready);
             }
             Err(Back::Failed(failed)) => return Err(failed),
             Err(Back::Cold(wired, fault)) => {
@@ -96,7 +96,7 @@ fn start_wired(
         Way::Warm(pick) => match warm(work, caller, stage, wired, &pick) {
             Ok(ready) => {
                 note(template::used(daemon, &pick.id));
-                return Ok(came_up(daemon, work, caller, stage, ready));
+                return came_up(daemon, work, caller, stage, ready);
             }
             Err(Back::Failed(failed)) => return Err(failed),
             Err(Back::Cold(wired, fault)) => {
@@ -123,7 +123,7 @@ fn start_wired(
     };
     let stages = work.stages.then(|| guest::stages(&work.places(&ready.vm).console())).flatten();
     stage.end(caller, "boot", stages.unwrap_or_else(|| format!("agent {}", ready.vm.agent.as_deref().unwrap_or("?"))));
-    Ok(came_up(daemon, work, caller, stage, ready))
+    came_up(daemon, work, caller, stage, ready)
 }
 
 fn came_up(
@@ -132,18 +132,23 @@ fn came_up(
     caller: &mut Caller,
     stage: &mut Stages<'_>,
     ready: Ready,
-) -> Ready {
+) -> Step<Ready> {
+    // Before anybody's command runs in it, and before a later daemon takes it over.
     if !daemon.settings.synced.is_empty() {
         stage.begin(caller, "ready");
-        let files = synced::give(work, &ready.vm);
+        let files = match synced::give(work, &ready.vm, || stage.go_on(caller)) {
+            Ok(files) => files,
+            Err(fault) => return Err(Failed::new(ready.down(work, End::Kill).planned, fault.at("ready"))),
+        };
         stage.end(caller, "ready", format!("file_sync: {files} file{}", if files == 1 { "" } else { "s" }));
         work.warnings.iter().for_each(|warning| log::say("WARN", warning, &ready.vm.name));
     }
+    let ready = ready.noted(work)?;
     stage.remember(daemon, &ready.vm).unwrap_or_else(|fault| log::fault("usual", "", &fault));
     watch::begin(daemon, &ready);
     daemon.ahead.came_up(&ready.vm);
     daemon.pool.wake();
-    ready
+    Ok(ready)
 }
 
 /// Goes on as one that waited in the pool.

@@ -279,7 +279,8 @@ fn unwanted(held: &Held, failed: Box<Failed>) -> Box<Failed> {
 fn go_on(work: &mut Work<'_>, wired: Wired, id: &str, files: &Files) -> Result<(Ready, Became), Back> {
     let begun = Instant::now();
     let launched: Launched = wired.over(work, id, files)?.restore(work, files)?;
-    launched.become_itself(work, begun)
+    let (ready, became) = launched.become_itself(work, begun)?;
+    Ok((ready.noted(work)?, became))
 }
 
 /// Whether its processor computes right, as far as the digest of a file tells that it makes of what it was sent.

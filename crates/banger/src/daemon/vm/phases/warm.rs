@@ -208,7 +208,7 @@ impl Launched {
         self.vm.ready_ms = Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.vm.last_error = None;
         work.pin();
-        Ok((Ready { vm: self.vm, process }.noted(work)?, became))
+        Ok((Ready { vm: self.vm, process }, became))
     }
 
     /// Waits for the agent of a VM that becomes a template; the VM stays one that starts, so that nobody else gets to it.
