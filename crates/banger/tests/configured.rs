@@ -6,6 +6,7 @@
 mod world;
 
 use rustix::mount::{MountFlags, mount};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::process::Command;
@@ -160,25 +161,38 @@ fn jails_disks_and_accelerators_are_as_configured() {
 fn a_vm_that_nothing_uses_is_stopped() {
     isolated("a_vm_that_nothing_uses_is_stopped", |world| {
         configure(world, "auto_stop_stale_after = \"1m\"\nstats_poll_interval = \"1s\"\n");
-        for name in ["bad", "db", "web"] {
+        for name in ["bad", "db", "late", "web"] {
             ok(&["vm", "create", name, "--memory", "256M", "--start"]);
         }
-        // One that can't be stopped in order, and is looked at before the others.
+        // One that can't be stopped, which takes a while, and is looked at before the others.
+        let pid = field("bad", "/vmm/pid").as_i64().and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
         let store = rusqlite::Connection::open("/var/lib/banger/banger.db").unwrap();
         assert_eq!(store.execute("UPDATE vms SET tap = '!' WHERE name = 'bad'", []), Ok(1));
         drop(store);
-        let address = field("db", "/network/ip");
+        // Then each counts as used just now.
+        world.kill_daemon();
+        let ping = |name| {
+            let address = field(name, "/network/ip");
+            Command::new("ping").args(["-q", "-i", "0.5", address.as_str().unwrap()]).spawn().unwrap()
+        };
         let begun = Instant::now();
         // Few packets each second, by its address, are a use; so is a command, as long as it runs.
-        let mut ping = Command::new("ping").args(["-q", "-i", "1", address.as_str().unwrap()]).spawn().unwrap();
+        let mut pings = vec![ping("db")];
         ok(&["vm", "exec", "web", "--", "sleep", "12"]);
         assert!(begun.elapsed() >= Duration::from_secs(12));
         let over = Instant::now();
+        // Who comes while another is stopped is seen.
+        until("its stop begins", || field("bad", "/state") == "stopping");
+        pings.push(ping("late"));
         until("it is stopped", || field("web", "/state") == "stopped");
         assert!(over.elapsed() >= Duration::from_secs(55), "{:?}", over.elapsed());
         assert_eq!(field("web", "/last_error/code"), "stale");
-        assert_eq!((field("db", "/state"), field("bad", "/state") == "running"), ("running".into(), false));
-        ping.kill().unwrap();
-        ping.wait().unwrap();
+        assert_eq!(field("bad", "/state"), "lost");
+        assert_eq!((field("db", "/state"), field("late", "/state")), ("running".into(), "running".into()));
+        for mut ping in pings {
+            ping.kill().unwrap();
+            ping.wait().unwrap();
+        }
     });
 }
