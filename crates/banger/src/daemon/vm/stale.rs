@@ -1,8 +1,8 @@
 //! `auto_stop_stale_after`: a VM that stays and that nothing has used for so long is stopped.
 //!
 //! A use is a connection that goes through this daemon, as long as it is open: a command, a copy, ssh by the agent, a
-//! published port; and packets on its tap, for who comes in by its address. A guest that is left alone sends next to none.
-//! What it computes for itself is no use. After a daemon's start every VM counts as used just then.
+//! published port; and packets that its guest sends, for who comes in by its address. One that is left alone sends next to none;
+//! what comes to it is no measure, since each hears who looks for another. What it computes for itself is no use. After a daemon's start every VM counts as used just then.
 
 use super::life;
 use super::work::Work;
@@ -117,12 +117,11 @@ impl Uses {
     }
 }
 
-/// The packets that went through a link, of proc_pid_net(5)'s `dev`: behind its name bytes and packets that came are the
-/// first two numbers, and those that went the ninth and tenth.
+/// The packets that came through a link, a tap's from its guest, of proc_pid_net(5)'s `dev`: the second number behind its
+/// name.
 fn packets_of(text: &str, link: &str) -> u64 {
     let found = text.lines().find_map(|line| line.trim_start().strip_prefix(link)?.strip_prefix(':'));
-    let numbers: Vec<u64> = found.unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    [1, 9].iter().filter_map(|at| numbers.get(*at)).sum()
+    found.and_then(|numbers| numbers.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -169,6 +168,6 @@ mod tests {
         let text = "Inter-|   Receive\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets\n    \
              lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0\n\
              tap-fc-7f3a: 1234      12    0    0    0     0          0         0     5678      30    0    0    0     0       0          0\n";
-        assert_eq!([packets_of(text, "tap-fc-7f3a"), packets_of(text, "tap-fc-7"), packets_of(text, "lo")], [42, 0, 2]);
+        assert_eq!([packets_of(text, "tap-fc-7f3a"), packets_of(text, "tap-fc-7"), packets_of(text, "lo")], [12, 0, 1]);
     }
 }
