@@ -37,6 +37,7 @@ use crate::settings::{Mark, Settings};
 use crate::steps;
 use firewall::Firewall;
 use netlink::{Pool, Refused};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use sys::netlink::Family;
 use wire::name::link::{BridgeName, TapName};
@@ -62,6 +63,8 @@ pub(crate) struct Net {
     probe: Mutex<()>,
     /// Held while guests' ways and forwarding change together; what is known of where they lead.
     ways: Mutex<around::Around>,
+    /// A tap was made, and what the kernel told of it is not heard yet.
+    has_news: AtomicBool,
     /// The record of forwarding.
     record: forward::Record,
     /// What is known of other firewalls.
@@ -85,6 +88,7 @@ impl Net {
             locks: Locks::default(),
             bridges: RwLock::default(),
             ways: Mutex::default(),
+            has_news: AtomicBool::new(false),
             probe: Mutex::default(),
             record: forward::Record::default(),
             beside: beside::Beside::default(),
@@ -92,6 +96,16 @@ impl Net {
             isolate_guests: settings.isolate_guests,
             mark: settings.mark,
         })
+    }
+
+    /// To be called behind each answer: a tap's guest gets its way out next, and need not wait then until what the kernel
+    /// told of the tap is read.
+    pub(crate) fn hear_news(&self) {
+        if self.has_news.swap(false, Ordering::Relaxed)
+            && let Ok(mut ways) = self.ways.try_lock()
+        {
+            ways.hear();
+        }
     }
 
     fn firewall<T>(&self, talk: impl FnOnce(&mut Firewall) -> Result<T, Refused>) -> Result<T, Refused> {
@@ -142,10 +156,7 @@ pub(crate) fn ensure_bridge(host: &Host, bridge: &Bridge) -> Result<(), Fail> {
 pub(crate) fn create_tap(host: &Host, new: &NewTap) -> Result<(), Fail> {
     host.net.watch.begin();
     tap::create(host, new).map_err(|fail| whose::explain(&host.net, fail))?;
-    // Its guest's way out comes next: what the kernel told of the tap need not be read then. Nobody waits for this.
-    if let Ok(mut ways) = host.net.ways.try_lock() {
-        ways.hear();
-    }
+    host.net.has_news.store(true, Ordering::Relaxed);
     Ok(())
 }
 

@@ -106,6 +106,7 @@ impl Server {
         };
         drop(charge);
         self.answer_holding(conn, line, held);
+        self.host.net.hear_news();
     }
 
     /// Does what a request says, which is used up by it.
