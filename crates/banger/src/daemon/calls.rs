@@ -94,27 +94,22 @@ mod tests {
         let handed_over = calls.hand_over();
         calls.close();
         assert!(calls.take().is_none(), "the end has begun");
-        let (over, is_over) = channel();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                calls.wait();
-                over.send(()).unwrap();
+        let waited_for = |last: Place, why: &str| {
+            let (over, is_over) = channel();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    calls.wait();
+                    over.send(()).unwrap();
+                });
+                assert!(is_over.recv_timeout(Duration::from_millis(50)).is_err(), "{why}");
+                drop(last);
+                is_over.recv_timeout(Duration::from_secs(60)).unwrap();
             });
-            assert!(is_over.recv_timeout(Duration::from_millis(50)).is_err(), "a start goes on");
-            drop(start);
-            is_over.recv_timeout(Duration::from_secs(60)).unwrap();
-        });
+        };
+        waited_for(start, "a start goes on");
         // What comes behind the connection's end is a call's again.
         drop(handed_over);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                calls.wait();
-                over.send(()).unwrap();
-            });
-            assert!(is_over.recv_timeout(Duration::from_millis(50)).is_err(), "its VM is taken away");
-            drop(command);
-            is_over.recv_timeout(Duration::from_secs(60)).unwrap();
-        });
+        waited_for(command, "its VM is taken away");
     }
 
     #[test]

@@ -62,12 +62,11 @@ fn users(asset: &Asset, vms: &[Vm]) -> Vec<String> {
 
 /// The digest in the path of what a VM was made of.
 fn digest_of(kind: Kind, base: &Base) -> Option<&str> {
-    let path = if kind == Kind::Image { &base.root } else { &base.vmlinux };
-    path.parent()?.file_name()?.to_str()
+    digest_in(if kind == Kind::Image { &base.root } else { &base.vmlinux })
 }
 
-fn has_digest(path: &Path, digest: &str) -> bool {
-    path.parent().and_then(Path::file_name).is_some_and(|name| name == digest)
+fn digest_in(path: &Path) -> Option<&str> {
+    path.parent()?.file_name()?.to_str()
 }
 
 /// What who makes an image, or wants the default one, has to know.
@@ -175,7 +174,7 @@ pub(crate) fn rm(daemon: &Daemon, kind: Kind, reference: &str, force: bool, act:
         let is_needed = needed(t, kind, &vms)?.contains(&asset.digest);
         Ok((asset, is_needed))
     })?;
-    let is_of_it = |path: &Path| !is_needed && has_digest(path, &asset.digest);
+    let is_of_it = |path: &Path| !is_needed && digest_in(path) == Some(&asset.digest);
     let freed_bytes = match act {
         Act::Do if release(daemon, kind, &asset.digest)? => asset.size_bytes,
         Act::Tell if !is_needed => asset.size_bytes,

@@ -55,7 +55,8 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
         }
         used?;
         let vm = show::one(daemon, &id)?;
-        return Ok(Changed { vm: Some(vm), changed: true, ms: ms(begun), warnings: work.warnings, freed_bytes: 0 });
+        let (vm, ms, warnings) = (Some(vm), ms(begun), work.warnings);
+        return Ok(Changed { vm, changed: true, ms, warnings, ..Changed::default() });
     }
     let ended = Instant::now();
     caller.stage("down", StageState::Begun, &name, "");
@@ -66,7 +67,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     }
     used?;
     let warnings = work.warnings.into_iter().chain(taken.err().map(|fault| fault.message.into())).collect();
-    Ok(Changed { vm: None, changed: true, ms: ms(ended), warnings, freed_bytes: 0 })
+    Ok(Changed { changed: true, ms: ms(ended), warnings, ..Changed::default() })
 }
 
 /// What [`run`], or a `vm.create`, would make: by the same looks, and nothing is made.
