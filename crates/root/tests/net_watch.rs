@@ -129,6 +129,36 @@ isolated! { fn tables_outlive_the_helper_and_the_next_one_takes_them_over() {
     assert!(ruleset().is_empty());
 } }
 
+/// How often the helper's watching thread went to sleep so far.
+fn slept(helper: &Helper) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", helper.pid())).expect("the helper's threads");
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let watches = |task: &std::path::PathBuf| read(task.join("comm")) == "watch\n";
+    let status = tasks.map(|task| task.expect("a thread").path()).find(watches).map(|task| read(task.join("status")));
+    let status = status.expect("somebody watches");
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.expect("a count").trim().parse().expect("a number")
+}
+
+isolated! { fn a_tap_that_comes_and_goes_wakes_nobody_who_watches() {
+    let (helper, _guest) = world("");
+    eventually("nothing happens", || {
+        let before = slept(&helper);
+        std::thread::sleep(Duration::from_millis(100));
+        slept(&helper) == before
+    });
+    let before = slept(&helper);
+    for _ in 0..5 {
+        helper.ok("priv.create_tap", &tap("tap-fc-2"));
+        helper.ok("priv.delete_tap", &named("tap-fc-2"));
+    }
+    assert_eq!(slept(&helper), before);
+    // Of what matters he hears still.
+    world::set_sysctl("br-fc", "forwarding", "0");
+    eventually("it is switched on again", || world::sysctl("br-fc", "forwarding") == "1");
+    assert!(slept(&helper) > before);
+} }
+
 isolated! { fn what_others_take_away_comes_back() {
     let (helper, guest) = world(ANYBODYS);
     let iptables = |arguments: &str| output("iptables-nft", &arguments.split(' ').collect::<Vec<_>>());

@@ -65,6 +65,31 @@ impl Events {
         ])
     }
 
+    /// Hears no more of all the switches of a link that comes or goes, and of all else as before: messages of switches
+    /// (`RTM_NEWNETCONF`) with the attribute `switch` are passed over, and those that a link's are gone.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn no_links_coming(&self, switch: u16) -> io::Result<()> {
+        const TYPE: u32 = 4;
+        // Behind the message's header and `struct netconfmsg`, aligned.
+        const ATTRIBUTES: u32 = 20;
+        let is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        let find = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR).cast_unsigned();
+        self.filter(&mut [
+            step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, TYPE),
+            step(is, 5, 0, libc::RTM_DELNETCONF.to_be().into()),
+            step(is, 0, 5, libc::RTM_NEWNETCONF.to_be().into()),
+            // Where that attribute is, among those that begin there; 0 without one.
+            step(libc::BPF_LDX | libc::BPF_IMM, 0, 0, switch.into()),
+            step(libc::BPF_LD | libc::BPF_IMM, 0, 0, ATTRIBUTES),
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, find),
+            step(is, 1, 0, 0),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        ])
+    }
+
     fn filter(&self, steps: &mut [libc::sock_filter]) -> io::Result<()> {
         let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
         let length = std::mem::size_of::<libc::sock_fprog>() as libc::socklen_t;

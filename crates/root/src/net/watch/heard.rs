@@ -27,7 +27,10 @@ impl Sources {
             // Nobody is woken for what we do ourselves; where that can't be had it is passed over when it is read.
             let _ = rules.pass_over(port);
         }
-        Ok(Sources { rules, routes: Events::open(Family::Route, &[7, 8, 24])?, buffer: vec![0; 64 << 10] })
+        let routes = Events::open(Family::Route, &[7, 8, 24])?;
+        // A tap that comes wakes nobody; likewise. Whoever makes it waits for his processor meanwhile.
+        let _ = routes.no_links_coming(NETCONFA_RP_FILTER);
+        Ok(Sources { rules, routes, buffer: vec![0; 64 << 10] })
     }
 
     /// Waits for a message; `false` where the time was over.
