@@ -88,13 +88,12 @@ pub(crate) fn admit<'a>(
     most: usize,
 ) -> Result<(), Fail> {
     let net = &host.net;
-    leave(host, steps, tap, on)?;
+    let [has_mac, has_ip] = leave(host, steps, tap, on)?;
     let change = |fw: &mut Firewall| {
         let mut standing = of_bridge(net, on.link(), on.addresses());
         standing.push(Element::link(Set::Ports, tap));
         let together = net.isolate_guests.then(|| Element::together(&on.link().name));
-        let has = [Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)];
-        let seen = fw.look(&[&has, together.as_slice(), &standing].concat())?;
+        let seen = fw.look(&[together.as_slice(), &standing].concat())?;
         // Under the lock of the tables: many at once don't pass the limit together.
         if seen.there.last() == Some(&false) && fw.count(&seen)?.ports >= most {
             return Ok(Err(tap::full(most)));
@@ -102,9 +101,9 @@ pub(crate) fn admit<'a>(
         let mut present = if seen.stands() { Vec::new() } else { survey(net)? };
         present.extend(standing);
         let own = [tap.to_owned()];
-        let mut absent = if seen.there[0] { station(fw, &own)? } else { Vec::new() };
+        let mut absent = if has_mac { station(fw, &own)? } else { Vec::new() };
         absent.extend(together);
-        let pins = if seen.there[1] { pins(fw, &own)? } else { Vec::new() };
+        let pins = if has_ip { pins(fw, &own)? } else { Vec::new() };
         // One with a way out is on this bridge, and keeps its address.
         if guests(fw, &pins)?.is_empty() {
             absent.extend(pins);
@@ -119,26 +118,32 @@ pub(crate) fn admit<'a>(
     Ok(())
 }
 
-/// A guest with a way out on another bridge is one of before the tap was moved: its way ends.
-fn leave<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str, on: &bridge::Ours) -> Result<(), Fail> {
+/// A guest with a way out on another bridge is one of before the tap was moved: its way ends. Tells whether the tap is held
+/// to a MAC, and to an address, by then.
+fn leave<'a>(host: &'a Host, steps: &mut Steps<'a>, tap: &str, on: &bridge::Ours) -> Result<[bool; 2], Fail> {
+    let has = |fw: &mut Firewall| {
+        let seen = fw.look(&[Element::link(Set::HasMac, tap), Element::link(Set::HasIp, tap)])?;
+        Ok(([seen.there[0], seen.there[1]], seen))
+    };
     let held = |fw: &mut Firewall| -> Result<_, Refused> {
-        let seen = fw.look(&[Element::link(Set::HasIp, tap)])?;
-        let pins = if seen.there[0] { pins(fw, &[tap.to_owned()])? } else { Vec::new() };
-        Ok((guests(fw, &pins)?, pins, fw.count(&seen)?.guests))
+        let (has, seen) = has(fw)?;
+        let pins = if has[1] { pins(fw, &[tap.to_owned()])? } else { Vec::new() };
+        Ok((has, guests(fw, &pins)?, pins, fw.count(&seen)?.guests))
     };
     let ways = {
         let _ways = host.net.ways.lock().unwrap_or_else(PoisonError::into_inner);
-        let (ways, pins, guests) = host.net.firewall(held).map_err(refused)?;
+        let (has, ways, pins, guests) = host.net.firewall(held).map_err(refused)?;
         // A helper may have died between the last way's end and that of the record of forwarding.
         let is_shut = guests > 0 || forward::recorded(host)?.is_empty();
         if is_shut && ways.iter().all(|way| way.link_name() == on.link().name) {
-            return Ok(());
+            return Ok(has);
         }
         nat::shut(host, steps, &ways, pins)?;
         ways
     };
     let addresses: Vec<_> = ways.iter().filter_map(Element::address).collect();
-    nat::connections(host, steps, &addresses)
+    nat::connections(host, steps, &addresses)?;
+    Ok(host.net.firewall(has).map_err(refused)?.0)
 }
 
 /// What taps have in the sets that learn: asked first whether there is any, by one question. Their stations, their pins.
