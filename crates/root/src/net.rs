@@ -101,9 +101,12 @@ impl Net {
     /// To be called behind each answer: a tap's guest gets its way out next, and need not wait then until what the kernel
     /// told of the tap is read.
     pub(crate) fn hear_news(&self) {
-        if self.has_news.swap(false, Ordering::Relaxed)
-            && let Ok(mut ways) = self.ways.try_lock()
-        {
+        if !self.has_news.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        // The caller first: woken on this processor, he would wait here for the end of it.
+        std::thread::yield_now();
+        if let Ok(mut ways) = self.ways.try_lock() {
             ways.hear();
         }
     }
