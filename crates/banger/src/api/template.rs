@@ -20,6 +20,8 @@ pub struct Template {
     pub cpus: u8,
     /// Memory.
     pub memory_bytes: u64,
+    /// Whether the image's own init is the first process; else the agent is.
+    pub init: bool,
     /// What its state, memory and disk take on the host's disk.
     pub size_bytes: u64,
     /// The VMs whose disks lie on it.

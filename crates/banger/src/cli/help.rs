@@ -156,7 +156,13 @@ const EXAMPLES: &[Examples] = &[
     ("kernel show", &[("banger kernel show debian-6.1", "all that is known")]),
     ("kernel rm", &[("banger kernel rm old", "one that no VM is started with")]),
     ("template", &[("banger template list", "what new VMs go on from")]),
-    ("template build", &[("banger template build dev --memory 1G", "then: banger vm run --image dev --memory 1G")]),
+    (
+        "template build",
+        &[
+            ("banger template build dev --memory 1G", "then: banger vm run --image dev --memory 1G"),
+            ("banger template build sys --init", "then: banger vm run --image sys --init"),
+        ],
+    ),
     ("template list", &[("banger template list", "ids, images, sizes")]),
     ("template show", &[("banger template show dev", "all that is known of dev's")]),
     ("template rm", &[("banger template rm dev", "those of image dev")]),

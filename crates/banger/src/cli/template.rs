@@ -11,7 +11,7 @@ use crate::api::vm::Machine;
 use crate::time;
 use clap::{Args, Subcommand};
 
-const HEADER: [&str; 7] = ["ID", "IMAGE", "MEMORY", "CPUS", "SIZE", "VMS", "AGE"];
+const HEADER: [&str; 8] = ["ID", "IMAGE", "MEMORY", "CPUS", "INIT", "SIZE", "VMS", "AGE"];
 
 #[derive(Subcommand)]
 pub(crate) enum Template {
@@ -41,6 +41,9 @@ pub(crate) struct Build {
     /// Their memory: 512M, 1.5G [default: as vm run's].
     #[arg(long, short, value_name = "SIZE", value_parser = size::mebibytes)]
     memory: Option<u64>,
+    /// For VMs with --init: saved when the image's own systemd is up.
+    #[arg(long)]
+    init: bool,
     #[command(flatten)]
     asked: Asked,
 }
@@ -94,6 +97,7 @@ impl Build {
             kernel: self.kernel.clone(),
             cpus: self.cpus.or(config().vcpu),
             memory_mib: self.memory.or(config().memory_mib),
+            init: self.init,
             ..Machine::default()
         };
         let made: Shown = self.asked.reach.ask(Request::TemplateBuild { machine })?;
@@ -142,6 +146,7 @@ fn row(template: &Shown, short: bool) -> Vec<String> {
         template.image.clone(),
         bytes(template.memory_bytes),
         template.cpus.to_string(),
+        if template.init { "own" } else { "agent" }.to_owned(),
         bytes(template.size_bytes),
         template.vms.join(","),
         age,
@@ -170,6 +175,7 @@ fn lines(template: &Shown) -> String {
     line("kernel", &template.kernel);
     line("cpus", &template.cpus.to_string());
     line("memory", &size::shown(template.memory_bytes));
+    line("init", if template.init { "the image's own" } else { "the agent" });
     line("size", &size::shown(template.size_bytes));
     line("vms", &template.vms.join(", "));
     line("created", &template.created_at);

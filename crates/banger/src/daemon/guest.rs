@@ -2,6 +2,7 @@
 //! word.
 
 mod bounded;
+pub(crate) mod systemd;
 
 pub(crate) use bounded::{Bounds, call_within, put_archive_within, put_within};
 

@@ -28,6 +28,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/8-templates.sql"),
     include_str!("store/9-templates.sql"),
     include_str!("store/10-usual.sql"),
+    include_str!("store/11-templates-init.sql"),
 ];
 
 /// The open store.

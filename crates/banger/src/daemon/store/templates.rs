@@ -35,6 +35,8 @@ pub struct Template {
     pub cpus: u8,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// Whether the image's own init is the first process.
+    pub init: bool,
     /// Its files, as they were when they were whole.
     pub files: String,
     /// What it takes on the disk.
@@ -71,14 +73,14 @@ pub fn all(connection: &Connection) -> Result<Vec<Template>, Fault> {
 pub fn add(connection: &Connection, template: &Template) -> Result<(), Fault> {
     let path = |path: &PathBuf| path.to_string_lossy().into_owned();
     let columns = "id, key, parts, image, image_digest, root_path, kernel, kernel_path, initrd_path, cpus, memory_mib, \
-                   files, size_bytes, failures, used, created_at";
+                   init, files, size_bytes, failures, used, created_at";
     let values = ":id, :key, :parts, :image, :image_digest, :root_path, :kernel, :kernel_path, :initrd_path, :cpus, \
-                  :memory_mib, :files, :size_bytes, :failures, (SELECT ifnull(max(used), 0) + 1 FROM templates), :created_at";
+                  :memory_mib, :init, :files, :size_bytes, :failures, (SELECT ifnull(max(used), 0) + 1 FROM templates), :created_at";
     connection.prepare(&format!("INSERT INTO templates ({columns}) VALUES ({values})"))?.execute(named_params! {
         ":id": template.id, ":key": template.key, ":parts": template.parts, ":image": template.image,
         ":image_digest": template.digest, ":root_path": path(&template.root), ":kernel": template.kernel,
         ":kernel_path": path(&template.vmlinux), ":initrd_path": path(&template.initrd), ":cpus": template.cpus,
-        ":memory_mib": signed(template.memory_mib), ":files": template.files, ":size_bytes": signed(template.size_bytes),
+        ":memory_mib": signed(template.memory_mib), ":init": template.init, ":files": template.files, ":size_bytes": signed(template.size_bytes),
         ":failures": template.failures, ":created_at": signed(template.created_at),
     })?;
     Ok(())
@@ -172,6 +174,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Template> {
         initrd: path("initrd_path")?,
         cpus: row.get("cpus")?,
         memory_mib: number("memory_mib")?,
+        init: row.get("init")?,
         files: row.get("files")?,
         size_bytes: number("size_bytes")?,
         failures: row.get("failures")?,
@@ -200,6 +203,7 @@ pub(crate) mod tests {
             initrd: "/s/initrd".into(),
             cpus: 1,
             memory_mib: 512,
+            init: false,
             files: String::new(),
             size_bytes: 1 << 28,
             failures: 0,

@@ -32,14 +32,19 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
     let (vsock, console_log) = (places.vsock(), places.console());
     daemon.stamps.add(&console_log);
     // One from a template had its clock and its randomness before it was anybody's; the clock as well as it can be told once.
-    let is_settled = ready.vm.template.is_some();
+    let (is_settled, is_systemd) = (ready.vm.template.is_some(), ready.vm.init);
     let daemon = Arc::clone(daemon);
     let started = std::thread::Builder::new().name("watch".into()).spawn(move || {
         register_names(&daemon);
         match &watched {
             _ if !is_settled => guest::settle(&vsock),
             // Its first command has begun by then, or is over.
-            Some(process) if !process.wait_end(BEGUN) => drop(guest::set_clock(&vsock)),
+            Some(process) if !process.wait_end(BEGUN) => {
+                let _ = guest::set_clock(&vsock);
+                if is_systemd {
+                    guest::systemd::go_on(&vsock);
+                }
+            }
             _ => {}
         }
         if let Some(process) = watched {

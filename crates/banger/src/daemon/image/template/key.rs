@@ -4,7 +4,7 @@
 use super::Templates;
 use crate::api::Fault;
 use crate::daemon::store::templates::Template;
-use crate::daemon::store::vms::Base;
+use crate::daemon::store::vms::{Base, Vm};
 use crate::daemon::vm::launch::KERNEL_ARGS;
 use crate::daemon::vmm::Choice;
 use crate::image::progress::Unwatched;
@@ -20,6 +20,21 @@ use wire::firecracker::QEMU_PLACES;
 /// The version of the templates' own form: what is written into their disks, and how they are saved.
 const FORM: u32 = 1;
 
+/// What a VM is beside what it stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub(super) cpus: u8,
+    pub(super) memory_mib: u64,
+    /// Whether the image's own init is its first process.
+    pub(super) init: bool,
+}
+
+impl Kind {
+    pub(super) fn of(vm: &Vm) -> Kind {
+        Kind { cpus: vm.cpus, memory_mib: vm.memory_mib, init: vm.init }
+    }
+}
+
 /// Names, and what stands for the thing itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key(Vec<(&'static str, String)>);
@@ -31,7 +46,7 @@ impl Key {
         templates: &Templates,
         choice: &Choice,
         base: &Base,
-        (cpus, memory_mib): (u8, u64),
+        kind: Kind,
         authorized: &str,
     ) -> Result<Key, Fault> {
         Ok(Key(vec![
@@ -44,8 +59,9 @@ impl Key {
             ("initial RAM disk or agent", identity(&base.initrd)?),
             ("kernel's arguments", KERNEL_ARGS.to_owned()),
             ("image", identity(&base.root)?),
-            ("number of CPUs", cpus.to_string()),
-            ("memory", memory_mib.to_string()),
+            ("number of CPUs", kind.cpus.to_string()),
+            ("memory", kind.memory_mib.to_string()),
+            ("first process", if kind.init { "the image's own" } else { "the agent" }.to_owned()),
             ("owner's ssh key", hex(&Sha256::digest(authorized))),
         ]))
     }

@@ -1,17 +1,18 @@
 //! A template's making: a VM of its own is booted, armed and saved; another one goes on from it, as a try; then it gets its
 //! name. Both VMs are nobody's: no command ever runs in them, and they go as any VM does whose run is over.
 
-use super::{DRAFT, Files, Key, OWN_FAULTS, Template, drop_it, key, place, remove_tree, room, shown, unasked};
+use super::{DRAFT, Files, Key, Kind, OWN_FAULTS, Template, drop_it, key, place, remove_tree, room, shown, unasked};
 use crate::api::template::Template as Shown;
 use crate::api::vm::Machine;
 use crate::api::{Fault, StageState};
 use crate::daemon::Daemon;
 use crate::daemon::error::exit;
-use crate::daemon::guest::{self, Bounds};
+use crate::daemon::guest::{self, Bounds, systemd};
 use crate::daemon::serve::{Caller, Woken};
 use crate::daemon::store::templates;
 use crate::daemon::store::vms::{self, Vm};
 use crate::daemon::vm::phases::{Back, Became, End, Failed, Launched, Planned, Ready, Wired};
+use crate::daemon::vm::places::Places;
 use crate::daemon::vm::slots::Held;
 use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{is_of_template, life, plan, start, told};
@@ -68,7 +69,7 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
     let id = addresses::id()?;
     let draft = Draft::begin(daemon, &id)?;
     let vm = plan::of_template(&work, &of_making(machine), &id)?;
-    let key = match key(&work, &vm.base, (vm.cpus, vm.memory_mib)).and_then(|key| Ok((there(daemon, &key)?, key))) {
+    let key = match key(&work, &vm.base, Kind::of(&vm)).and_then(|key| Ok((there(daemon, &key)?, key))) {
         Ok((None, key)) => key,
         found => {
             Planned { vm }.remove(&mut work)?;
@@ -95,21 +96,22 @@ fn make_of(
     manner: Manner,
 ) -> Result<Shown, Fault> {
     let (daemon, base) = (work.daemon, vm.base.clone());
-    let (id, cpus, memory_mib) = (draft.id.clone(), vm.cpus, vm.memory_mib);
+    let (id, kind) = (draft.id.clone(), Kind::of(&vm));
     let machine = Machine {
         image: Some(base.image.clone()),
         kernel: Some(base.kernel.clone()),
-        cpus: Some(cpus),
-        memory_mib: Some(memory_mib),
+        cpus: Some(kind.cpus),
+        memory_mib: Some(kind.memory_mib),
+        init: kind.init,
         ..Machine::default()
     };
-    let made = room::need(daemon, &draft.files.0, &base.root, memory_mib)
+    let made = room::need(daemon, &draft.files.0, &base.root, kind.memory_mib)
         .map_err(|fault| Failed::new(Planned { vm: vm.clone() }, fault));
     let made = made.and_then(|()| save(work, caller, vm, &draft.files, manner));
     finish(work, made)?;
     draft.freeze()?;
     try_it(work, caller, &machine, &id, &draft.files)?;
-    if self::key(work, &base, (cpus, memory_mib))? != *key {
+    if self::key(work, &base, kind)? != *key {
         return Err(Fault::new("changed", exit::FAILED, "a template can't be made of what is changed meanwhile")
             .fix("banger template build, once more"));
     }
@@ -123,8 +125,9 @@ fn make_of(
         kernel: base.kernel,
         vmlinux: base.vmlinux,
         initrd: base.initrd,
-        cpus,
-        memory_mib,
+        cpus: kind.cpus,
+        memory_mib: kind.memory_mib,
+        init: kind.init,
         files: draft.files.facts()?,
         size_bytes: draft.bytes()?,
         failures: 0,
@@ -185,7 +188,7 @@ fn there(daemon: &Daemon, key: &Key) -> Result<Option<Shown>, Fault> {
 
 /// A VM of the making has no way out, and no caller's command.
 fn of_making(machine: &Machine) -> Machine {
-    Machine { name: None, no_nat: true, disk_mib: None, init: false, ports: Vec::new(), ..machine.clone() }
+    Machine { name: None, no_nat: true, disk_mib: None, ports: Vec::new(), ..machine.clone() }
 }
 
 /// Boots a VM, arms its agent, saves it and ends it.
@@ -219,28 +222,40 @@ fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files, manner: Ma
     caller.stage("save", StageState::Begun, &name, "");
     let places = work.places(&launched.vm);
     let jail = places.root();
-    if let Err(fault) = arm_and_save(&places.vsock(), &places.api(), &work.own_files()) {
-        return Err(unwanted(&held, Failed::new(launched.down(work), fault.at("save"))));
-    }
+    let note = match arm_and_save(&launched.vm, &places, &work.own_files()) {
+        Ok(note) => note,
+        Err(fault) => return Err(unwanted(&held, Failed::new(launched.down(work), fault.at("save")))),
+    };
     let planned = launched.into_files(work, [&jail.join("run/state"), &jail.join("run/memory")], to)?;
-    caller.stage("save", StageState::Ended, &name, "");
+    caller.stage("save", StageState::Ended, &name, note);
     Ok(planned)
 }
 
-fn arm_and_save(vsock: &Path, api: &Path, own: &[&str]) -> Result<(), Fault> {
+/// What of its units is to be told.
+fn arm_and_save(vm: &Vm, places: &Places<'_>, own: &[&str]) -> Result<String, Fault> {
+    let (vsock, api) = (&places.vsock(), &places.api());
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Fault::new("template_failed", exit::FAILED, format!("a template can't be made: {what}")).why(error)
     };
     let call = || guest::call(vsock, guest::ANSWER).map_err(|error| failed("its agent does not answer", &error));
     let program = Program { args: &DROP_CACHES, env: &[], user: "root", cwd: "/", most: 1 << 10 };
     let _ = call()?.exec(program);
+    let left = match vm.init {
+        true => systemd::rest(vsock).map_err(|error| failed("its init can't be brought to rest", &error))?,
+        false => String::new(),
+    };
     let _ = call()?.exec(Program { args: &REHEARSAL, cwd: "", ..program });
     // From here on it does nothing but become another.
     call()?.arm(own).map_err(|failure| failed("its agent can't be armed", &failure))?;
     let refused = |error: std::io::Error| failed("its VMM does not save it", &error);
     told::ask_for(api, SAVE, "PATCH", "/vm", r#"{"state":"Paused"}"#).map_err(refused)?;
     let files = r#"{"snapshot_path":"/run/state","mem_file_path":"/run/memory"}"#;
-    told::ask_for(api, SAVE, "PUT", "/snapshot/create", files).map_err(refused)
+    told::ask_for(api, SAVE, "PUT", "/snapshot/create", files).map_err(refused)?;
+    if left.is_empty() {
+        return Ok(left);
+    }
+    log::say("INFO", "units did not come up in a template, and are begun in each VM from it", &left);
+    Ok(format!("begun in each VM: {left}"))
 }
 
 /// A VM goes on from it as any other will: it answers, what its processor computes is right, and its clock keeps time.

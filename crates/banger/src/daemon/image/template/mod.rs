@@ -24,7 +24,7 @@ use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{disk, launch, pool};
 use crate::daemon::vmm::Over;
 use crate::time::of_unix;
-use key::Key;
+use key::{Key, Kind};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::fs;
@@ -107,9 +107,6 @@ fn place(daemon: &Daemon) -> PathBuf {
 /// Why there is none, for a person: such a VM is booted.
 pub(crate) fn pick(work: &Work<'_>, vm: &Vm) -> Result<Pick, String> {
     let told = |fault: Fault| fault.message.to_string();
-    if vm.init {
-        return Err("the image's own init has to be begun".into());
-    }
     if vm.kept && launch::choice(work).map_err(told)?.over() == Over::Own {
         return Err("a VM that stays has a disk of its own".into());
     }
@@ -121,7 +118,7 @@ pub(crate) fn pick(work: &Work<'_>, vm: &Vm) -> Result<Pick, String> {
     if disk::is_longer(vm).map_err(told)? {
         return Err("its disk is longer than its image".into());
     }
-    let key = key(work, &vm.base, (vm.cpus, vm.memory_mib)).map_err(told)?;
+    let key = key(work, &vm.base, Kind::of(vm)).map_err(told)?;
     let all = work.daemon.store.change(|t| templates::all(t)).map_err(told)?;
     let digest = key.digest();
     match all.iter().find(|template| template.key == digest) {
@@ -141,22 +138,24 @@ pub(crate) fn pick(work: &Work<'_>, vm: &Vm) -> Result<Pick, String> {
 /// Why none of those is it.
 fn missing(key: &Key, all: &[Template], vm: &Vm) -> String {
     let near = |template: &&Template| {
-        template.image == vm.base.image && template.memory_mib == vm.memory_mib && template.cpus == vm.cpus
+        let kind = Kind { cpus: template.cpus, memory_mib: template.memory_mib, init: template.init };
+        template.image == vm.base.image && kind == Kind::of(vm)
     };
     match all.iter().find(near) {
         Some(template) => format!("template {} has another {}", template.id, key.differs(template).join(", ")),
         None => {
             let cpus = if vm.cpus == 1 { "1 CPU".into() } else { format!("{} CPUs", vm.cpus) };
-            format!("no template of {} with {} MiB and {cpus}", vm.base.image, vm.memory_mib)
+            let init = if vm.init { " and its own init" } else { "" };
+            format!("no template of {} with {} MiB and {cpus}{init}", vm.base.image, vm.memory_mib)
         }
     }
 }
 
-fn key(work: &Work<'_>, base: &Base, size: (u8, u64)) -> Result<Key, Fault> {
+fn key(work: &Work<'_>, base: &Base, kind: Kind) -> Result<Key, Fault> {
     let choice = launch::choice(work)?;
     // Without one VMs have no ssh, and all else is the same.
     let authorized = work.daemon.ssh.owner().unwrap_or_default();
-    Key::of(&work.daemon.images.templates, &choice, base, size, &authorized)
+    Key::of(&work.daemon.images.templates, &choice, base, kind, &authorized)
 }
 
 /// Whether it is still there.
@@ -215,6 +214,7 @@ fn shown(template: &Template, vms: &[Vm]) -> Shown {
         kernel: template.kernel.clone(),
         cpus: template.cpus,
         memory_bytes: template.memory_mib << 20,
+        init: template.init,
         size_bytes: template.size_bytes,
         vms: users(template, vms),
         created_at: of_unix(template.created_at),

@@ -3,7 +3,7 @@
 //! One thread makes them, one at a time, of a VM of its own. It gives way: it begins when nobody starts a VM and no command runs,
 //! its guest stands still meanwhile, and all of it goes where a VM needs its memory.
 
-use super::make;
+use super::{Kind, make};
 use crate::api::Fault;
 use crate::api::vm::Machine;
 use crate::daemon::serve::Caller;
@@ -70,7 +70,7 @@ impl Unasked {
 /// The run of a VM that was booted is over: the next one like it is to go on from a template.
 pub(crate) fn wanted(daemon: &Daemon, vm: &Vm) {
     let is_layer = vm.vmm.as_deref() == Some(vmm::QEMU) && daemon.settings.disk.is_none();
-    let can_be = is_layer && vm.template.is_none() && !vm.init;
+    let can_be = is_layer && vm.template.is_none();
     if !daemon.settings.templates.unasked || !can_be || disk::is_longer(vm).unwrap_or(true) {
         return;
     }
@@ -79,6 +79,7 @@ pub(crate) fn wanted(daemon: &Daemon, vm: &Vm) {
         kernel: Some(vm.base.kernel.clone()),
         cpus: Some(vm.cpus),
         memory_mib: Some(vm.memory_mib),
+        init: vm.init,
         ..Machine::default()
     };
     let unasked = &daemon.images.templates.unasked;
@@ -131,7 +132,7 @@ fn one(daemon: &Daemon, caller: &mut Caller, machine: &Machine) -> Result<Option
     let work = Work::new(daemon, caller.op_id());
     let base = image::base(daemon, machine.image.as_deref(), machine.kernel.as_deref())?;
     let (Some(cpus), Some(memory_mib)) = (machine.cpus, machine.memory_mib) else { return Ok(None) };
-    let key = super::key(&work, &base, (cpus, memory_mib))?.digest();
+    let key = super::key(&work, &base, Kind { cpus, memory_mib, init: machine.init })?.digest();
     let is_done = daemon.store.change(|t| {
         let is_there = templates::all(t)?.iter().any(|template| template.key == key && !template.is_dropped());
         Ok((is_there, templates::is_given_up(t, &key)?))

@@ -211,11 +211,17 @@ impl Launched {
         Ok((Ready { vm: self.vm, process }, became))
     }
 
-    /// Waits for the agent of a VM that becomes a template; the VM stays one that starts, so that nobody else gets to it.
+    /// Waits for the agent of a VM that becomes a template, and for its init; the VM stays one that starts, so that nobody else gets to it.
     pub(crate) fn answered(mut self, work: &mut Work<'_>, caller: &mut Caller, wait: Wait) -> Step<Launched> {
         let places = work.places(&self.vm);
         let answered = Doorbell::hang(&places.doorbell()).and_then(|bell| match &self.process {
-            Some(process) => guest::await_agent(&bell, &places.vsock(), process, caller, wait),
+            Some(process) => {
+                let agent = guest::await_agent(&bell, &places.vsock(), process, caller, wait)?;
+                if self.vm.init {
+                    guest::systemd::await_up(&places.vsock(), process, caller, wait.limit)?;
+                }
+                Ok(agent)
+            }
             None => Err(Fault::bug("no process")),
         });
         match answered {

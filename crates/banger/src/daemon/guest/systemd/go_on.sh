@@ -1,0 +1,11 @@
+# Goes on with what rest.sh has left, in a VM that is itself. Where it is cut off, it is done again; once it is done, no more.
+later=/run/banger/later
+journald=/sys/fs/cgroup/system.slice/systemd-journald.service/cgroup.procs
+[ -e $later ] || exit 0
+
+# The journald that stands still knows the ids of a template. systemd starts another at once, which finds what waits.
+read -r pid <$journald && read -r stat <"/proc/$pid/stat"
+case $stat in *") T "*) kill -KILL "$pid" ;; esac
+read -r units <$later
+[ -z "$units" ] || systemctl start --no-block $units
+mv $later $later.begun

@@ -1,0 +1,168 @@
+//! Templates of VMs whose first process is systemd: what goes on from one is a machine of its own to systemd, to D-Bus and in its
+//! journal, ends in order, and boots as itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+#[allow(dead_code, reason = "each file of tests has its own copy of this one")]
+mod world;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::Command;
+use world::*;
+
+const INIT: [&str; 3] = ["--init", "--memory", "512M"];
+
+fn sh(name: &str, script: &str) -> String {
+    ok(&["vm", "exec", name, "--", "sh", "-c", script])
+}
+
+/// What it says, however it ends: on a busy machine systemd may not answer yet.
+fn said(name: &str, script: &str) -> String {
+    text(&run(&["vm", "exec", name, "--", "sh", "-c", script]).stdout).to_owned()
+}
+
+/// Runs `true` in a new VM; the notes of its stages `disk` and `boot`.
+fn notes(more: &[&str]) -> [String; 2] {
+    let out = run(&[&["vm", "run", "--timings", "--json"], more, &["--", "true"]].concat());
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let timings: Value = serde_json::from_slice(&out.stderr).expect("timings, and no other word");
+    let stages = timings["stages"].as_array().expect("stages");
+    println!("figure: the first output after {} ms", timings["first_output_us"].as_u64().unwrap_or(0) / 1000);
+    ["disk", "boot"].map(|name| {
+        let stage = stages.iter().rev().find(|stage| stage["name"] == name).expect(name);
+        stage["note"].as_str().expect("a note").to_owned()
+    })
+}
+
+fn templates() -> Vec<Value> {
+    json(&["template", "list", "--json"]).as_array().expect("a list").clone()
+}
+
+/// Starts a new one, which goes on from a template. Its first command says something to its journal.
+fn started(name: &str) {
+    ok(&[&["vm", "create"], INIT.as_slice(), &[name]].concat());
+    ok(&["vm", "start", name]);
+    assert_eq!(field(name, "/disk/method"), "layer");
+    sh(name, "logger -t early its first word");
+}
+
+/// What it knows of itself, by whom it is asked, once it has gone on with all that its template had left; and what must be the
+/// same there. Its machine-id.
+fn is_itself(name: &str) -> String {
+    until(&format!("{name}: its journal has its first word"), || {
+        said(name, "journalctl -b -q -o cat -t early") == "its first word\n"
+    });
+    until(&format!("{name}: all has begun"), || {
+        said(name, "systemctl is-active ssh systemd-tmpfiles-clean.timer; systemctl is-system-running --wait")
+            == "active\nactive\nrunning\n"
+    });
+    let id = sh(name, "cat /etc/machine-id").trim().to_owned();
+    let boot = sh(name, "tr -d - </proc/sys/kernel/random/boot_id");
+    assert_eq!((id.len(), boot.len()), (32, 33));
+    assert_eq!(
+        sh(name, "hostname; hostnamectl hostname; systemd-run -q --wait --pipe cat /etc/hostname"),
+        format!("{name}\n").repeat(3)
+    );
+    let peer = "org.freedesktop.DBus.Peer GetMachineId";
+    let asked = sh(
+        name,
+        &format!(
+            "for it in systemd1 login1; do busctl call org.freedesktop.$it /org/freedesktop/$it {peer}; done; \
+        systemd-run -q --wait --pipe cat /etc/machine-id"
+        ),
+    );
+    assert_eq!(asked, format!("s \"{id}\"\ns \"{id}\"\n{id}\n"));
+    // Of all journals that are there.
+    assert_eq!(
+        sh(name, "journalctl -m -F _MACHINE_ID; journalctl -m -F _BOOT_ID; ls /var/log/journal"),
+        format!("{id}\n{boot}{id}\n")
+    );
+    let said = sh(name, "journalctl -b -o cat");
+    assert!(!said.contains("no hostkeys"), "what became of its template's ssh is none of its business: {said}");
+    // Reached by its name, where systemd's sshd answers.
+    let last = address_of(&format!("{name}.vm")).expect("a name");
+    let stream = TcpStream::connect((Ipv4Addr::new(172, 16, 0, last), 22)).expect("port 22");
+    let mut greeting = String::new();
+    BufReader::new(stream).read_line(&mut greeting).unwrap();
+    assert!(greeting.starts_with("SSH-2.0-"), "{greeting}");
+    assert_eq!(sh(name, "ping -q -c 1 -W 20 172.16.0.1 >/dev/null && echo reached"), "reached\n");
+    id
+}
+
+/// The status of each, of its disk.
+fn e2fsck(name: &str, ways: &[&str]) -> Vec<Option<i32>> {
+    let disk = format!("/var/lib/banger/vms/{}/root.ext4", field(name, "/id").as_str().expect("an id"));
+    ways.iter()
+        .map(|way| Command::new("e2fsck").args([*way, disk.as_str()]).output().expect("e2fsck").status.code())
+        .collect()
+}
+
+fn is_whole(name: &str) -> bool {
+    field(name, "/state") == "stopped" && field(name, "/disk/method") != "layer"
+}
+
+#[test]
+fn vms_with_systemd_go_on_from_a_template_and_each_is_a_machine_of_its_own() {
+    isolated_with_packages("vms_with_systemd_go_on_from_a_template_and_each_is_a_machine_of_its_own", |world| {
+        // The first one leaves it behind.
+        fs::write("/etc/banger/config.toml", "templates = \"auto\"\n").unwrap();
+        world.kill_daemon();
+        let [disk, boot] = notes(&INIT);
+        assert!(disk.contains("no template of files with 512 MiB and 1 CPU and its own init"), "{disk}");
+        assert!(!boot.starts_with("no boot"));
+        until("a template is made", || templates().len() == 1);
+        until("nothing else is left", || left().is_empty());
+        let made = templates().remove(0);
+        assert_eq!(made["init"], true);
+        let id = made["id"].as_str().unwrap();
+        let [disk, boot] = notes(&INIT);
+        assert_eq!(disk, format!("layer on template {id}"));
+        assert!(boot.starts_with("no boot: "), "{boot}");
+        // It is for its kind alone.
+        fs::remove_file("/etc/banger/config.toml").unwrap();
+        world.kill_daemon();
+        let [disk, _] = notes(&INIT[1..]);
+        assert!(disk.ends_with("no template of files with 512 MiB and 1 CPU"), "{disk}");
+
+        // Whoever ends before it has gone on: the next daemon sees to it.
+        started("web");
+        started("db");
+        world.kill_daemon();
+        let ids = ["web", "db"].map(is_itself);
+        assert_ne!(ids[0], ids[1]);
+        // Their disks lie on it.
+        assert_eq!(run(&["template", "rm", id]).status.code(), Some(4));
+
+        // One is stopped in order, one is killed; each boots as itself.
+        let unit = "printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=true\\nExecStop=touch /root/stopped\\n' \
+            >/etc/systemd/system/last.service && systemctl start last; sync";
+        ["web", "db"].iter().for_each(|name| assert_eq!(sh(name, unit), ""));
+        let out = run(&["vm", "stop", "web"]);
+        assert_eq!((out.status.code(), text(&out.stderr)), (Some(0), ""), "it ended by itself");
+        assert_eq!(e2fsck("web", &["-fn"]), [Some(0)]);
+        let pid = i32::try_from(field("db", "/vmm/pid").as_i64().expect("a pid")).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        until("db is whole", || is_whole("db"));
+        assert!(matches!(e2fsck("db", &["-fp", "-fn"])[..], [Some(0 | 1), Some(0)]));
+        ok(&["template", "rm", id]);
+        for (name, id, stopped) in [("web", &ids[0], "/root/stopped\n"), ("db", &ids[1], "")] {
+            ok(&["vm", "start", name]);
+            assert_ne!(field(name, "/disk/method"), "layer");
+            until(&format!("{name} is up"), || said(name, "systemctl is-system-running --wait") == "running\n");
+            assert_eq!(
+                sh(name, "cat /etc/machine-id; hostname; ls /root/stopped 2>/dev/null || :"),
+                format!("{id}\n{name}\n{stopped}")
+            );
+            assert_eq!(
+                sh(name, "journalctl -m -F _MACHINE_ID; journalctl -m -F _BOOT_ID | wc -l"),
+                format!("{id}\n2\n")
+            );
+            ok(&["vm", "rm", "-f", name]);
+        }
+        until("nothing is left", || left().is_empty());
+    });
+}
