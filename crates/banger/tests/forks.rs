@@ -20,6 +20,9 @@ use world::*;
 const SIZE: [&str; 2] = ["--memory", "256M"];
 /// Where there are many: what none of them has touched yet counts when the next one starts.
 const SMALL: [&str; 2] = ["--memory", "128M"];
+/// Those with systemd.
+const INIT: [&str; 3] = ["--init", "--memory", "384M"];
+const SMALL_INIT: [&str; 3] = ["--init", "--memory", "256M"];
 /// So many are started at once.
 const TURN: usize = 4;
 /// How far a guest's clock may be off, as far as the round trips of the looks can tell.
@@ -49,13 +52,13 @@ struct Fork {
 }
 
 impl Fork {
-    fn begin(size: [&str; 2]) -> Fork {
+    fn begin(kind: &[&str]) -> Fork {
         let script = format!(
             "{}; ping -q -c 1 -W 60 172.16.0.1 >/dev/null && echo reached; echo $RANDOM >/written; \
              while read -r; do echo $EPOCHREALTIME; done",
             OWN.join("; ")
         );
-        let all = [&["vm", "run"], size.as_slice(), &["--", "bash", "-c", &script]].concat();
+        let all = [&["vm", "run"], kind, &["--", "bash", "-c", &script]].concat();
         let mut child = banger(&all).stdin(Stdio::piped()).spawn().unwrap();
         let asks = child.stdin.take().unwrap();
         let mut fork = Fork { asks, answers: BufReader::new(child.stdout.take().unwrap()), child, own: Vec::new() };
@@ -98,6 +101,20 @@ impl Fork {
             Err(error) => error.kind() == ErrorKind::ConnectionRefused,
         }
     }
+
+    /// systemd is content, and its journal has what is of this machine alone.
+    fn is_systemds(&self) {
+        comes_to_say(self.name(), "systemctl is-active ssh; systemctl is-system-running --wait", "active\nrunning");
+        comes_to_say(self.name(), "journalctl -m -F _MACHINE_ID", &self.own[1]);
+        comes_to_say(self.name(), "journalctl -m -F _BOOT_ID", &self.own[2].replace('-', ""));
+    }
+}
+
+/// A command of a VM, and that it says so within its time.
+fn comes_to_say(name: &str, script: &str, word: &str) {
+    until(&format!("{name}: {word:?} of {script}"), || {
+        text(&run(&["vm", "exec", name, "--", "sh", "-c", script]).stdout).trim() == word
+    });
 }
 
 /// Its disk's layer under a second name, which stays when the VM goes.
@@ -126,18 +143,18 @@ fn checked(template: &str, layer: &Path, ways: &[&str]) -> Vec<Option<i32>> {
     said
 }
 
-fn build(size: [&str; 2]) -> String {
-    let made = json(&[&["template", "build", "--json"], size.as_slice()].concat());
+fn build(kind: &[&str]) -> String {
+    let made = json(&[&["template", "build", "--json"], kind].concat());
     made["id"].as_str().unwrap().to_owned()
 }
 
-fn forks(many: usize, size: [&str; 2]) {
-    let (template, begun) = (build(size), Instant::now());
+fn forks(many: usize, kind: &[&str]) {
+    let (template, begun) = (build(kind), Instant::now());
     let mut forks: Vec<Fork> = Vec::new();
     while forks.len() < many {
         let turn = TURN.min(many - forks.len());
         forks.extend(std::thread::scope(|scope| {
-            let begun: Vec<_> = (0..turn).map(|_| scope.spawn(|| Fork::begin(size))).collect();
+            let begun: Vec<_> = (0..turn).map(|_| scope.spawn(|| Fork::begin(kind))).collect();
             begun.into_iter().map(|fork| fork.join().unwrap()).collect::<Vec<_>>()
         }));
     }
@@ -162,6 +179,9 @@ fn forks(many: usize, size: [&str; 2]) {
         assert!(least <= off && most >= -off, "{}'s clock is {least} to {most} s ahead", fork.name());
         behind.push((-(least + most) * 500.0).round());
         assert!(fork.is_reached(), "{}", fork.name());
+        if kind.contains(&"--init") {
+            fork.is_systemds();
+        }
     }
     println!("\nfigure: {many} are there and were looked at after {} s", begun.elapsed().as_secs());
     println!("figure: so many ms each of {many} clocks is late: {behind:?}");
@@ -191,13 +211,26 @@ fn forks(many: usize, size: [&str; 2]) {
 
 #[test]
 fn twelve_vms_from_one_template_are_twelve() {
-    isolated("twelve_vms_from_one_template_are_twelve", |_| forks(12, SIZE));
+    isolated("twelve_vms_from_one_template_are_twelve", |_| forks(12, &SIZE));
+}
+
+#[test]
+fn four_vms_with_systemd_from_one_template_are_four() {
+    isolated_with_packages("four_vms_with_systemd_from_one_template_are_four", |_| forks(4, &INIT));
+}
+
+#[test]
+#[ignore = "ten minutes and 15 GB; by hand, as the next one"]
+fn a_hundred_vms_with_systemd_from_one_template_are_a_hundred() {
+    isolated_with_packages("a_hundred_vms_with_systemd_from_one_template_are_a_hundred", |_| {
+        forks(100, &SMALL_INIT);
+    });
 }
 
 #[test]
 #[ignore = "three minutes and 10 GB; by hand: cargo nextest run -p banger --test forks --run-ignored all"]
 fn a_hundred_vms_from_one_template_are_a_hundred() {
-    isolated("a_hundred_vms_from_one_template_are_a_hundred", |_| forks(100, SMALL));
+    isolated("a_hundred_vms_from_one_template_are_a_hundred", |_| forks(100, &SMALL));
 }
 
 /// Whether a file has that text, wherever.
@@ -222,7 +255,7 @@ fn a_template_holds_nobodys_and_is_its_owners() {
         // the template, as a try, and has a machine-id.
         let script = format!("test -s /etc/machine-id && echo {word}");
         let made = std::thread::scope(|scope| {
-            let building = scope.spawn(|| build(SIZE));
+            let building = scope.spawn(|| build(&SIZE));
             let mut refused = 0;
             while !building.is_finished() {
                 let drafts = fs::read_dir("/var/lib/banger/templates").into_iter().flatten().flatten();
