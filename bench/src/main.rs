@@ -18,6 +18,7 @@ mod taps;
 mod today;
 mod trip;
 mod warm;
+mod warm_init;
 mod world;
 
 use anyhow::Result;
@@ -36,7 +37,7 @@ fn main() -> Result<()> {
     if part.as_deref() == Some("snapshots") {
         return disk::measure(rounds);
     }
-    let parts: [Part; 11] = [
+    let parts: [Part; 12] = [
         ("trip", trip::measure),
         ("net", net::measure),
         ("nat", nat::measure),
@@ -47,6 +48,7 @@ fn main() -> Result<()> {
         ("launch", launch::measure),
         ("run", run::measure),
         ("warm", warm::measure),
+        ("warm-init", warm_init::measure),
         ("today", today::measure),
     ];
     for (_, measure) in parts.into_iter().filter(|(name, _)| part.as_deref().is_none_or(|part| part == *name)) {

@@ -23,8 +23,10 @@ const SOCKET: &str = "/run/banger/bangerd.sock";
 /// Where copies of an image are made ahead, and how many.
 const AHEAD: &str = "/var/lib/banger/ahead";
 const COPIES: usize = 2;
-/// The guest's files, as they are called here.
-const FILES: [(&str, &str); 3] = [("ROOT", "root.ext4"), ("KERNEL", "vmlinux"), ("INITRD", "initrd")];
+/// The guest's files, as they are called here: its root file system, which one is asked for, its kernel and initial RAM disk.
+const ROOT: &str = "root.ext4";
+const KERNEL: &str = "vmlinux";
+const INITRD: &str = "initrd";
 const SIGTERM: i32 = 15;
 /// The memory of all VMs here.
 pub(crate) const MEMORY: &str = "512M";
@@ -37,7 +39,7 @@ const GOAL: u32 = 150;
 
 /// Measures all of it, with the images on the disk that this program was built on.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
-    with_daemon("banger vm run", |_| {
+    with_daemon("banger vm run", "ROOT", |_| {
         // The first one finds nothing made, and no cache.
         Taken::one(COLD)?;
         let mut taken = Vec::new();
@@ -50,11 +52,13 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
     })
 }
 
-/// Does something with an owner's daemon that has the guest's files, where they are named.
-pub(crate) fn with_daemon(what: &str, act: impl Fn(&mut Daemon) -> Result<()>) -> Result<()> {
+/// Does something with an owner's daemon that has the guest's files, where they are named; BANGER_TEST_`root` is the root file
+/// system.
+pub(crate) fn with_daemon(what: &str, root: &str, act: impl Fn(&mut Daemon) -> Result<()>) -> Result<()> {
     let named = |(name, file)| Some((PathBuf::from(std::env::var_os(format!("BANGER_TEST_{name}"))?), file));
-    let Some(files) = FILES.into_iter().map(named).collect::<Option<Vec<_>>>() else {
-        println!("not measured: {what}; BANGER_TEST_KERNEL, _INITRD and _ROOT name no guest (xtask guest)");
+    let wanted = [(root, ROOT), ("KERNEL", KERNEL), ("INITRD", INITRD)];
+    let Some(files) = wanted.into_iter().map(named).collect::<Option<Vec<_>>>() else {
+        println!("not measured: {what}; BANGER_TEST_KERNEL, _INITRD and _{root} name no guest (xtask guest)");
         return Ok(());
     };
     let disk = beside("bangerd-root")?.with_file_name("bench-run");
@@ -106,7 +110,7 @@ impl Daemon {
         let mut command = Command::new(format!("{BIN}/bangerd"));
         command.env("BANGER_CONFIG", OWNERS).args(["--warm-pool", &ready.to_string()]);
         command.args(["--names", "127.0.0.1:0", "--log-level", "error", "--templates", "off", "--image-files"]);
-        command.args(FILES.map(|(_, name)| format!("/var/lib/banger/{name}")));
+        command.args([ROOT, KERNEL, INITRD].map(|name| format!("/var/lib/banger/{name}")));
         let child = command.uid(OWNER).gid(OWNER).stdin(Stdio::null()).spawn()?;
         let mut daemon = Daemon(child);
         connects(SOCKET, &mut daemon.0)?;

@@ -31,7 +31,7 @@ const REST: Duration = Duration::from_secs(5);
 
 /// Measures all of it.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
-    with_daemon("going on from a template", |daemon| {
+    with_daemon("going on from a template", "ROOT", |daemon| {
         let built = banger(&["template", "build", "--memory", MEMORY, "--quiet"]).output()?;
         ensure!(built.status.success(), "banger template build: {}", String::from_utf8_lossy(&built.stderr));
         in_turns(rounds, daemon)?;
