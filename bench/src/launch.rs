@@ -42,7 +42,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const MANY: usize = 100;
 const SOME: usize = 10;
 /// Launches of each way in a round.
-const EACH: usize = 4;
+const EACH: usize = 10;
 
 /// Measures all of it.
 pub(crate) fn measure(rounds: usize) -> Result<()> {
@@ -60,14 +60,19 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
     // The first of each finds cold caches.
     launch(&client, &plain, &mut Times::default())?;
     launch(&client, &jailed, &mut Times::default())?;
-    for _ in 0..rounds * EACH {
-        launch(&client, &plain, &mut ours)?;
-        bare.take(Bare::start)?.end()?;
-        launch(&client, &jailed, &mut in_jail)?;
-        by_hand.take(|| InJail::start(JAILER))?.end()?;
-        if their_jailer {
-            theirs.take(|| InJail::start(THEIRS))?.end()?;
+    for turn in 0..rounds * EACH {
+        // Back and forth: whoever follows another finds what the kernel still clears away of him.
+        let mut ways: [&mut dyn FnMut() -> Result<()>; 5] = [
+            &mut || launch(&client, &plain, &mut ours),
+            &mut || bare.take(Bare::start)?.end(),
+            &mut || launch(&client, &jailed, &mut in_jail),
+            &mut || by_hand.take(|| InJail::start(JAILER))?.end(),
+            &mut || if their_jailer { theirs.take(|| InJail::start(THEIRS))?.end() } else { Ok(()) },
+        ];
+        if turn % 2 == 1 {
+            ways.reverse();
         }
+        ways.iter_mut().try_for_each(|way| way())?;
     }
     compare("launch_firecracker", &ours, &bare, "the same VMM by hand, same file");
     compare("launch_firecracker in a jail", &in_jail, &by_hand, "root and banger-jailer by hand");
