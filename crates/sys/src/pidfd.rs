@@ -5,6 +5,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A process that was opened. Its number may have been given away since; this is never another one.
@@ -113,7 +114,13 @@ fn field(stat: &[u8], number: usize) -> Option<u64> {
 /// # Errors
 /// Where `/proc` is not mounted.
 pub fn boot_id() -> std::io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
+    // No process sees two boots.
+    static READ: OnceLock<String> = OnceLock::new();
+    if let Some(id) = READ.get() {
+        return Ok(id.clone());
+    }
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(READ.get_or_init(|| read.trim_end().to_owned()).clone())
 }
 
 /// One that the C library has not kept for itself.

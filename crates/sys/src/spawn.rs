@@ -4,6 +4,7 @@
 //! The child is forked, takes its new descriptors and waits. Until [`Held::release`] it has executed nothing, and it
 //! ends by itself when its starter goes, however that goes. So its process id can be written down before it runs.
 
+use crate::pidfd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions};
@@ -47,8 +48,20 @@ pub struct Plan<'a> {
     pub oom_score_adj: &'a CStr,
     /// Whether it is the first process of a PID namespace of its own: what it starts ends with it.
     pub new_pid_namespace: bool,
-    /// The control group of the second version that it begins in, a directory; `None`: this thread's own.
-    pub group: Option<BorrowedFd<'a>>,
+    /// The control groups that it is in before it does anything else.
+    pub groups: Groups<'a>,
+}
+
+/// A child's control groups.
+#[derive(Clone, Copy, Debug)]
+pub enum Groups<'a> {
+    /// Its starter's.
+    Same,
+    /// One of the second version, a directory: it is forked into that.
+    Unified(BorrowedFd<'a>),
+    /// Of the first version, the file `tasks` of each, open for writing: it enters them itself. Who is moved by another
+    /// process waits until all CPUs have looked up, some 10 ms.
+    Each(&'a [BorrowedFd<'a>]),
 }
 
 /// A user, who is to have no rights but his own.
@@ -83,6 +96,7 @@ impl std::error::Error for Failed {}
 #[derive(Debug)]
 pub struct Held {
     pid: i32,
+    start_time: u64,
     pidfd: Option<OwnedFd>,
     gate: Option<OwnedFd>,
     report: OwnedFd,
@@ -92,6 +106,11 @@ impl Held {
     /// The child's process id.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// When it was forked, as [`pidfd::start_time`].
+    pub fn start_time(&self) -> u64 {
+        self.start_time
     }
 
     /// Lets it go, and returns its pidfd once it executes its program. It is its starter's to reap.
@@ -104,9 +123,8 @@ impl Held {
     pub fn release(mut self, at_most: Duration) -> Result<OwnedFd, Failed> {
         let failed = |call| move |error| Failed { call, error };
         let until = Instant::now() + at_most;
-        if let Some(gate) = self.gate.take() {
-            std::fs::File::from(gate).write_all(b"g").map_err(failed("write to the gate"))?;
-        }
+        // One that has ended by itself says more than its closed gate.
+        let opened = self.gate.take().map_or(Ok(()), |gate| std::fs::File::from(gate).write_all(b"g"));
         // One write of a few bytes, or none: all of it is there when the end of the file is.
         let mut said = [0; 8];
         let mut length = 0;
@@ -123,6 +141,7 @@ impl Held {
             let call = STEPS.get(usize::from(step)).copied().unwrap_or("start");
             return Err(Failed { call, error: io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])) });
         }
+        opened.map_err(failed("write to the gate"))?;
         // Closed without a word: by the execution, or by a death that the pidfd tells of.
         self.pidfd.take().ok_or(Failed { call: "release", error: io::ErrorKind::NotConnected.into() })
     }
@@ -155,10 +174,12 @@ impl Drop for Held {
 /// Forks the child of `plan`, which waits at its gate.
 ///
 /// # Errors
-/// What the kernel says to the pipes or the fork.
-pub fn hold(plan: &Plan<'_>) -> io::Result<Held> {
-    let (gate_out, gate_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let (report_out, report_in) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+/// What the kernel says to the pipes, the fork, or the child's way into its groups.
+pub fn hold(plan: &Plan<'_>) -> Result<Held, Failed> {
+    let failed = |call| move |error| Failed { call, error };
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
+    let (gate_out, gate_in) = pipe().map_err(failed("pipe2"))?;
+    let (report_out, report_in) = pipe().map_err(failed("pipe2"))?;
     // All memory that the child needs is made here: behind the fork nothing may allocate.
     let mut argv: Vec<*const c_char> = plan.argv.iter().map(|arg| arg.as_ptr()).collect();
     argv.push(std::ptr::null());
@@ -171,20 +192,33 @@ pub fn hold(plan: &Plan<'_>) -> io::Result<Held> {
         (gate_out.as_raw_fd(), GATE),
         (report_in.as_raw_fd(), REPORT),
     ];
-    let signals = BlockedSignals::new()?;
-    let (pid, pidfd) = match fork(plan.group, plan.new_pid_namespace)? {
+    let group = match plan.groups {
+        Groups::Unified(group) => Some(group),
+        Groups::Same | Groups::Each(_) => None,
+    };
+    let signals = BlockedSignals::new().map_err(failed("pthread_sigmask"))?;
+    let (pid, pidfd) = match fork(group, plan.new_pid_namespace).map_err(failed("clone3"))? {
         Some(child) => child,
         None => become_it(plan, &mut fds, &argv),
     };
     drop(signals);
     drop((gate_out, report_in));
-    let held = Held { pid, pidfd: Some(pidfd), gate: Some(gate_in), report: report_out };
+    let mut held = Held { pid, start_time: 0, pidfd: Some(pidfd), gate: Some(gate_in), report: report_out };
+    // While it is on its way to the gate.
+    held.start_time = pidfd::start_time(pid).map_err(failed("read of the start time"))?;
     // Until it has closed what it inherited it holds all of our descriptors: a listening socket that outlives us would
     // look like a helper that lives.
-    let mut word = [0u8; 1];
-    match rustix::io::retry_on_intr(|| rustix::io::read(&held.report, &mut word))? {
+    let read = |bytes: &mut [u8]| {
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&held.report, &mut *bytes));
+        read.map_err(|errno| failed("read of the report")(errno.into()))
+    };
+    let (mut word, mut errno) = ([0u8; 1], [0u8; 4]);
+    match read(&mut word)? {
         1 if word == [AT_THE_GATE] => Ok(held),
-        _ => Err(io::Error::other("the child can't take its descriptors")),
+        1 if read(&mut errno)? == errno.len() => {
+            Err(failed("write to tasks")(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))))
+        }
+        _ => Err(failed("start")(io::Error::other("the child can't take its descriptors"))),
     }
 }
 
@@ -279,7 +313,6 @@ static AT_THE_GATE: u8 = u8::MAX;
 
 /// What the child does, by name and in order; a report is an index into this list and an errno.
 const STEPS: [&str; 17] = [
-    "descriptors",
     "setsid",
     "sigaction",
     "oom_score_adj",
@@ -288,6 +321,7 @@ const STEPS: [&str; 17] = [
     "chdir",
     "drop of the bounding set",
     "clear of the ambient set",
+    "gate",
     "setgroups",
     "setresgid",
     "setresuid",
@@ -300,14 +334,14 @@ const STEPS: [&str; 17] = [
 
 /// The child. Only system calls from here on: other threads held locks when this process was forked off them.
 fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_char]) -> ! {
-    let taken = take_places(fds);
-    if taken.is_ok() {
-        let _ = call(libc::SYS_write, [REPORT as usize, (&raw const AT_THE_GATE) as usize, 1, 0, 0]);
-        wait_at_gate();
+    // By the number that the starter has: it is in no place yet.
+    take(&[&|| enter(plan.groups)], fds[6].0);
+    if take_places(fds).is_err() {
+        exit()
     }
+    let _ = call(libc::SYS_write, [REPORT as usize, (&raw const AT_THE_GATE) as usize, 1, 0, 0]);
     let user = plan.user.as_ref();
     let steps: [&dyn Fn() -> Step; 17] = [
-        &|| taken,
         &|| call(libc::SYS_setsid, [0; 5]),
         &default_signals,
         &|| write_oom(plan.oom_score_adj),
@@ -316,6 +350,8 @@ fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_ch
         &|| call(libc::SYS_chdir, [c"/".as_ptr() as usize, 0, 0, 0, 0]),
         &|| of(user, |_| drop_bounding_set()),
         &|| prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as usize),
+        // What is above is done while its starter writes down who it is; below it becomes somebody who can be meddled with.
+        &wait_at_gate,
         &|| of(user, |user| call(libc::SYS_setgroups, [user.groups.len(), user.groups.as_ptr() as usize, 0, 0, 0])),
         // The bare calls: the C library's tell all threads, and this process has none of those that it knows of.
         &|| of(user, |user| call(libc::SYS_setresgid, [user.gid as usize, user.gid as usize, user.gid as usize, 0, 0])),
@@ -391,13 +427,21 @@ fn take_places(fds: &mut [(RawFd, RawFd); 7]) -> Step {
     call(libc::SYS_close_range, [REPORT as usize + 1, u32::MAX as usize, 0, 0, 0])
 }
 
+/// Enters the groups that are entered from inside.
+fn enter(groups: Groups<'_>) -> Step {
+    let Groups::Each(tasks) = groups else { return Ok(()) };
+    tasks
+        .iter()
+        .try_for_each(|tasks| call(libc::SYS_write, [tasks.as_raw_fd() as usize, c"0".as_ptr() as usize, 1, 0, 0]))
+}
+
 /// Returns when the parent lets us go. End of file: it has gone itself, or thought better of it.
-fn wait_at_gate() {
+fn wait_at_gate() -> Step {
     let mut byte = [0u8; 1];
     loop {
         // SAFETY: one byte of ours.
         match unsafe { libc::read(GATE, byte.as_mut_ptr().cast(), 1) } {
-            1 => return,
+            1 => return Ok(()),
             -1 if errno() == libc::EINTR => {}
             _ => exit(),
         }

@@ -7,7 +7,11 @@ use std::path::Path;
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn start(program: &str, argv: &[&str], output: &File) -> io::Result<Held> {
+fn start(program: &str, argv: &[&str], output: &File) -> Result<Held, Failed> {
+    start_in(Groups::Same, program, argv, output)
+}
+
+fn start_in(groups: Groups<'_>, program: &str, argv: &[&str], output: &File) -> Result<Held, Failed> {
     let program = File::open(program).expect("the program");
     let null = File::open("/dev/null").expect("null");
     let argv: Vec<CString> = argv.iter().map(|arg| CString::new(*arg).expect("no NUL")).collect();
@@ -22,7 +26,7 @@ fn start(program: &str, argv: &[&str], output: &File) -> io::Result<Held> {
         open_files: 512,
         oom_score_adj: c"200",
         new_pid_namespace: false,
-        group: None,
+        groups,
     })
 }
 
@@ -108,6 +112,46 @@ fn a_child_in_our_memory_is_waited_for_and_has_descriptors_of_its_own() {
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("read");
     assert_eq!(text, "it ran");
+}
+
+#[test]
+fn who_is_let_into_no_group_is_not_started() {
+    let output = tempfile::tempfile().expect("a file");
+    // Of these two files the second takes nothing.
+    let (first, second) = (tempfile::tempfile().expect("a file"), File::open("/dev/null").expect("null"));
+    let failed = start_in(Groups::Each(&[first.as_fd(), second.as_fd()]), "/bin/echo", &["echo", "hello"], &output);
+    let failed = failed.expect_err("it can't be written");
+    assert_eq!((failed.call, failed.error.raw_os_error()), ("write to tasks", Some(libc::EBADF)));
+    assert_eq!((said(&first), said(&output)), ("0".into(), String::new()));
+    let again = start_in(Groups::Each(&[first.as_fd()]), "/bin/echo", &["echo", "hello"], &output).expect("forked");
+    assert_eq!(wait(&again.release(SOON).expect("started")), Some(0));
+    assert_eq!((said(&first), said(&output)), ("00".into(), "hello\n".into()));
+}
+
+#[test]
+fn what_fails_before_the_gate_is_told_when_it_is_opened() {
+    let output = tempfile::tempfile().expect("a file");
+    let program = File::open("/bin/true").expect("the program");
+    let plan = Plan {
+        program: program.as_fd(),
+        is_script: false,
+        argv: &[c"true".to_owned()],
+        user: None,
+        input: program.as_fd(),
+        output: output.as_fd(),
+        passed: program.as_fd(),
+        open_files: 512,
+        oom_score_adj: c"no number",
+        new_pid_namespace: false,
+        groups: Groups::Same,
+    };
+    let held = hold(&plan).expect("forked");
+    let pidfd = held.pidfd.as_ref().expect("held");
+    // It has ended by itself.
+    let ended = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+    assert_eq!(ended.expect("wait").and_then(|status| status.exit_status()), Some(127));
+    let failed = held.release(SOON).expect_err("its score is none");
+    assert_eq!((failed.call, failed.error.raw_os_error()), ("oom_score_adj", Some(libc::EINVAL)));
 }
 
 #[test]

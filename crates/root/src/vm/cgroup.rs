@@ -6,14 +6,15 @@
 //! VMs without one; the log says so at the launch.
 
 use crate::fail::Fail;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use sys::cgroup::{Mounts, read, write};
 use sys::dir::{CallError, Dir};
 use sys::pidfd::{self, PidFd};
-use sys::spawn::{self, Held, Plan};
+use sys::spawn::{self, Groups, Held, Plan};
 use wire::name::vm_id::VmId;
 
 /// The group above all VMs'.
@@ -113,7 +114,7 @@ pub(super) fn name(vm_id: &VmId) -> String {
     format!("{vm_id}.{}.{}", std::process::id(), now.tv_sec * 1_000_000_000 + now.tv_nsec)
 }
 
-/// A VM's group. Its VMM is forked into it: to move a process the kernel waits until all CPUs have looked up, some 10 ms.
+/// A VM's group. Its VMM is in it before it runs.
 pub(super) enum Group {
     Unified(Dir),
     /// One in each controller's hierarchy.
@@ -157,29 +158,19 @@ impl Group {
 
     /// Forks the child of `plan` into it.
     pub(super) fn hold(&self, plan: &Plan<'_>) -> Result<Held, String> {
-        match self {
-            Group::Unified(_) => self.hold_here(plan),
-            Group::Each(_) => std::thread::scope(|scope| {
-                let thread = std::thread::Builder::new().name("group".into()).stack_size(128 << 10);
-                let forked = thread.spawn_scoped(scope, || self.hold_here(plan));
-                let forked = forked.map_err(|error| format!("a thread: {error}"))?;
-                forked.join().unwrap_or_else(|_| Err("the thread panicked".to_owned()))
-            }),
-        }
-    }
-
-    /// The same from a thread that is there for nothing else and ends behind it: a fork begins where its thread is, so
-    /// the thread enters the group.
-    pub(super) fn hold_here(&self, plan: &Plan<'_>) -> Result<Held, String> {
-        let group = match self {
-            Group::Unified(group) => Some(group.as_fd()),
+        let tasks = match self {
+            Group::Unified(_) => Vec::new(),
             Group::Each(each) => {
-                let joined = each.iter().try_for_each(|(_, group)| write(group, "tasks", "0"));
-                joined.map_err(|error| error.to_string())?;
-                None
+                let tasks = each.iter().map(|(_, group)| group.open_at("tasks", OFlags::WRONLY, 0));
+                tasks.collect::<Result<Vec<OwnedFd>, CallError>>().map_err(|error| error.to_string())?
             }
         };
-        spawn::hold(&Plan { group, ..*plan }).map_err(|error| format!("clone3: {error}"))
+        let tasks: Vec<_> = tasks.iter().map(AsFd::as_fd).collect();
+        let groups = match self {
+            Group::Unified(group) => Groups::Unified(group.as_fd()),
+            Group::Each(_) => Groups::Each(&tasks),
+        };
+        spawn::hold(&Plan { groups, ..*plan }).map_err(|error| error.to_string())
     }
 }
 
@@ -349,7 +340,7 @@ mod tests {
             open_files: 64,
             oom_score_adj: c"0",
             new_pid_namespace: false,
-            group: None,
+            groups: Groups::Same,
         };
         group.hold(&plan).unwrap()
     }

@@ -273,12 +273,8 @@ fn drive(host: &Host, drive: &Drive, is_base: bool, others: &Neighbours<'_>) -> 
 }
 
 fn memory(asked: Mebibytes) -> Result<(), Fail> {
-    let unknown = |error: std::io::Error| Fail::new("the machine's memory can't be read").because(error);
-    let info = std::fs::read_to_string("/proc/meminfo").map_err(unknown)?;
-    let total =
-        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    let kib: u64 = total.ok_or_else(|| unknown(std::io::ErrorKind::InvalidData.into()))?;
-    let machine = kib >> 10;
+    let info = rustix::system::sysinfo();
+    let machine = (info.totalram * u64::from(info.mem_unit)) >> 20;
     if asked.0 > machine {
         return Err(Fail::new(format!("memory_mib: {} is more than the {machine} that this machine has", asked.0)));
     }

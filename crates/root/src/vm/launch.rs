@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use sys::dir::{CallError, Facts};
 use sys::pidfd::PidFd;
-use sys::spawn::{self, Held, Plan, User};
+use sys::spawn::{self, Groups, Held, Plan, User};
 use wire::code::shown;
 use wire::firecracker::VmConfig;
 use wire::image::Image;
@@ -118,8 +118,8 @@ impl<'a> New<'a> {
                 steps.act("fork", || self.fork_jailer(&log, stage, memory.as_ref(), group.as_ref()))?
             }
         };
-        self.record.process = Process::of(held.pid())
-            .map_err(|error| Fail::new("the VMM's process can't be looked at").because(error))?;
+        self.record.process =
+            Process::held(&held).map_err(|error| Fail::new("the VMM's process can't be looked at").because(error))?;
         steps.act("record", || self.record.write(host.records.dir()))?;
         steps.act("port", self.fresh_port)?;
 
@@ -309,11 +309,11 @@ impl<'a> New<'a> {
             oom_score_adj: OOM_SCORE_ADJ,
             // A VMM finds what it is passed below a `/proc` of its own.
             new_pid_namespace: memory.is_some() || self.host.settings.vm_pid_namespace,
-            group: None,
+            groups: Groups::Same,
         };
         let (host, vm_id) = (self.host, &self.asked.vm_id);
         // From the thread that has the stage.
-        stage.hold(|| hold(host, vm_id, group.map(|group| group.hold_here(&plan)), &plan))
+        stage.hold(|| hold(host, vm_id, group.map(|group| group.hold(&plan)), &plan))
     }
 
     /// The root drive's layer, as `banger-qemu` is told of it.
@@ -365,7 +365,7 @@ impl<'a> New<'a> {
             open_files: open_files(),
             oom_score_adj: OOM_SCORE_ADJ,
             new_pid_namespace: self.host.settings.vm_pid_namespace,
-            group: None,
+            groups: Groups::Same,
         };
         hold(self.host, &self.asked.vm_id, group.map(|group| group.hold(&plan)), &plan).map_err(failed)
     }
@@ -444,7 +444,7 @@ fn hold(host: &Host, vm_id: &VmId, in_group: Option<Result<Held, String>>, plan:
         Some(Err(error)) => tell_of_group(host, vm_id, &Fail::new("the VM is not in its group").because(error)),
         None => {}
     }
-    spawn::hold(plan).map_err(|error| format!("clone3: {error}"))
+    spawn::hold(plan).map_err(|error| error.to_string())
 }
 
 fn tell_of_group(host: &Host, vm_id: &VmId, fail: &Fail) {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::io::Read;
 use sys::dir::{CallError, Dir, Facts};
 use sys::pidfd::{self, PidFd};
+use sys::spawn::Held;
 use wire::name::vm_id::VmId;
 use wire::vm::Launch;
 
@@ -105,6 +106,11 @@ impl Process {
     /// The process that has that number now.
     pub(crate) fn of(pid: i32) -> std::io::Result<Process> {
         Ok(Process { pid, start_time: pidfd::start_time(pid)?, boot_id: pidfd::boot_id()? })
+    }
+
+    /// The process that waits to be let go.
+    pub(crate) fn held(held: &Held) -> std::io::Result<Process> {
+        Ok(Process { pid: held.pid(), start_time: held.start_time(), boot_id: pidfd::boot_id()? })
     }
 
     /// The process, where it still is one: opened first, compared then, and alive after that.
