@@ -136,6 +136,7 @@ impl<'a> New<'a> {
             until: Instant::now() + host.settings.limits.launch_time(),
         };
         let vmm = self.start(steps, held)?;
+        host.vms.watch();
         let why = |not_running| self.not_running(&not_running, &vmm, said_before);
         if let Start::Restore(_) = asked.start {
             let place = |path: &str| format!("/{path}");

@@ -1,7 +1,7 @@
 //! The VMs that run: who has what, who has ended, and what goes with him.
 //!
 //! A launch claims what its VM is to have before it changes anything, so that two launches can't come to share it.
-//! One thread waits for the VMMs' ends; there is none while no VM runs. Whoever else meets an ended VM first clears
+//! One thread waits for the VMMs' ends; there is none while no VM runs or is being launched. Whoever else meets an ended VM first clears
 //! it himself: nobody has to wait for that thread.
 
 use super::clear::Ground;
@@ -40,6 +40,13 @@ struct Table {
     /// VMMs that have ended, or were killed and will, and could not be reaped: somebody traces them, or the kernel
     /// has not finished with them. Each is looked after again whenever another one ends or begins.
     unreaped: Vec<Arc<PidFd>>,
+}
+
+impl Table {
+    /// Whether one runs, or is being launched.
+    fn has_vms(&self) -> bool {
+        self.vms.values().any(|vm| !matches!(vm.state, State::Ending))
+    }
 }
 
 struct Vm {
@@ -91,7 +98,8 @@ impl Vms {
         Ok(vms)
     }
 
-    /// Begins to wait for the ends of those that were taken over. Apart from that, because it may start a thread.
+    /// Begins to wait for the ends of VMs: of those that were taken over, apart from that because it may start a thread;
+    /// of one that is being launched, while its VMM starts and nobody waits for this.
     pub(crate) fn watch(&self) {
         self.shared.watch();
     }
@@ -250,6 +258,7 @@ impl Drop for Claim<'_> {
         if !self.is_kept {
             self.vms.shared.lock().vms.remove(&self.vm_id);
             self.vms.shared.changed.notify_all();
+            self.vms.shared.watch();
         }
     }
 }
@@ -324,8 +333,7 @@ impl Shared {
     /// Sees to it that the thread that waits for ends is there, and knows of every VM.
     fn watch(self: &Arc<Self>) {
         let mut table = self.lock();
-        let runs = table.vms.values().any(|vm| matches!(vm.state, State::Running(_)));
-        if table.watched || !runs {
+        if table.watched || !table.has_vms() {
             // It looks at the table again. Eight bytes into a counter that is not full: can't fail.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
             return;
@@ -341,9 +349,13 @@ impl Shared {
         }
     }
 
-    /// Waits for the next end and clears it away. False, and no longer watching, where no VM runs.
+    /// Waits for the next end and clears it away. False, and no longer watching, where no VM runs or will.
     fn wait_for_ends(self: &Arc<Self>) -> bool {
         let mut table = self.lock();
+        if !table.has_vms() {
+            table.watched = false;
+            return false;
+        }
         let running: Vec<(String, Arc<PidFd>)> = table
             .vms
             .iter()
@@ -352,10 +364,6 @@ impl Shared {
                 _ => None,
             })
             .collect();
-        if running.is_empty() {
-            table.watched = false;
-            return false;
-        }
         drop(table);
         let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
         fds.extend(running.iter().map(|(_, vmm)| PollFd::from_borrowed_fd(vmm.as_fd(), PollFlags::IN)));
