@@ -24,6 +24,29 @@ pub(crate) struct Program {
     pub(crate) is_script: bool,
 }
 
+impl Program {
+    /// Whether it is an ELF program that the kernel starts by itself, without a loader (elf(5), `PT_INTERP`). What can't
+    /// be told isn't.
+    pub(crate) fn is_static(&self) -> bool {
+        const INTERPRETER: u32 = 3;
+        let read = |at: u64, into: &mut [u8]| rustix::io::pread(&self.file, &mut *into, at) == Ok(into.len());
+        let mut head = [0; 64];
+        if !read(0, &mut head) || !head.starts_with(b"\x7fELF\x02\x01") {
+            return false;
+        }
+        let field =
+            |at: usize, length: usize| head[at..at + length].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+        // Where the program headers are, the size of one, how many there are.
+        let (table, size, count) = (field(32, 8), field(54, 2), field(56, 2));
+        count > 0
+            && (0..count).all(|nth| {
+                let mut kind = [0; 4];
+                let at = table.checked_add(nth * size);
+                at.is_some_and(|at| read(at, &mut kind)) && u32::from_le_bytes(kind) != INTERPRETER
+            })
+    }
+}
+
 impl AsFd for Program {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -12,17 +12,32 @@ use rustix::fs::FileType;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 const WRITE: &str = "priv.write_ext4_files";
 
-/// Puts the hostile worker in the place of the real one.
-fn install_hostile() {
+/// Puts the hostile worker in the place of the real one, linked so.
+fn install_hostile(linked: &str) {
     make_dir(BIN, 0, 0o755);
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/image_support/worker.c");
-    output("cc", &["-O1", "-o", "/mnt/o/worker", source]);
+    output("cc", &["-O1", linked, "-o", "/mnt/o/worker", source]);
     install_as_worker(Path::new("/mnt/o/worker"));
+}
+
+/// A worker that has its job and says nothing, and the connection of who asked for it.
+fn silent_worker(helper: &Helper) -> (String, UnixStream) {
+    let request = json!({"method": WRITE, "params": write_params(IMAGE, &[("/silence", b"x", 0)])}).to_string();
+    let mut stream = connect(OWNER);
+    std::io::Write::write_all(&mut stream, request.as_bytes()).expect("sent");
+    let mut pid = String::new();
+    eventually("the worker runs", || {
+        pid = child_of(helper.pid()).unwrap_or_default();
+        // It has its job.
+        fs::read_link(format!("/proc/{pid}/fd/6")).is_ok()
+    });
+    (pid, stream)
 }
 
 /// What a request to write that file answers; it must fail.
@@ -34,7 +49,7 @@ fn refused(helper: &Helper, path: &str) -> String {
 
 isolated! {
     fn whatever_a_worker_does_is_an_error_that_says_what() {
-        install_hostile();
+        install_hostile("-pie");
         make_image(IMAGE, 8, &[]);
         let before = fs::read(IMAGE).expect("the image");
         let helper = helper_with("[limits]\nimage_seconds = 1");
@@ -82,19 +97,11 @@ isolated! {
 
 isolated! {
     fn a_worker_has_nothing() {
-        install_hostile();
+        install_hostile("-pie");
         make_image(IMAGE, 8, &[]);
         let helper = helper_with("[limits]\nimage_seconds = 20");
         assert!(refused(&helper, "/names").contains("ended with status 20 "), "{}", refused(&helper, "/names"));
-        let request = json!({"method": WRITE, "params": write_params(IMAGE, &[("/silence", b"x", 0)])}).to_string();
-        let mut stream = connect(OWNER);
-        std::io::Write::write_all(&mut stream, request.as_bytes()).expect("sent");
-        let mut pid = String::new();
-        eventually("the worker runs", || {
-            pid = child_of(helper.pid()).unwrap_or_default();
-            // It has its job.
-            fs::read_link(format!("/proc/{pid}/fd/6")).is_ok()
-        });
+        let (pid, _asker) = silent_worker(&helper);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
         let field = |key: &str| {
             let line = status.lines().find(|line| line.starts_with(key)).unwrap_or_default();
@@ -127,6 +134,19 @@ isolated! {
     }
 }
 
+isolated! {
+    fn the_root_directory_of_a_static_worker_is_empty() {
+        install_hostile("-static-pie");
+        make_image(IMAGE, 8, &[]);
+        let helper = helper_with("[limits]\nimage_seconds = 20");
+        let (pid, _asker) = silent_worker(&helper);
+        assert!(names(&format!("/proc/{pid}/root")).is_empty());
+        // And it can't be filled.
+        let made = fs::create_dir(format!("/proc/{pid}/root/lib")).expect_err("a directory");
+        assert_eq!(made.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    }
+}
+
 fn child_of(pid: i32) -> Option<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
     tasks.into_iter().find_map(|task| {
@@ -144,7 +164,7 @@ fn names(dir: &str) -> Vec<String> {
 
 isolated! {
     fn workers_are_bounded_and_each_has_a_user_of_its_own() {
-        install_hostile();
+        install_hostile("-pie");
         let helper = helper_with("[limits]\nimage_workers = 2\nimage_seconds = 3");
         let images: Vec<String> = (0..3).map(|nth| format!("/mnt/s/images/{nth}.ext4")).collect();
         images.iter().for_each(|image| make_image(image, 8, &[]));

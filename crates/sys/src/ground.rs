@@ -1,5 +1,5 @@
 //! Where programs without rights are started: namespaces of their own, made once, and a root directory that holds the
-//! libraries which such a program is linked with, and nothing else.
+//! libraries which such a program is linked with, and nothing else; for a static one it is empty.
 //!
 //! The namespaces are entered (`setns`), not made for each start: to make and to end a network and a mount namespace
 //! takes longer than a small program's whole work.
@@ -36,7 +36,7 @@ pub struct Shown<'a> {
 
 impl Ground {
     /// Makes the namespaces. `at` is an existing directory in this process's mount namespace; nothing is mounted on it
-    /// there.
+    /// there. Without `files` the root directory is empty.
     ///
     /// # Errors
     /// The call that failed. `EPERM` without the right to administer the system.
@@ -70,12 +70,8 @@ fn build(at: &Dir, files: &[Shown<'_>]) -> Result<Ground, CallError> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(failed("mount(/, MS_PRIVATE|MS_REC)"))?;
     let root = memory_file_system("64k", MountAttrFlags::MOUNT_ATTR_NODEV)?;
-    for dir in ["lib", "dev"] {
-        rustix::fs::mkdirat(&root, dir, Mode::from_raw_mode(0o755)).map_err(failed("mkdirat(<new root>)"))?;
-    }
-    // The second is where Debian's loader looks first: it would try some fifty other names before it looks into `/lib`.
-    for (to, name) in [("lib", "lib64"), (".", "lib/x86_64-linux-gnu")] {
-        rustix::fs::symlinkat(to, &root, name).map_err(failed("symlinkat(<new root>)"))?;
+    if !files.is_empty() {
+        make_places(&root)?;
     }
     let onto = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     // The directory as this thread's namespace has it, which is not the one that was opened.
@@ -94,6 +90,18 @@ fn build(at: &Dir, files: &[Shown<'_>]) -> Result<Ground, CallError> {
     unmount(".", UnmountFlags::DETACH).map_err(failed("umount2(<old root>)"))?;
     only_read("/", MountFlags::NOEXEC)?;
     Ok(Ground { namespaces })
+}
+
+/// Where the files of a root directory lie, and a device.
+fn make_places(root: &OwnedFd) -> Result<(), CallError> {
+    for dir in ["lib", "dev"] {
+        rustix::fs::mkdirat(root, dir, Mode::from_raw_mode(0o755)).map_err(failed("mkdirat(<new root>)"))?;
+    }
+    // The second is where Debian's loader looks first: it would try some fifty other names before it looks into `/lib`.
+    for (to, name) in [("lib", "lib64"), (".", "lib/x86_64-linux-gnu")] {
+        rustix::fs::symlinkat(to, root, name).map_err(failed("symlinkat(<new root>)"))?;
+    }
+    Ok(())
 }
 
 fn only_read(path: &str, more: MountFlags) -> Result<(), CallError> {

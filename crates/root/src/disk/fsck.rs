@@ -2,7 +2,7 @@
 
 use super::snapshot::{self, For};
 use super::uses::Key;
-use super::worker::{self, Run};
+use super::worker::{self, Root, Run};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::program::{self, Program};
@@ -107,6 +107,7 @@ pub(crate) fn fsck(host: &Host, name: &DmName) -> Result<(), Fail> {
     let filter = sys::filter::allowing(&CALLS);
     let run = Run {
         program: &program,
+        root: Root::Libraries,
         argv: &[c"e2fsck".to_owned(), c"-fy".to_owned(), c"/dev/snapshot".to_owned()],
         passed: &[],
         devices: Some(devices.as_fd()),

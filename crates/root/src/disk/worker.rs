@@ -23,7 +23,7 @@ use std::hash::BuildHasher as _;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use sys::dir::{CallError, Dir};
 use sys::ground::{Ground, Shown};
@@ -63,7 +63,10 @@ pub(super) struct Workers {
     first: u32,
     table: Mutex<Table>,
     freed: Condvar,
+    /// For programs that load libraries.
     ground: Mutex<Option<Arc<Built>>>,
+    /// For those that don't.
+    bare: Mutex<Option<Arc<Built>>>,
     program: Mutex<Option<Arc<Found>>>,
     pub(super) spares: Spares,
 }
@@ -82,9 +85,25 @@ pub(super) struct Built {
     libraries: Vec<Version>,
 }
 
+/// What is in the root directory that a program runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Root {
+    /// Nothing: it is static.
+    Empty,
+    /// What it is linked with.
+    Libraries,
+}
+
+impl Root {
+    fn of(program: &Program) -> Root {
+        if program.is_static() { Root::Empty } else { Root::Libraries }
+    }
+}
+
 /// The worker's program, found and checked.
 struct Found {
     program: Program,
+    root: Root,
     /// Which files there were where it is looked for.
     versions: Vec<Version>,
 }
@@ -119,6 +138,7 @@ impl Drop for Place<'_> {
 /// A program that is to run without rights.
 pub(super) struct Run<'a> {
     pub(super) program: &'a Program,
+    pub(super) root: Root,
     pub(super) argv: &'a [CString],
     pub(super) passed: &'a [BorrowedFd<'a>],
     pub(super) devices: Option<BorrowedFd<'a>>,
@@ -143,10 +163,10 @@ pub(super) struct Job<'a> {
 
 impl Workers {
     pub(super) fn new(run_dir: Dir) -> Workers {
-        let (table, freed, ground, program, spares) = Default::default();
+        let (table, freed, ground, bare, program, spares) = Default::default();
         let chance = RandomState::new().hash_one(0_u8) % u64::from(IDS.end() - IDS.start() + 1);
         let first = IDS.start() + u32::try_from(chance).unwrap_or(0);
-        Workers { run_dir, first, table, freed, ground, program, spares }
+        Workers { run_dir, first, table, freed, ground, bare, program, spares }
     }
 
     /// Waits until one more worker may work, a bounded time.
@@ -196,21 +216,28 @@ impl Workers {
         if let Some(found) = found.as_ref().filter(|found| found.versions == versions) {
             return Ok(Arc::clone(found));
         }
-        Ok(Arc::clone(found.insert(Arc::new(Found { program: program(host)?, versions }))))
+        let program = program(host)?;
+        let root = Root::of(&program);
+        Ok(Arc::clone(found.insert(Arc::new(Found { program, root, versions }))))
     }
 
-    /// The ground, made anew where a library is another one by now.
-    fn ground(&self) -> Result<Arc<Built>, Fail> {
-        let mut built = self.ground.lock().unwrap_or_else(PoisonError::into_inner);
-        let paths = LIBRARIES.map(|name| LIBRARY_DIRS.map(|dir| format!("{dir}/{name}")));
+    /// The ground with that root directory, made anew where a library is another one by now.
+    fn ground(&self, root: Root) -> Result<Arc<Built>, Fail> {
+        let (built, names) = match root {
+            Root::Empty => (&self.bare, &LIBRARIES[..0]),
+            Root::Libraries => (&self.ground, &LIBRARIES[..]),
+        };
+        let mut built = built.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = |name: &str| LIBRARY_DIRS.map(|dir| format!("{dir}/{name}"));
         // Of each the first that there is: it is also the one that is taken, if it is root's.
-        let libraries: Vec<Version> = paths.iter().map(|paths| paths.iter().find_map(|path| version(path))).collect();
+        let libraries: Vec<Version> =
+            names.iter().map(|name| paths(name).iter().find_map(|path| version(path))).collect();
         if let Some(built) = built.as_ref().filter(|built| built.libraries == libraries) {
             return Ok(Arc::clone(built));
         }
-        let found = paths.iter().zip(LIBRARIES).filter_map(|(paths, name)| {
-            let file = paths.iter().find_map(|path| program::library(path))?;
-            Some((file, name))
+        let found = names.iter().filter_map(|name| {
+            let file = paths(name).iter().find_map(|path| program::library(path))?;
+            Some((file, *name))
         });
         let found: Vec<(OwnedFd, &str)> = found.collect();
         let files: Vec<Shown<'_>> = found.iter().map(|(file, name)| Shown { file: file.as_fd(), name }).collect();
@@ -238,10 +265,14 @@ fn programs(host: &Host) -> Vec<Version> {
     dirs.map(|dir| version(&format!("{dir}/{PROGRAM}"))).collect()
 }
 
-/// Where the helper's own program is.
+/// Where the helper's own program was when that was first asked.
 fn own_dir() -> Option<String> {
-    let own = rustix::fs::readlink("/proc/self/exe", Vec::new()).ok()?;
-    Some(own.to_str().ok()?.rsplit_once('/')?.0.to_owned())
+    static OWN: OnceLock<Option<String>> = OnceLock::new();
+    let find = || {
+        let own = rustix::fs::readlink("/proc/self/exe", Vec::new()).ok()?;
+        Some(own.to_str().ok()?.rsplit_once('/')?.0.to_owned())
+    };
+    OWN.get_or_init(find).clone()
 }
 
 /// The worker's program: where programs are, or beside the helper's own, where both were built together.
@@ -308,6 +339,7 @@ impl<'a> Worker<'a> {
         let mut place = host.images.workers.place(host)?;
         let run = Run {
             program: &program.program,
+            root: program.root,
             argv: &[c"banger-image".to_owned()],
             passed: &[theirs.as_fd()],
             devices: None,
@@ -325,7 +357,7 @@ impl<'a> Worker<'a> {
     /// Whether one that is started now would be the same.
     fn is_current(&self, host: &Host) -> bool {
         let workers = &host.images.workers;
-        workers.ground().is_ok_and(|ground| Arc::ptr_eq(&ground, &self.ground))
+        workers.ground(self.program.root).is_ok_and(|ground| Arc::ptr_eq(&ground, &self.ground))
             && workers.program(host).is_ok_and(|program| Arc::ptr_eq(&program, &self.program))
     }
 
@@ -365,7 +397,7 @@ impl Run<'_> {
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| failed(&CallError::new("open(/dev/null)", errno)))?;
         let limits = &host.settings.limits;
-        let built = host.images.workers.ground()?;
+        let built = host.images.workers.ground(self.root)?;
         let mut start = Start {
             program: self.program.as_fd(),
             argv: self.argv,
