@@ -4,7 +4,7 @@ use super::images::Images;
 use super::journal::{Image as ImageFile, Log};
 use super::snapshot::{self, For};
 use super::uses::{Key, Using};
-use super::worker::{self, Job};
+use super::worker::{self, Begun, Job};
 use super::{Inode, cow, holders};
 use crate::fail::Fail;
 use crate::gate::Charge;
@@ -32,11 +32,12 @@ const WRITE: &str = "write_ext4_files";
 /// Reads a file inside an image, whole. `room` is charged with the reply before the file gets memory here.
 pub(crate) fn read(host: &Host, asked: &Read, room: &mut Charge) -> Result<Vec<u8>, Fail> {
     let (image, _using) = open_to_read(host, &asked.image)?;
+    let worker = worker::begin(host)?;
     let request = request(&ask::read(&asked.path))?;
     let out = worker::bounded_file("read", MAX_READ)?;
     let job = Job { image: image.as_fd(), request: &request, out: &out };
     // The worker's turn is held until its output is gone: so many of these are in memory and no more.
-    let (reply, _turn) = worker::ask(host, &job)?;
+    let (reply, _turn) = worker.ask(&job)?;
     let size = match reply {
         Reply::Read { size } => size,
         Reply::Refused { why, text } => return Err(worker::refused(why, &text)),
@@ -73,6 +74,7 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
     if files.is_empty() {
         return Ok(());
     }
+    let worker = worker::begin(host)?;
     let holders = holders::of_file(host, inode)?;
     if !holders.is_empty() {
         let who = holders::named(&holders);
@@ -90,7 +92,7 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
         let log = steps.act("log", || journal.begin(host, &image))?;
         let name = log.name.clone();
         steps.undo("log", move || journal.abandon(&name));
-        match ask_to_write(host, steps, &readable, &request, &log)? {
+        match ask_to_write(worker, steps, &readable, &request, &log)? {
             0 => journal.abandon(&log.name),
             length => {
                 let proposal = log.proposal(length, image.facts.size, files)?;
@@ -108,6 +110,7 @@ fn write_snapshot(host: &Host, name: &DmName, files: &[NewFile]) -> Result<(), F
     if files.is_empty() {
         return Ok(());
     }
+    let worker = worker::begin(host)?;
     let readable = again_for_reading(&device.fd)?;
     let half = |cause: std::io::Error| {
         let told = shown(name.as_str());
@@ -116,7 +119,7 @@ fn write_snapshot(host: &Host, name: &DmName, files: &[NewFile]) -> Result<(), F
     steps::run(WRITE, &host.faults, |steps| {
         let request = steps.act("request", || request(&ask::write(files)))?;
         let log = steps.act("log", || host.images.journal.unnamed())?;
-        let length = ask_to_write(host, steps, &readable, &request, &log)?;
+        let length = ask_to_write(worker, steps, &readable, &request, &log)?;
         if length == 0 {
             return Ok(());
         }
@@ -151,9 +154,15 @@ fn again_for_reading(device: &OwnedFd) -> Result<File, Fail> {
 }
 
 /// The length of the log that the worker wrote; 0 where nothing is to be changed.
-fn ask_to_write(host: &Host, steps: &mut Steps<'_>, image: &File, request: &File, out: &Log) -> Result<u64, Fail> {
+fn ask_to_write(
+    worker: Begun<'_>,
+    steps: &mut Steps<'_>,
+    image: &File,
+    request: &File,
+    out: &Log,
+) -> Result<u64, Fail> {
     let job = Job { image: image.as_fd(), request, out: &out.file };
-    let (reply, _turn) = steps.act("worker", || worker::ask(host, &job))?;
+    let (reply, _turn) = steps.act("worker", || worker.ask(&job))?;
     match reply {
         Reply::Written { log: length, .. } => {
             let have = Facts::of(&out.file).map_err(worker::nonsense)?.size;

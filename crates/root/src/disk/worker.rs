@@ -9,6 +9,7 @@ use crate::host::Host;
 use crate::program::{self, Program};
 pub(super) use memory::{bounded_file, memory_file, seal};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
     sendmsg, socketpair,
@@ -288,26 +289,50 @@ fn program(host: &Host) -> Result<Program, Fail> {
     })
 }
 
-/// Asks a worker, and reads what it answers. Its turn is the caller's, for as long as its output takes room.
-pub(super) fn ask<'a>(host: &'a Host, job: &Job<'_>) -> Result<(Reply, Turn<'a>), Fail> {
+/// A worker for a job that is being prepared, and the turn to have one.
+///
+/// It gives up its rights beside what its caller has to do meanwhile, where the machine has another processor. To be
+/// begun by who has the image already: who waits for that with a turn of his own keeps it from him who is to let it go.
+/// Ended where it is dropped.
+pub(super) struct Begun<'a> {
+    host: &'a Host,
+    worker: Worker<'a>,
+    /// Whether it was started for nobody in particular, and may have been ended meanwhile by whoever may do that.
+    has_waited: bool,
+    turn: Turn<'a>,
+}
+
+/// Starts a worker, once one more may work.
+pub(super) fn begin(host: &Host) -> Result<Begun<'_>, Fail> {
     let workers = &host.images.workers;
     let turn = workers.turn(host)?;
-    // One that waited may have been ended meanwhile, by whoever may do that.
-    let spare = workers.spares.take().filter(|spare| spare.is_current(host) && spare.give(job).is_ok());
-    let worker = match spare {
-        Some(spare) => spare,
-        None => {
-            let worker = Worker::start(host)?;
-            worker.give(job).map_err(|error| broken(&error))?;
-            worker
+    Ok(match workers.spares.take().filter(|spare| spare.is_current(host)) {
+        Some(worker) => Begun { host, worker, has_waited: true, turn },
+        None => Begun { host, worker: Worker::start(host)?, has_waited: false, turn },
+    })
+}
+
+impl<'a> Begun<'a> {
+    /// Asks it, and reads what it answers. Its turn is the caller's, for as long as its output takes room.
+    pub(super) fn ask(self, job: &Job<'_>) -> Result<(Reply, Turn<'a>), Fail> {
+        let Begun { host, mut worker, has_waited, turn } = self;
+        let mut given = worker.give(job);
+        if given.is_err() && has_waited {
+            worker = Worker::start(host)?;
+            given = worker.give(job);
         }
-    };
-    let reply = worker.answer(host);
-    drop(worker);
-    if host.settings.waiting_worker {
-        workers.spares.want();
+        match given {
+            // How it ended is told better than that it has.
+            Err(error) if error.errno() != Errno::PIPE => return Err(broken(&error)),
+            _ => {}
+        }
+        let reply = worker.answer(host);
+        drop(worker);
+        if host.settings.waiting_worker {
+            host.images.workers.spares.want();
+        }
+        Ok((reply?, turn))
     }
-    Ok((reply?, turn))
 }
 
 fn broken(cause: &dyn std::fmt::Display) -> Fail {
