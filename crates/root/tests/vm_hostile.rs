@@ -131,6 +131,14 @@ isolated! {
 }
 
 isolated! {
+    fn a_vmm_killed_at_any_step_of_its_launch_leaves_nothing() {
+        vmm("good");
+        ground(1);
+        jail::assert_left_by_no_killed_process(|| request(1));
+    }
+}
+
+isolated! {
     fn what_can_not_be_is_refused_before_anything_changes() {
         vmm("good");
         ground(1);

@@ -80,6 +80,13 @@ isolated! {
 }
 
 isolated! {
+    fn a_jailer_or_vmm_killed_at_any_step_of_its_launch_leaves_nothing() {
+        jail_ground(1);
+        assert_left_by_no_killed_process(|| jailed(1));
+    }
+}
+
+isolated! {
     fn a_launch_that_fails_keeps_its_record_where_its_jail_stays() {
         jail_ground(1);
         let helper = Start::new().config("fault = \"launch_firecracker.access:stop\"\n").start();

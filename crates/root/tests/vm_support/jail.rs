@@ -81,3 +81,37 @@ pub(crate) fn assert_left_by_no_step(method: &str, steps: &[&str], asked: impl F
         assert_gone(1, step);
     }
 }
+
+/// A launch of VM 1 whose process is killed at any step from its fork on leaves nothing: it waits to be let go, then it is
+/// the jailer or the VMM.
+pub(crate) fn assert_left_by_no_killed_process(asked: impl Fn() -> Value) {
+    let mounts = machine_mounts();
+    for step in ["record", "port", "start", "answer", "access", "commit"] {
+        let helper = Start::new().config(&format!("fault = \"launch_firecracker.{step}:stop\"\n")).start();
+        let mut peer = connect(OWNER);
+        let request = json!({"method": LAUNCH, "params": asked()}).to_string();
+        std::io::Write::write_all(&mut peer, request.as_bytes()).expect("sent");
+        eventually("it stops", || status(helper.pid(), "State").starts_with('T'));
+        let child = children(helper.pid());
+        let [child] = child[..] else { panic!("{step}: {child:?}") };
+        let child = rustix::process::Pid::from_raw(child).expect("a pid");
+        rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("killed");
+        helper.signal(rustix::process::Signal::CONT);
+        let reply = reply(peer);
+        // Behind its own answer it has run.
+        assert_eq!(reply["ok"], matches!(step, "access" | "commit"), "killed before {step}: {reply}");
+        let gone = || left() == (vec![], vec![], vec![]) && !Path::new(&vm_dir(1)).exists();
+        eventually(&format!("killed before {step}: nothing is left"), gone);
+        assert!(children(helper.pid()).is_empty(), "{step}: it is waited for");
+        assert_eq!(machine_mounts(), mounts, "{step}");
+    }
+}
+
+/// The processes that a process has started and not waited for.
+fn children(of: i32) -> Vec<i32> {
+    let parent = of.to_string();
+    // One that has ended meanwhile has no status.
+    let status = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let all = names("/proc").into_iter().filter_map(|name| name.parse().ok());
+    all.filter(|&pid| status(pid).lines().any(|line| line.strip_prefix("PPid:\t") == Some(&parent))).collect()
+}
