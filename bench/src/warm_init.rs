@@ -43,6 +43,7 @@ pub(crate) fn measure(rounds: usize) -> Result<()> {
             let of = |taken: &[Taken]| ms(&times(taken, &|one| one.stage(name).0));
             println!("| {name} | {} | {} |", of(&warm), of(&cold));
         }
+        println!("\n{}", warm.last().map_or("", |one| one.note("boot")));
         let took = first(&warm).at(0.5).as_millis();
         let met = if took <= FIRST { "met" } else { "not met" };
         println!("\nthe first output from a template with systemd: {took} ms, the goal of {FIRST} ms is {met}");

@@ -17,7 +17,7 @@ pub(super) fn processes(pid: i32) -> impl Iterator<Item = i32> {
 }
 
 /// How long they have run on processors, all together.
-pub(super) fn of(pid: i32) -> Duration {
+pub(crate) fn of(pid: i32) -> Duration {
     processes(pid).filter_map(|pid| ran(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)).sum()
 }
 

@@ -2,7 +2,7 @@
 
 mod console;
 pub mod disk;
-mod effort;
+pub(crate) mod effort;
 mod identity;
 pub(crate) mod launch;
 pub mod layer;

@@ -15,7 +15,7 @@ use crate::daemon::vm::phases::{Back, Became, End, Failed, Launched, Planned, Re
 use crate::daemon::vm::places::Places;
 use crate::daemon::vm::slots::Held;
 use crate::daemon::vm::work::Work;
-use crate::daemon::vm::{is_of_template, life, plan, start, told};
+use crate::daemon::vm::{effort, is_of_template, life, plan, start, told};
 use crate::daemon::{addresses, log};
 use crate::image::store::{sync, taken};
 use crate::time::unix_now;
@@ -36,6 +36,10 @@ const WATCHED: Duration = Duration::from_secs(2);
 const WRONG: u32 = 8;
 /// How many bytes it makes a digest of.
 const TRIED: usize = 4 << 10;
+/// What systemd does when it is armed, taking note of what lies over its files now, is not to go on in each VM from it: it is saved
+/// when its VMM has worked no more than so long in such a time, and after all of the last one in any case.
+const LULL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+const NO_LULL: Duration = Duration::from_secs(20);
 /// How often a caller is listened to while another template is made.
 const PULSE: Duration = Duration::from_millis(200);
 /// And how often it is looked whether a making that is given up is over.
@@ -247,6 +251,9 @@ fn arm_and_save(vm: &Vm, places: &Places<'_>, own: &[&str]) -> Result<String, Fa
     let _ = call()?.exec(Program { args: &REHEARSAL, cwd: "", ..program });
     // From here on it does nothing but become another.
     call()?.arm(own).map_err(|failure| failed("its agent can't be armed", &failure))?;
+    if vm.init {
+        await_lull(vm);
+    }
     let refused = |error: std::io::Error| failed("its VMM does not save it", &error);
     told::ask_for(api, SAVE, "PATCH", "/vm", r#"{"state":"Paused"}"#).map_err(refused)?;
     let files = r#"{"snapshot_path":"/run/state","mem_file_path":"/run/memory"}"#;
@@ -256,6 +263,19 @@ fn arm_and_save(vm: &Vm, places: &Places<'_>, own: &[&str]) -> Result<String, Fa
     }
     log::say("INFO", "units did not come up in a template, and are begun in each VM from it", &left);
     Ok(format!("begun in each VM: {left}"))
+}
+
+fn await_lull(vm: &Vm) {
+    let worked = || vm.pid.map(effort::of).unwrap_or_default();
+    let (most, time) = LULL;
+    let end = Instant::now() + NO_LULL;
+    while Instant::now() < end {
+        let before = worked();
+        std::thread::sleep(time);
+        if worked().saturating_sub(before) <= most {
+            return;
+        }
+    }
 }
 
 /// A VM goes on from it as any other will: it answers, what its processor computes is right, and its clock keeps time.
