@@ -74,6 +74,11 @@ fn files(id: &str) -> String {
     shell(&format!("stat -c '%n %a %i %s %Y %Z' {TEMPLATES}/{id}/*"))
 }
 
+/// What bangerd says of a VM that was booted instead.
+fn why() -> String {
+    shell("journalctl -u bangerd -o cat | tail -n 5")
+}
+
 /// Two at once: each is another, has memory and disk of its own, and its clock is right.
 fn two_go_on(id: &str, disk: &str) {
     let before = files(id);
@@ -82,7 +87,7 @@ fn two_go_on(id: &str, disk: &str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     for own in &told {
         assert_eq!(own.len(), 9, "{told:?}");
-        assert!(own[3].starts_with("06:00:ac:10:00:") && own[5].starts_with("172.16.0."), "{own:?}");
+        assert!(own[3].starts_with("06:00:ac:10:00:") && own[5].starts_with("172.16.0."), "{own:?}: {}", why());
         assert_eq!((&own[0], own[8].as_str()), (&own[7], "reached"));
         let late = now - own[6].parse::<f64>().expect("a time");
         assert!((-0.1..60.0).contains(&late), "its clock is {late} s off");
