@@ -20,6 +20,10 @@ const MAX_LAST_WORDS: usize = 2048;
 /// How much of it is passed on, and in which time: a guest's drivers can make it complain without an end.
 const MOST_WORDS: (u64, Duration) = (64 * 1024, Duration::from_secs(60));
 
+/// QEMU asks for huge pages for each block of its machine, also where that has a few pages that are used: the ACPI tables, of
+/// 2 MiB, would take one whole. The guest's memory and translated code are longer than this.
+const HUGE_PAGES_FROM: u32 = 4 << 20;
+
 /// What the main thread is told.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -96,6 +100,7 @@ pub(crate) fn order(
 ) -> io::Result<Qemu> {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().current_dir("/").stderr(Stdio::piped());
+    sys::child::huge_pages_from(&mut command, HUGE_PAGES_FROM);
     let (reply, answer) = sync_channel(1);
     let ending = |_| io::Error::other("banger-qemu is ending");
     main.send(Event::Order(Box::new(Order { command, keep, rules, reply }))).map_err(|_| ending(()))?;

@@ -166,6 +166,27 @@ fn qemu_holds_only_what_it_is_given() {
     vmm.ended();
 }
 
+/// Of its blocks, that is, which are all advised to have some (`hg`) unless that is refused. One that is shorter than a huge page,
+/// as the end of a longer one with other rights is, has none in any case.
+#[test]
+fn qemu_has_huge_pages_only_where_they_are_of_use() {
+    let vmm = boot(serde_json::json!({}));
+    let [qemu] = children(vmm.child.id())[..] else { panic!("one child") };
+    let maps = std::fs::read_to_string(format!("/proc/{qemu}/smaps")).expect("readable");
+    let mut size = 0;
+    let mut advised = Vec::new();
+    for line in maps.lines() {
+        if let Some(told) = line.strip_prefix("Size:") {
+            size = told.trim().trim_end_matches(" kB").parse::<u64>().expect("a number");
+        } else if line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "hg") {
+            advised.push(size);
+        }
+    }
+    assert!(!advised.iter().any(|kib| (2 << 10..4 << 10).contains(kib)), "{advised:?} KiB");
+    let kernel_has_some = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+    assert_eq!(advised.contains(&(32 << 10)), kernel_has_some, "the guest's memory: {advised:?} KiB");
+}
+
 #[test]
 fn a_boot_that_fails_is_told_and_can_be_tried_again() {
     let mut vmm = Vmm::start(&[]);

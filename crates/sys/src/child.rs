@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use crate::filter;
 use crate::landlock::{self, Ruleset};
 
 /// Starts `command` so that
@@ -50,6 +51,17 @@ pub fn spawn_confined(command: &mut Command, keep: &[BorrowedFd<'_>], rules: Opt
 pub fn unblocked(command: &mut Command) -> &mut Command {
     // SAFETY: the closure runs after the fork and makes one system call: no allocation, no lock.
     unsafe { command.pre_exec(unblock_signals) }
+}
+
+/// Has `command` get huge pages only for pieces of memory of at least `least` bytes. It can't gain rights by an exec then.
+pub fn huge_pages_from(command: &mut Command, least: u32) -> &mut Command {
+    let code = filter::huge_pages_from(least);
+    let before_exec = move || {
+        rustix::thread::set_no_new_privs(true)?;
+        filter::apply(&code)
+    };
+    // SAFETY: the closure runs after the fork and makes two system calls: no allocation, no lock.
+    unsafe { command.pre_exec(before_exec) }
 }
 
 /// Marks every descriptor from 3 on to be closed at exec, and `keep` not to be.

@@ -4,6 +4,8 @@
 use rustix::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::io;
 
+use crate::filter;
+
 /// `struct landlock_ruleset_attr` up to ABI 6.
 #[repr(C)]
 struct Ruleset {
@@ -146,13 +148,7 @@ pub fn allow_calls(calls: &[Call]) -> io::Result<()> {
         }
     }
     program.push(kill);
-    let filter =
-        libc::sock_fprog { len: u16::try_from(program.len()).map_err(io::Error::other)?, filter: program.as_mut_ptr() };
-    // SAFETY: `filter` and the program it points to live for the call, which copies them.
-    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    filter::apply(&program)
 }
 
 #[cfg(test)]
