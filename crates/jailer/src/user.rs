@@ -22,12 +22,13 @@ pub(crate) fn become_for_good(uid: u32, gid: u32) -> Result<(), String> {
         }
     }
     clear_ambient_capability_set().map_err(|errno| format!("PR_CAP_AMBIENT_CLEAR_ALL: {errno}"))?;
+    // Root's still: it does not count among the keys that the user may have.
+    sys::exec::own_keyring().map_err(|error| format!("keyctl(new session keyring): {error}"))?;
     set_thread_groups(&[]).map_err(|errno| format!("setgroups(none): {errno}"))?;
     let gid = Gid::from_raw(gid);
     set_thread_res_gid(gid, gid, gid).map_err(|errno| format!("setresgid({}): {errno}", gid.as_raw()))?;
     let uid = Uid::from_raw(uid);
     set_thread_res_uid(uid, uid, uid).map_err(|errno| format!("setresuid({}): {errno}", uid.as_raw()))?;
-    sys::exec::own_keyring().map_err(|error| format!("keyctl(new session keyring): {error}"))?;
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
         .map_err(|errno| format!("capset(none): {errno}"))?;

@@ -322,10 +322,10 @@ const STEPS: [&str; 17] = [
     "drop of the bounding set",
     "clear of the ambient set",
     "gate",
+    "new session keyring",
     "setgroups",
     "setresgid",
     "setresuid",
-    "new session keyring",
     "capset",
     "no_new_privs",
     "sigprocmask",
@@ -352,11 +352,12 @@ fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_ch
         &|| prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as usize),
         // What is above is done while its starter writes down who it is; below it becomes somebody who can be meddled with.
         &wait_at_gate,
+        // Root's still: it does not count among the keys that its user may have.
+        &own_keyring,
         &|| of(user, |user| call(libc::SYS_setgroups, [user.groups.len(), user.groups.as_ptr() as usize, 0, 0, 0])),
         // The bare calls: the C library's tell all threads, and this process has none of those that it knows of.
         &|| of(user, |user| call(libc::SYS_setresgid, [user.gid as usize, user.gid as usize, user.gid as usize, 0, 0])),
         &|| of(user, |user| call(libc::SYS_setresuid, [user.uid as usize, user.uid as usize, user.uid as usize, 0, 0])),
-        &own_keyring,
         &|| of(user, |_| no_capabilities()),
         &|| of(user, |_| prctl(libc::PR_SET_NO_NEW_PRIVS, 1)),
         &unblock_signals,
@@ -504,7 +505,7 @@ pub(crate) fn drop_bounding_set() -> Step {
     Ok(())
 }
 
-/// An empty session keyring, the new user's. The call makes an error of a number, which takes no memory.
+/// An empty session keyring. The call makes an error of a number, which takes no memory.
 pub(crate) fn own_keyring() -> Step {
     crate::exec::own_keyring().map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -12,6 +12,10 @@ fn start(program: &str, argv: &[&str], output: &File) -> Result<Held, Failed> {
 }
 
 fn start_in(groups: Groups<'_>, program: &str, argv: &[&str], output: &File) -> Result<Held, Failed> {
+    start_as(4242, groups, program, argv, output)
+}
+
+fn start_as(uid: u32, groups: Groups<'_>, program: &str, argv: &[&str], output: &File) -> Result<Held, Failed> {
     let program = File::open(program).expect("the program");
     let null = File::open("/dev/null").expect("null");
     let argv: Vec<CString> = argv.iter().map(|arg| CString::new(*arg).expect("no NUL")).collect();
@@ -19,7 +23,7 @@ fn start_in(groups: Groups<'_>, program: &str, argv: &[&str], output: &File) -> 
         program: program.as_fd(),
         is_script: false,
         argv: &argv,
-        user: Some(User { uid: 4242, gid: 4243, groups: &[4244] }),
+        user: Some(User { uid, gid: 4243, groups: &[4244] }),
         input: null.as_fd(),
         output: output.as_fd(),
         passed: null.as_fd(),
@@ -207,4 +211,22 @@ fn the_program_does_not_possess_the_starters_keys() {
     let pidfd = start("/bin/cat", &["cat", "/proc/keys"], &output).expect("forked").release(SOON).expect("started");
     assert_eq!(wait(&pidfd), Some(0));
     assert!(!said(&output).contains("banger-test-secret"), "{}", said(&output));
+}
+
+#[test]
+fn the_programs_keyring_is_none_of_its_users_keys() {
+    if !Path::new("/proc/keys").exists() {
+        return;
+    }
+    let output = tempfile::tempfile().expect("a file");
+    let script = "cat /proc/keys; echo users:; cat /proc/key-users";
+    // Nobody else has this uid.
+    let held = start_as(4247, Groups::Same, "/bin/sh", &["sh", "-c", script], &output).expect("forked");
+    assert_eq!(wait(&held.release(SOON).expect("started")), Some(0));
+    let text = said(&output);
+    let (keys, users) = text.split_once("users:\n").expect("two parts");
+    // Id, flags, uses, time, permissions, uid, gid, kind, name: those that it may see.
+    let uids: Vec<_> = keys.lines().filter_map(|line| line.split_whitespace().nth(5)).collect();
+    assert_eq!(uids, ["0"], "{keys}");
+    assert!(!users.lines().any(|line| line.trim_start().starts_with("4247:")), "{users}");
 }
