@@ -87,8 +87,17 @@ fn tap_new() -> Result<()> {
     run("ip link set br-by-ip up")
 }
 
-/// Taps of a block. All are made by the one, then by the other: each finds its own caches warm. The first of a block,
-/// which finds the other's, is not counted.
+type Turn<'a> = &'a mut dyn FnMut() -> Result<()>;
+
+/// One and then the other, and in the next round the other way round.
+fn in_turn<'a>(round: usize, ours: Turn<'a>, theirs: Turn<'a>) -> Result<()> {
+    let [first, second] = if round.is_multiple_of(2) { [ours, theirs] } else { [theirs, ours] };
+    first()?;
+    second()
+}
+
+/// Taps of a block: all are made by the one way, and deleted, then by the other, and the next time the other way round. Each
+/// finds its own caches warm, and no tap of the other's. The first of a block, which finds the other's caches, is not counted.
 const BLOCK: u8 = 10;
 
 /// `create_tap` against the kernel calls alone: in blocks, and each one after a program, which leaves no cache to either.
@@ -106,21 +115,37 @@ where
     let names: Vec<_> = (0..BLOCK).map(|nth| format!("tap-bare-{nth}")).collect();
     let create =
         |tap: &TapName| -> Result<()> { Ok(client.create_tap(&NewTap { bridge: bridge.clone(), tap: tap.clone() })?) };
+    let delete = |name: &String| run(&format!("ip link del {name}"));
     let (mut warm, mut cold) = (Pair::default(), Pair::default());
-    for _ in 0..rounds * 4 {
-        create(&taps[0])?;
-        taps[1..].iter().try_for_each(|tap| warm.ours.take(|| create(tap)))?;
-        bare.tap(&names[0], index)?;
-        names[1..].iter().try_for_each(|name| warm.theirs.take(|| bare.tap(name, index)))?;
-        client.delete_taps(&taps)?;
-        names.iter().try_for_each(|name| run(&format!("ip link del {name}")))?;
+    for round in 0..rounds * 4 {
+        in_turn(
+            round,
+            &mut || {
+                create(&taps[0])?;
+                taps[1..].iter().try_for_each(|tap| warm.ours.take(|| create(tap)))?;
+                Ok(client.delete_taps(&taps).map(drop)?)
+            },
+            &mut || {
+                bare.tap(&names[0], index)?;
+                names[1..].iter().try_for_each(|name| warm.theirs.take(|| bare.tap(name, index)))?;
+                names.iter().try_for_each(delete)
+            },
+        )?;
     }
-    for _ in 0..rounds * 10 {
-        cold.ours.take(|| create(&taps[0]))?;
-        client.delete_tap(&taps[0])?;
-        run("ip link show br-bare")?;
-        cold.theirs.take(|| bare.tap(&names[0], index))?;
-        run(&format!("ip link del {}", names[0]))?;
+    for round in 0..rounds * 10 {
+        in_turn(
+            round,
+            &mut || {
+                run("ip link show br-bare")?;
+                cold.ours.take(|| create(&taps[0]))?;
+                Ok(client.delete_tap(&taps[0]).map(drop)?)
+            },
+            &mut || {
+                run("ip link show br-bare")?;
+                cold.theirs.take(|| bare.tap(&names[0], index))?;
+                delete(&names[0])
+            },
+        )?;
     }
     compare("create_tap", &warm.ours, &warm.theirs, "the kernel calls alone, in one process");
     compare("the same, each one after a program", &cold.ours, &cold.theirs, "the kernel calls alone, in one process");

@@ -71,9 +71,9 @@ fn run(flags: Flags) -> Result<(), String> {
     let (started, passed) = leave_the_starter()?;
     let settings = Settings::read(flags)?;
     let install = install::read(&settings.install_meta)?;
-    // One a connection and a VM, some for each operation, some for the helper's own.
+    // One a connection and a VM, for each operation as many as a launch in a jail has at most, some for the helper's own.
     let limits = &settings.limits;
-    let descriptors = limits.connections + limits.vms + 8 * limits.workers + 128;
+    let descriptors = limits.connections + limits.vms + 32 * limits.workers + 128;
     rights::raise_open_files(descriptors as u64)?;
     // Before there is a second thread: they are blocked in every one, and this one takes them.
     let signals = sys::sigwait::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])

@@ -65,8 +65,8 @@ impl Events {
         ])
     }
 
-    /// Hears no more of all the switches of a link that comes or goes, and of all else as before: messages of switches
-    /// (`RTM_NEWNETCONF`) with the attribute `switch` are passed over, and those that a link's are gone.
+    /// Hears no more of all the switches of a link that comes or goes: messages of switches (`RTM_NEWNETCONF`) with the
+    /// attribute `switch` are passed over, a change of that one alone among them, and those that a link's are gone.
     ///
     /// # Errors
     /// What the kernel says.

@@ -216,9 +216,10 @@ pub fn hold(plan: &Plan<'_>) -> Result<Held, Failed> {
     match read(&mut word)? {
         1 if word == [AT_THE_GATE] => Ok(held),
         1 if read(&mut errno)? == errno.len() => {
-            Err(failed("write to tasks")(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))))
+            let call = if word == [TAKES_PLACES] { "descriptors" } else { "write to tasks" };
+            Err(failed(call)(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))))
         }
-        _ => Err(failed("start")(io::Error::other("the child can't take its descriptors"))),
+        _ => Err(failed("start")(io::Error::other("the child was ended"))),
     }
 }
 
@@ -310,6 +311,9 @@ impl Drop for BlockedSignals {
 
 /// What the child says first. No step has this number.
 static AT_THE_GATE: u8 = u8::MAX;
+/// What it says where it does not come to it.
+const ENTERS: u8 = 0;
+const TAKES_PLACES: u8 = 1;
 
 /// What the child does, by name and in order; a report is an index into this list and an errno.
 const STEPS: [&str; 17] = [
@@ -334,10 +338,12 @@ const STEPS: [&str; 17] = [
 
 /// The child. Only system calls from here on: other threads held locks when this process was forked off them.
 fn become_it(plan: &Plan<'_>, fds: &mut [(RawFd, RawFd); 7], argv: &[*const c_char]) -> ! {
-    // By the number that the starter has: it is in no place yet.
-    take(&[&|| enter(plan.groups)], fds[6].0);
-    if take_places(fds).is_err() {
-        exit()
+    // By the number that the report has: it is in no place yet.
+    if let Err(error) = enter(plan.groups) {
+        tell(fds[6].0, ENTERS, error)
+    }
+    if let Err(error) = take_places(fds) {
+        tell(fds[6].0, TAKES_PLACES, error)
     }
     let _ = call(libc::SYS_write, [REPORT as usize, (&raw const AT_THE_GATE) as usize, 1, 0, 0]);
     let user = plan.user.as_ref();
@@ -404,22 +410,29 @@ pub(crate) fn exit() -> ! {
 pub(crate) fn take(steps: &[&dyn Fn() -> Step], report: RawFd) {
     for (index, step) in steps.iter().enumerate() {
         if let Err(error) = step() {
-            let [a, b, c, d] = error.to_ne_bytes();
-            let said = [u8::try_from(index).unwrap_or(u8::MAX), a, b, c, d];
-            let _ = call(libc::SYS_write, [report as usize, said.as_ptr() as usize, said.len(), 0, 0]);
-            exit()
+            tell(report, u8::try_from(index).unwrap_or(u8::MAX), error)
         }
     }
 }
 
-/// Puts the descriptors under their numbers and closes all others, other children's gates among them.
+/// Tells which step failed, and how, and ends the process.
+fn tell(report: RawFd, step: u8, error: i32) -> ! {
+    let [a, b, c, d] = error.to_ne_bytes();
+    let said = [step, a, b, c, d];
+    let _ = call(libc::SYS_write, [report as usize, said.as_ptr() as usize, said.len(), 0, 0]);
+    exit()
+}
+
+/// Puts the descriptors under their numbers and closes all others, other children's gates among them. Where that fails, the
+/// last one is still under the number that stands there.
 fn take_places(fds: &mut [(RawFd, RawFd); 7]) -> Step {
     for (fd, _) in fds.iter_mut() {
         // SAFETY: copies a descriptor that the parent lent us.
-        *fd = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, ASIDE) };
-        if *fd < 0 {
+        let aside = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, ASIDE) };
+        if aside < 0 {
             return Err(errno());
         }
+        *fd = aside;
     }
     for (fd, place) in fds.iter() {
         let cloexec = if matches!(*place, GATE | REPORT) { libc::O_CLOEXEC } else { 0 };

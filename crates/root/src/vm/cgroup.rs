@@ -396,7 +396,12 @@ mod tests {
         assert!(Group::make(&name).is_err(), "its name is its own");
         let held = held(&group, "/bin/sleep", &[c"sleep", c"600"]);
         let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", held.pid())).unwrap();
-        assert!(groups.contains(&format!("/banger/{name}")), "{groups}");
+        let is_in = |line: &&str| line.ends_with(&format!("/banger/{name}"));
+        assert_eq!(
+            groups.lines().filter(is_in).count(),
+            if let Group::Each(each) = &group { each.len() } else { 1 },
+            "{groups}"
+        );
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
         assert!(!own.contains(&name), "{own}");
         let sleep = held.release(Duration::from_secs(10)).unwrap();
