@@ -134,3 +134,35 @@ isolated! {
         assert_eq!(machine_mounts(), before);
     }
 }
+
+isolated! {
+    fn a_chroot_that_is_filled_while_it_is_emptied_holds_up_nobody() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        jail_ground(1);
+        let helper = Helper::start();
+        let root = format!("{BASE}/firecracker/old/root");
+        let fill = |n: usize| {
+            let dir = format!("{root}/{n}");
+            let _ = std::fs::create_dir(&dir);
+            (0..500).for_each(|file| drop(std::fs::File::create(format!("{dir}/{file}"))));
+        };
+        make_dir(&root, OWNER, 0o755);
+        // A second's work and more: what others ask takes a fraction of it.
+        (0..200).for_each(fill);
+        let is_enough = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let filler = scope.spawn(|| (0..200).cycle().take_while(|_| !is_enough.load(Ordering::Relaxed)).for_each(fill));
+            let cleanup = scope.spawn(|| helper.ok("priv.cleanup_jailer_chroot", &json!({"chroot_root": root})));
+            eventually("it is being emptied", || !exists(&format!("{root}/0/0")) || !exists(&format!("{root}/199/0")));
+            let pid = pid_of(&helper.ok(LAUNCH, &jailed(1)));
+            helper.ok("priv.kill_process", &json!({"pid": pid}));
+            assert_gone(1, "killed");
+            assert!(!cleanup.is_finished(), "too few files to tell anything");
+            is_enough.store(true, Ordering::Relaxed);
+            filler.join().expect("the filler");
+            cleanup.join().expect("the cleanup");
+        });
+        helper.ok("priv.cleanup_jailer_chroot", &json!({"chroot_root": root}));
+        assert!(!exists(&root));
+    }
+}
