@@ -188,6 +188,25 @@ isolated! {
     }
 }
 
+isolated! {
+    fn an_image_in_use_is_refused_without_a_worker() {
+        install_hostile("-pie");
+        make_image(IMAGE, 8, &[]);
+        let taken = "/mnt/s/images/taken.ext4";
+        make_image(taken, 8, &[]);
+        let helper = helper_with("[limits]\nimage_workers = 1\nimage_seconds = 30");
+        let (pid, _asker) = silent_worker(&helper);
+        let device = output("losetup", &["--find", "--show", taken]);
+        let began = Instant::now();
+        let (code, message) = helper.err(WRITE, &write_params(taken, &[("/x", b"x", 0)]));
+        let took = began.elapsed();
+        output("losetup", &["--detach", device.trim()]);
+        assert!(code == "operation_failed" && message.contains(device.trim()), "{message}");
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        assert!(Path::new(&format!("/proc/{pid}")).exists(), "nobody has the only turn");
+    }
+}
+
 /// The users of a helper's workers.
 fn workers(pid: i32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();

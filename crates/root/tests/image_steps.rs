@@ -7,6 +7,7 @@ mod common;
 mod image_support;
 
 use common::*;
+use image_support::trace::{now_waiting, waiting_worker};
 use image_support::write::{METHOD, is_new, params, request};
 use image_support::*;
 use std::fs;
@@ -49,6 +50,18 @@ isolated! {
             assert_eq!(logs(), Vec::<String>::new(), "{step}");
             assert!(helper.stop().success());
         }
+    }
+}
+
+isolated! {
+    fn a_request_that_is_refused_leaves_a_worker_waiting_too() {
+        install();
+        make_image(IMAGE, 16, &[]);
+        let helper = helper_with("waiting_worker = true\nfault = \"write_ext4_files.request:fail\"");
+        let first = waiting_worker(&helper);
+        assert!(helper.err(METHOD, &params()).1.contains("request failed"));
+        eventually("another one waits", || now_waiting(&helper).is_some_and(|worker| worker != first));
+        assert!(!exists(&format!("/proc/{first}")), "the first has ended");
     }
 }
 

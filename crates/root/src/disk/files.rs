@@ -74,12 +74,12 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
     if files.is_empty() {
         return Ok(());
     }
-    let worker = worker::begin(host)?;
     let holders = holders::of_file(host, inode)?;
     if !holders.is_empty() {
         let who = holders::named(&holders);
         return Err(Fail::new(format!("the image is in use: {who} has it; end that first")));
     }
+    let worker = worker::begin(host)?;
     // Opened again for the worker, for reading alone: and seen to be the same.
     let readable = host.state.open_file(path, Purpose::Read, &host.owner)?;
     let facts = Facts::of(&readable).map_err(worker::nonsense)?;

@@ -296,28 +296,44 @@ fn program(host: &Host) -> Result<Program, Fail> {
 /// Ended where it is dropped.
 pub(super) struct Begun<'a> {
     host: &'a Host,
+    // Dropped in this order: a worker has ended before another one is started in its turn.
     worker: Worker<'a>,
     /// Whether it was started for nobody in particular, and may have been ended meanwhile by whoever may do that.
     has_waited: bool,
+    next: Next<'a>,
     turn: Turn<'a>,
+}
+
+/// Where one is to wait for the next request, it is asked for when this one ends, however it does.
+struct Next<'a>(&'a Host);
+
+impl Drop for Next<'_> {
+    fn drop(&mut self) {
+        if self.0.settings.waiting_worker {
+            self.0.images.workers.spares.want();
+        }
+    }
 }
 
 /// Starts a worker, once one more may work.
 pub(super) fn begin(host: &Host) -> Result<Begun<'_>, Fail> {
     let workers = &host.images.workers;
     let turn = workers.turn(host)?;
-    Ok(match workers.spares.take().filter(|spare| spare.is_current(host)) {
-        Some(worker) => Begun { host, worker, has_waited: true, turn },
-        None => Begun { host, worker: Worker::start(host)?, has_waited: false, turn },
-    })
+    let (worker, has_waited) = match workers.spares.take().filter(|spare| spare.is_current(host)) {
+        Some(worker) => (worker, true),
+        None => (Worker::start(host)?, false),
+    };
+    Ok(Begun { host, worker, has_waited, next: Next(host), turn })
 }
 
 impl<'a> Begun<'a> {
     /// Asks it, and reads what it answers. Its turn is the caller's, for as long as its output takes room.
     pub(super) fn ask(self, job: &Job<'_>) -> Result<(Reply, Turn<'a>), Fail> {
-        let Begun { host, mut worker, has_waited, turn } = self;
+        // Dropped from the last to the first.
+        let Begun { host, turn, next: _next, has_waited, mut worker } = self;
         let mut given = worker.give(job);
         if given.is_err() && has_waited {
+            drop(worker);
             worker = Worker::start(host)?;
             given = worker.give(job);
         }
@@ -326,12 +342,7 @@ impl<'a> Begun<'a> {
             Err(error) if error.errno() != Errno::PIPE => return Err(broken(&error)),
             _ => {}
         }
-        let reply = worker.answer(host);
-        drop(worker);
-        if host.settings.waiting_worker {
-            host.images.workers.spares.want();
-        }
-        Ok((reply?, turn))
+        Ok((worker.answer(host)?, turn))
     }
 }
 

@@ -8,12 +8,19 @@ use std::time::{Duration, Instant};
 /// The worker that waits, of a helper with `waiting_worker`: it comes behind the first request.
 pub(crate) fn waiting_worker(helper: &Helper) -> String {
     assert_eq!(read(helper, IMAGE, "/etc/hostname"), b"guest\n");
-    let mut worker = String::new();
+    let mut worker = None;
     eventually("a worker waits", || {
-        worker = children(helper.pid()).pop().unwrap_or_default();
-        fs::read_to_string(format!("/proc/{worker}/comm")).is_ok_and(|name| name == "banger-image\n")
+        worker = now_waiting(helper);
+        worker.is_some()
     });
-    worker
+    worker.expect("one that waits")
+}
+
+/// The helper's worker, while nobody asks for anything.
+pub(crate) fn now_waiting(helper: &Helper) -> Option<String> {
+    let worker = children(helper.pid()).pop()?;
+    let name = fs::read_to_string(format!("/proc/{worker}/comm"));
+    name.is_ok_and(|name| name == "banger-image\n").then_some(worker)
 }
 
 /// strace, once it looks at all threads of a process. It ends with that process.
