@@ -21,6 +21,17 @@ pub(crate) fn of(pid: i32) -> Duration {
     processes(pid).filter_map(|pid| ran(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)).sum()
 }
 
+/// How long their threads that are there have waited for a processor while they had something to do, as far as the kernel counts that
+/// (`/proc/PID/task/TID/schedstat`, in nanoseconds: on a processor, waiting for one, how often).
+pub(crate) fn waited(pid: i32) -> Duration {
+    let threads = |pid| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let waited = |told: String| told.split_whitespace().nth(1)?.parse().ok();
+    let all = processes(pid).flat_map(threads);
+    all.filter_map(|thread| waited(fs::read_to_string(thread.path().join("schedstat")).ok()?))
+        .map(Duration::from_nanos)
+        .sum()
+}
+
 /// The time of user and system in a line of `/proc/PID/stat` (proc(5)). The program's name before them may be anything.
 fn ran(stat: &str) -> Option<Duration> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);

@@ -8,9 +8,10 @@ use crate::api::Fault;
 use crate::daemon::error::exit;
 use crate::daemon::store::vms::{self, State};
 use crate::daemon::{Daemon, guest, log};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use sys::pidfd;
+use sys::pidfd::{self, PidFd};
 use wire::name::addr::ServerAddr;
 use wire::net::ResolverRoute;
 
@@ -21,6 +22,8 @@ const OTHERS: Duration = Duration::from_secs(600);
 const BEGUN: Duration = Duration::from_millis(300);
 /// How often a VM's console is looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// How often a guest with systemd is told to go on that has not said that it does.
+const TRIES: usize = 3;
 
 /// Watches a VM that was started or taken over, on a thread of its own.
 pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
@@ -33,6 +36,7 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
     daemon.stamps.add(&console_log);
     // One from a template had its clock and its randomness before it was anybody's; the clock as well as it can be told once.
     let (is_settled, is_systemd) = (ready.vm.template.is_some(), ready.vm.init);
+    let vm = ready.vm.name.clone();
     let daemon = Arc::clone(daemon);
     let started = std::thread::Builder::new().name("watch".into()).spawn(move || {
         register_names(&daemon);
@@ -41,13 +45,13 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
             // Its first command has begun by then, or is over.
             Some(process) if !process.wait_end(BEGUN) => {
                 let _ = guest::set_clock(&vsock);
-                if is_systemd {
-                    guest::systemd::go_on(&vsock);
-                }
             }
             _ => {}
         }
         if let Some(process) = watched {
+            if is_settled && is_systemd {
+                go_on(&vm, &vsock, &console_log, &process);
+            }
             while !process.wait_end(LOOK) {
                 // A file system that gives nothing back is no reason to look away.
                 let _ = console::bound(&console_log);
@@ -59,6 +63,31 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
     });
     if let Err(error) = started {
         log::fault("watch", "", &Fault::new("no_thread", exit::ROOM, error.to_string()));
+    }
+}
+
+/// Has a guest with systemd go on with what its template has left. It may be anybody's by now, so its console is looked at meanwhile.
+fn go_on(vm: &str, vsock: &Path, console_log: &Path, process: &PidFd) {
+    let is_over = || {
+        let _ = console::bound(console_log);
+        !process.is_alive()
+    };
+    for _ in 0..TRIES {
+        match guest::systemd::go_on(vsock, &is_over) {
+            Ok(said) if said.is_empty() => return,
+            Ok(said) => {
+                return log::say("WARN", &format!("{vm}: of what its template has left its systemd says"), &said);
+            }
+            // It was stopped, or taken away.
+            Err(_) if process.wait_end(LOOK) => return,
+            Err(error) => {
+                log::say(
+                    "WARN",
+                    &format!("{vm}: its systemd does not go on with what its template has left"),
+                    &error.to_string(),
+                );
+            }
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use crate::api::vm::Machine;
 use crate::api::{Fault, StageState};
 use crate::daemon::Daemon;
 use crate::daemon::error::exit;
-use crate::daemon::guest::{self, Bounds, systemd};
+use crate::daemon::guest::systemd::Making;
+use crate::daemon::guest::{self, Bounds};
 use crate::daemon::serve::{Caller, Woken};
 use crate::daemon::store::templates;
 use crate::daemon::store::vms::{self, Vm};
@@ -226,7 +227,7 @@ fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files, manner: Ma
     caller.stage("save", StageState::Begun, &name, "");
     let places = work.places(&launched.vm);
     let jail = places.root();
-    let note = match arm_and_save(&launched.vm, &places, &work.own_files()) {
+    let note = match arm_and_save(&launched, caller, &places, &work.own_files()) {
         Ok(note) => note,
         Err(fault) => return Err(unwanted(&held, Failed::new(launched.down(work), fault.at("save")))),
     };
@@ -236,49 +237,53 @@ fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files, manner: Ma
 }
 
 /// What of its units is to be told.
-fn arm_and_save(vm: &Vm, places: &Places<'_>, own: &[&str]) -> Result<String, Fault> {
+fn arm_and_save(launched: &Launched, caller: &mut Caller, places: &Places<'_>, own: &[&str]) -> Result<String, Fault> {
     let (vsock, api) = (&places.vsock(), &places.api());
+    let mut making = Making { vsock, process: launched.process()?, caller };
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Fault::new("template_failed", exit::FAILED, format!("a template can't be made: {what}")).why(error)
     };
     let call = || guest::call(vsock, guest::ANSWER).map_err(|error| failed("its agent does not answer", &error));
     let program = Program { args: &DROP_CACHES, env: &[], user: "root", cwd: "/", most: 1 << 10 };
-    let _ = call()?.exec(program);
-    let left = match vm.init {
-        true => systemd::rest(vsock).map_err(|error| failed("its init can't be brought to rest", &error))?,
-        false => String::new(),
-    };
-    let _ = call()?.exec(Program { args: &REHEARSAL, cwd: "", ..program });
+    let _ = making.exec(program)?;
+    let left = if launched.vm.init { making.rest()? } else { String::new() };
+    let _ = making.exec(Program { args: &REHEARSAL, cwd: "", ..program })?;
     // From here on it does nothing but become another.
     call()?.arm(own).map_err(|failure| failed("its agent can't be armed", &failure))?;
-    if vm.init {
-        await_lull(vm);
-    }
+    let is_at_rest = !launched.vm.init || await_lull(&mut making)?;
     let refused = |error: std::io::Error| failed("its VMM does not save it", &error);
     told::ask_for(api, SAVE, "PATCH", "/vm", r#"{"state":"Paused"}"#).map_err(refused)?;
     let files = r#"{"snapshot_path":"/run/state","mem_file_path":"/run/memory"}"#;
     told::ask_for(api, SAVE, "PUT", "/snapshot/create", files).map_err(refused)?;
-    if left.is_empty() {
-        return Ok(left);
+    let mut notes = Vec::new();
+    if !left.is_empty() {
+        log::say("INFO", "units did not come up in a template, and are begun in each VM from it", &left);
+        notes.push(format!("begun in each VM: {left}"));
     }
-    log::say("INFO", "units did not come up in a template, and are begun in each VM from it", &left);
-    Ok(format!("begun in each VM: {left}"))
+    if !is_at_rest {
+        notes.push(format!("its guest worked on for {} s", NO_LULL.as_secs()));
+    }
+    Ok(notes.join("; "))
 }
 
-fn await_lull(vm: &Vm) {
-    let worked = || vm.pid.map(effort::of).unwrap_or_default();
+/// Whether it came to be with nothing left to do. One that waits for a processor has something to do.
+fn await_lull(making: &mut Making<'_>) -> Result<bool, Fault> {
+    let pid = making.process.pid();
+    let wanted = || effort::of(pid) + effort::waited(pid);
     let (most, time) = LULL;
     let end = Instant::now() + NO_LULL;
     while Instant::now() < end {
-        let before = worked();
-        std::thread::sleep(time);
-        if worked().saturating_sub(before) <= most {
-            return;
+        let before = wanted();
+        making.wait(time)?;
+        if wanted().saturating_sub(before) <= most {
+            return Ok(true);
         }
     }
+    Ok(false)
 }
 
-/// A VM goes on from it as any other will: it answers, what its processor computes is right, and its clock keeps time.
+/// A VM goes on from it as any other will: it answers, what its processor computes is right, its clock keeps time, and its
+/// systemd goes on.
 fn try_it(work: &mut Work<'_>, caller: &mut Caller, machine: &Machine, id: &str, files: &Files) -> Result<(), Fault> {
     let vm = plan::of_template(work, &of_making(machine), id)?;
     let name = vm.name.clone();
@@ -288,7 +293,10 @@ fn try_it(work: &mut Work<'_>, caller: &mut Caller, machine: &Machine, id: &str,
     let done = match tried {
         Ok((ready, _)) => {
             let vsock = work.places(&ready.vm).vsock();
-            let right = computes(&vsock).and_then(|()| keeps_time(caller, &vsock));
+            let right = computes(&vsock).and_then(|()| keeps_time(caller, &vsock)).and_then(|()| match ready.vm.init {
+                true => Making { vsock: &vsock, process: ready.process(), caller }.try_to_go_on(),
+                false => Ok(()),
+            });
             let planned = ready.down(work, End::Kill).planned;
             match right {
                 Ok(()) => Ok(planned),

@@ -6,6 +6,7 @@
 use super::{Disked, Failed, Launched, Planned, Ready, Step, Wait, Wired, has_begun, make_dirs};
 use crate::api::Fault;
 use crate::daemon::error::exit;
+use crate::daemon::guest::systemd::Making;
 use crate::daemon::guest::{self, Bounds, Doorbell};
 use crate::daemon::image::template::Files;
 use crate::daemon::serve::Caller;
@@ -19,6 +20,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use sys::pidfd::PidFd;
 use wire::image::{Image, Write};
 use wire::path::Root;
 
@@ -218,7 +220,7 @@ impl Launched {
             Some(process) => {
                 let agent = guest::await_agent(&bell, &places.vsock(), process, caller, wait)?;
                 if self.vm.init {
-                    guest::systemd::await_up(&places.vsock(), process, caller, wait.limit)?;
+                    Making { vsock: &places.vsock(), process, caller }.await_up(wait.limit)?;
                 }
                 Ok(agent)
             }
@@ -231,6 +233,14 @@ impl Launched {
             }
             Err(fault) => Err(Failed::new(self.down(work), fault.at("boot"))),
         }
+    }
+
+    /// Its process, while it is known.
+    ///
+    /// # Errors
+    /// A bug.
+    pub(crate) fn process(&self) -> Result<&PidFd, Fault> {
+        self.process.as_ref().ok_or_else(|| Fault::bug("no process"))
     }
 
     /// Moves what the VMM saved in its jail to `to`, ends it, and moves its disk there too. Some write memory that was never
