@@ -166,3 +166,98 @@ fn vms_with_systemd_go_on_from_a_template_and_each_is_a_machine_of_its_own() {
         until("nothing is left", || left().is_empty());
     });
 }
+
+/// A file of the image's, by debugfs' own hand: its directory's name, its own, its text.
+const ADDED: [(&str, &str, &str); 6] = [
+    (
+        "/etc/systemd/system/ssh.service.d",
+        "keys.conf",
+        "[Service]\nExecStartPre=\nExecStartPre=/bin/sh -c \
+        'test -s /etc/ssh/ssh_host_ecdsa_key || ssh-keygen -q -t ecdsa -N \"\" -f /etc/ssh/ssh_host_ecdsa_key'\n",
+    ),
+    ("/etc/ssh", "ssh_host_own_key", "the image's\n"),
+    (
+        "/etc/systemd/system",
+        "addressed.service",
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+        ExecStart=/bin/sh -c 'ip -4 -o addr show dev eth0 | grep -q inet'\n",
+    ),
+    (
+        "/etc/systemd/system",
+        "behind.service",
+        "[Unit]\nRequires=addressed.service\nAfter=addressed.service\n\
+        [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=true\n",
+    ),
+    (
+        "/etc/systemd/system",
+        "last.service",
+        "[Unit]\nRequires=behind.service\nAfter=behind.service\n\
+        [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=true\n",
+    ),
+    (
+        "/etc/systemd/system",
+        "once.service",
+        "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo once >>/root/times'\n",
+    ),
+];
+
+/// Adds them to an image, the services to those that a boot begins.
+fn add(image: &str) {
+    for (dir, name, said) in ADDED {
+        let file = format!("/tmp/{name}");
+        fs::write(&file, said).unwrap();
+        let wanted = "/etc/systemd/system/multi-user.target.wants";
+        let enabled = format!("cd {wanted}\nsymlink {name} {dir}/{name}\n");
+        let enabled = if name.ends_with(".service") { enabled.as_str() } else { "" };
+        let commands = "/tmp/debugfs";
+        fs::write(commands, format!("mkdir {dir}\ncd {dir}\nwrite {file} {name}\n{enabled}")).unwrap();
+        assert!(
+            Command::new("debugfs").args(["-w", "-f", commands, image]).output().expect("debugfs").status.success()
+        );
+        assert_eq!(in_disk(image, &format!("{dir}/{name}")), said);
+    }
+}
+
+/// A file in a disk; nothing where it is not there.
+fn in_disk(disk: &str, path: &str) -> String {
+    let out = Command::new("debugfs").args(["-R", &format!("cat {path}"), disk]).output().expect("debugfs");
+    text(&out.stdout).to_owned()
+}
+
+/// A copy of a template's disk with all that its journal has.
+fn whole(template: &str) -> String {
+    let copy = "/var/lib/banger/copy.ext4".to_owned();
+    let disk = format!("/var/lib/banger/templates/{template}/root.ext4");
+    let copied = Command::new("cp").args(["--sparse=always", &disk, &copy]).status();
+    assert!(copied.expect("cp").success());
+    let checked = Command::new("e2fsck").args(["-fp", &copy]).output().expect("e2fsck");
+    assert!(matches!(checked.status.code(), Some(0 | 1)), "{}", text(&checked.stdout));
+    copy
+}
+
+#[test]
+fn what_a_template_made_or_could_not_do_each_vm_does_itself() {
+    isolated_with_packages("what_a_template_made_or_could_not_do_each_vm_does_itself", |world| {
+        world.without_daemon(|| add("/var/lib/banger/root.ext4"));
+        let made = json(&[&["template", "build", "--json"], INIT.as_slice()].concat());
+        let disk = whole(made["id"].as_str().unwrap());
+        // A server was up there, and its key is nobody's; what the image has stays.
+        let keys = ["own", "ecdsa", "ed25519"].map(|kind| in_disk(&disk, &format!("/etc/ssh/ssh_host_{kind}_key")));
+        assert_eq!(keys, ["the image's\n", "", ""]);
+        let keys = ["web", "db"].map(|name| {
+            started(name);
+            let units = "addressed behind last ssh";
+            until(&format!("{name}: all has begun"), || {
+                said(name, &format!("systemctl is-active {units}")) == "active\n".repeat(4)
+            });
+            sh(name, "cat /etc/ssh/ssh_host_ecdsa_key.pub")
+        });
+        assert!(keys[0].starts_with("ecdsa-") && keys[0] != keys[1], "{keys:?}");
+        // What was done there is not done again.
+        assert_eq!((in_disk(&disk, "/root/times"), sh("web", "cat /root/times")), ("once\n".into(), "once\n".into()));
+        ["web", "db"].iter().for_each(|name| drop(ok(&["vm", "rm", "-f", name])));
+        fs::remove_file(disk).unwrap();
+        ok(&["template", "rm", made["id"].as_str().unwrap()]);
+        until("nothing is left", || left().is_empty());
+    });
+}

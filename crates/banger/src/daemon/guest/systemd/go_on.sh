@@ -4,8 +4,11 @@ journald=/sys/fs/cgroup/system.slice/systemd-journald.service/cgroup.procs
 [ -e $later ] || exit 0
 
 # The journald that stands still knows the ids of a template. systemd starts another at once, which finds what waits.
-read -r pid <$journald && read -r stat <"/proc/$pid/stat"
-case $stat in *") T "*) kill -KILL "$pid" ;; esac
-read -r units <$later
-[ -z "$units" ] || systemctl start --no-block $units
+stat=
+[ ! -e $journald ] || { read -r pid <$journald && read -r stat <"/proc/$pid/stat"; }
+case $stat in *") T "*) kill -KILL "$pid" || exit ;; esac
+units=$(cat $later) || exit
+# One that is gone or masked by now keeps none of the others back; a systemd that does not answer keeps all of them.
+set -- $units
+[ $# = 0 ] || systemctl start --no-block -- "$@" || systemctl show --property=Version >/dev/null || exit
 mv $later $later.begun

@@ -2,22 +2,40 @@
 # goes on from it stands in the file `later`, for go_on.sh.
 later=/run/banger/later
 journald=/sys/fs/cgroup/system.slice/systemd-journald.service/cgroup.procs
-units() { systemctl list-units --plain --no-legend --full "$@" | cut -d ' ' -f 1; }
+# As old as this boot.
+boot=/run/systemd/private
+[ -e $boot ] || exit
+units() {
+    said=$(systemctl list-units --plain --no-legend --full "$@") || return
+    printf '%s\n' "$said" | cut -d ' ' -f 1
+}
 
-# What has failed, or is tried again and again, had neither an address nor an ssh host key: each VM has both. Its timers begin by
-# its own clock, as if they had never run: one that jumps by a template's age has all those elapse that go by the calendar.
-failed=$(units --state=failed; units --state=activating --type=service)
-timers=$(units --state=active --type=timer)
-[ -z "$failed$timers" ] || systemctl stop $failed $timers || exit
+# What has failed, or is tried again and again, had neither an address nor an ssh host key: each VM has both. What needs one of
+# these was not even tried, as only the journal tells. Its timers begin by its own clock, as if they had never run: one that jumps
+# by a template's age has all those elapse that go by the calendar. An ssh server that came up has keys of a template's.
+failed=$(units --state=failed) || exit
+again=$(units --state=activating --type=service) || exit
+timers=$(units --state=active --type=timer) || exit
+servers=$(units --state=active ssh.service sshd.service) || exit
+without=
+if [ -e $journald ]; then
+    journalctl --sync && without=$(journalctl -b -q -o cat --output-fields=UNIT _PID=1 JOB_RESULT=dependency) || exit
+fi
+[ -z "$failed$again$timers$servers" ] || systemctl stop -- $failed $again $timers $servers || exit
 systemctl reset-failed || exit
-find /var/lib/systemd/timers -type f -newer /run/systemd/private -delete 2>/dev/null
-mkdir -p /run/banger && printf '%s ' $failed $timers >$later || exit
+find /var/lib/systemd/timers -type f -newer $boot -delete 2>/dev/null
+for key in /etc/ssh/ssh_host_*; do
+    ! [ "$key" -nt $boot ] || rm -f -- "$key" || exit
+done
+mkdir -p /run/banger && printf '%s ' $failed $again $without $servers $timers >$later || exit
 
 # Its journal, its id and its seed are nobody's. What is said from here on waits in journald's sockets, for a journald that knows
 # whose it is.
-if read -r pid <$journald; then
-    journalctl --sync && kill -STOP "$pid" || exit
-    read -r id </etc/machine-id && rm -rf "/var/log/journal/$id" "/run/log/journal/$id" || exit
+if [ -e $journald ]; then
+    read -r pid <$journald && journalctl --sync && kill -STOP "$pid" || exit
+    read -r id </etc/machine-id || [ -n "$id" ] || exit
+    rm -rf "/var/log/journal/${id:?}" "/run/log/journal/${id:?}" || exit
 fi
-: >/etc/machine-id && rm -f /var/lib/systemd/random-seed || exit
-printf '%s ' $failed
+# A VM that is killed has what its disk says.
+: >/etc/machine-id && rm -f /var/lib/systemd/random-seed && sync || exit
+printf '%s ' $failed $again $without
