@@ -3,6 +3,7 @@
 
 use super::Templates;
 use crate::api::Fault;
+use crate::daemon::guest::systemd;
 use crate::daemon::store::templates::Template;
 use crate::daemon::store::vms::{Base, Vm};
 use crate::daemon::vm::launch::KERNEL_ARGS;
@@ -17,7 +18,8 @@ use std::path::Path;
 use std::sync::PoisonError;
 use wire::firecracker::QEMU_PLACES;
 
-/// The version of the templates' own form: what is written into their disks, and how they are saved.
+/// The version of the templates' own form: what is written into their disks, and how they are saved. What a guest with systemd is
+/// told has a digest of its own.
 const FORM: u32 = 1;
 
 /// What a VM is beside what it stands on.
@@ -49,7 +51,7 @@ impl Key {
         kind: Kind,
         authorized: &str,
     ) -> Result<Key, Fault> {
-        Ok(Key(vec![
+        let mut parts = vec![
             ("form", FORM.to_string()),
             ("VMM", templates.digest(Path::new(&choice.program))?),
             beneath(templates, choice)?,
@@ -61,9 +63,13 @@ impl Key {
             ("image", identity(&base.root)?),
             ("number of CPUs", kind.cpus.to_string()),
             ("memory", kind.memory_mib.to_string()),
-            ("first process", if kind.init { "the image's own" } else { "the agent" }.to_owned()),
             ("owner's ssh key", hex(&Sha256::digest(authorized))),
-        ]))
+        ];
+        if kind.init {
+            parts.push(("first process", "the image's own".to_owned()));
+            parts.push(("what systemd is told", systemd::version()));
+        }
+        Ok(Key(parts))
     }
 
     /// A line each.
