@@ -36,6 +36,7 @@ const CALLS: &[Call] = &[
     Call::Break,
     Call::Time,
     Call::TimeOfDay,
+    Call::Seconds,
     Call::Memory,
     Call::AlternateStack,
     Call::Exit,

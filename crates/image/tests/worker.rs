@@ -13,18 +13,27 @@ use wire::worker::reply::Reply;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_banger-image");
 const USER: &str = "setpriv --reuid 61184 --regid 61184 --clear-groups";
 
+/// The worker that cargo links, and the static one that ships, which `scripts/test` names.
+fn programs() -> Vec<String> {
+    [PROGRAM.to_owned()].into_iter().chain(std::env::var("BANGER_TEST_IMAGE")).collect()
+}
+
 /// Runs a line of the shell that executes the worker, `$1`, and gives it a job.
-fn given(image: &Image, script: &str, request: &[u8]) -> Ended {
+fn given(program: &str, image: &Image, script: &str, request: &[u8]) -> Ended {
     let mut command = Command::new("/bin/sh");
-    command.current_dir(image.dir.path()).args(["-c", &format!("{script} 3<&0 </dev/null"), "sh", PROGRAM]);
+    command.current_dir(image.dir.path()).args(["-c", &format!("{script} 3<&0 </dev/null"), "sh", program]);
     run_worker(command, &image.path(), image.dir.path(), request)
 }
 
 #[test]
 fn it_says_what_it_is_and_what_it_lacks() {
+    programs().iter().for_each(|program| says_what_it_is(program));
+}
+
+fn says_what_it_is(program: &str) {
     let image = Image::new("8M", &[]);
     let says = |script: &str, code: i32, what: &str| {
-        let out = run("sh", &["-c", script, "sh", PROGRAM]);
+        let out = run("sh", &["-c", script, "sh", program]);
         let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
         assert!(out.status.code() == Some(code) && text.contains(what), "{script}: {} {text}", out.status);
     };
@@ -36,7 +45,7 @@ fn it_says_what_it_is_and_what_it_lacks() {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     drop(ours);
     let mut gone = Command::new("sh");
-    gone.args(["-c", &format!("{USER} \"$1\" 3<&0"), "sh", PROGRAM]).stdin(std::os::fd::OwnedFd::from(theirs));
+    gone.args(["-c", &format!("{USER} \"$1\" 3<&0"), "sh", program]).stdin(std::os::fd::OwnedFd::from(theirs));
     let said = String::from_utf8_lossy(&gone.output().unwrap().stderr).into_owned();
     assert!(said.contains("nobody is there to ask it"), "{said}");
     let asked = ask::read(&GuestPath::new("/x").unwrap());
@@ -44,18 +53,22 @@ fn it_says_what_it_is_and_what_it_lacks() {
         ("exec \"$1\"".to_owned(), &asked[..], "does not run as root"),
         (format!("exec {USER} \"$1\""), b"no", "the request"),
     ] {
-        let refused = given(&image, &script, request).reply.unwrap_err();
+        let refused = given(program, &image, &script, request).reply.unwrap_err();
         assert!(refused.starts_with("status 1:") && refused.contains(what), "{script}: {refused}");
     }
 }
 
 #[test]
 fn it_is_confined_before_it_reads_the_image() {
+    programs().iter().for_each(|program| is_confined(program));
+}
+
+fn is_confined(program: &str) {
     let image = Image::new("8M", &["-O", "^metadata_csum"]);
     let dir = image.dir.path();
     let trace = dir.join("trace");
     let asked = ask::read(&GuestPath::new("/x").unwrap());
-    let ended = given(&image, &format!("exec strace -o trace -s 0 {USER} \"$1\""), &asked);
+    let ended = given(program, &image, &format!("exec strace -o trace -s 0 {USER} \"$1\""), &asked);
     assert!(ended.reply.is_ok(), "{ended:?}");
     let text = fs::read_to_string(trace).unwrap();
     // setpriv's own calls come first.
@@ -99,10 +112,14 @@ fn it_is_confined_before_it_reads_the_image() {
 
 #[test]
 fn memory_is_bounded() {
+    programs().iter().for_each(|program| keeps_to_its_memory(program));
+}
+
+fn keeps_to_its_memory(program: &str) {
     let image = Image::new("64M", &["-b", "1024"]);
     let put = request(&[file("/big", &common::bytes(10 << 20, 1), 0o644)]);
     // Its address space is held to 256 MiB by itself; this is what 10 MiB take of it.
     let limited = format!("ulimit -v 32768; exec {USER} \"$1\"");
-    let reply = given(&image, &limited, &put).reply;
+    let reply = given(program, &image, &limited, &put).reply;
     assert!(matches!(reply, Ok(Reply::Written { .. })), "{reply:?}");
 }

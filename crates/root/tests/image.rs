@@ -172,6 +172,17 @@ isolated! {
 }
 
 isolated! {
+    fn the_worker_that_ships_finds_an_empty_root_directory() {
+        install();
+        make_image(IMAGE, 8, &[]);
+        let helper = helper_with("waiting_worker = true\n");
+        let root = fs::read_dir(format!("/proc/{}/root", waiting_worker(&helper))).expect("its root directory");
+        // One that cargo links by itself needs libraries.
+        assert_eq!(root.count() == 0, shipped().is_some());
+    }
+}
+
+isolated! {
     fn ten_mebibytes_take_less_than_sixty_four() {
         install();
         make_image(IMAGE, 64, &[]);

@@ -97,54 +97,56 @@ isolated! {
 
 isolated! {
     fn a_worker_has_nothing() {
-        install_hostile("-pie");
-        make_image(IMAGE, 8, &[]);
-        let helper = helper_with("[limits]\nimage_seconds = 20");
-        assert!(refused(&helper, "/names").contains("ended with status 20 "), "{}", refused(&helper, "/names"));
-        let (pid, _asker) = silent_worker(&helper);
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-        let field = |key: &str| {
-            let line = status.lines().find(|line| line.starts_with(key)).unwrap_or_default();
-            line.split_once(':').map_or(String::new(), |(_, value)| value.split_whitespace().collect::<Vec<_>>().join(" "))
-        };
-        let id = field("Uid").split(' ').next().expect("a uid").parse::<u32>().expect("a number");
-        assert!((61_184..=65_519).contains(&id), "{id}");
-        assert_eq!(field("Uid"), [id; 4].map(|id| id.to_string()).join(" "));
-        assert_eq!((field("Gid"), field("Groups")), (field("Uid"), String::new()));
-        for key in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "SigBlk", "SigIgn"] {
-            assert_eq!(field(key), "0000000000000000", "{key}");
-        }
-        assert_eq!(field("NoNewPrivs"), "1");
-        for kind in ["mnt", "net", "ipc", "uts"] {
-            let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace");
-            assert_ne!(of(&pid), of(&helper.pid().to_string()), "{kind}");
-        }
-        let mut root: Vec<String> = names(&format!("/proc/{pid}/root"));
-        root.sort_unstable();
-        assert_eq!(root, ["dev", "lib", "lib64"]);
-        assert!(names(&format!("/proc/{pid}/root/dev")).is_empty());
-        assert!(names(&format!("/proc/{pid}/root/lib")).iter().all(|name| name.contains(".so") || name == "x86_64-linux-gnu"));
-        let mut fds = names(&format!("/proc/{pid}/fd"));
-        fds.sort_unstable();
-        assert_eq!(fds, ["0", "1", "2", "3", "4", "5", "6"]);
-        assert_eq!(fs::read(format!("/proc/{pid}/environ")).expect("its environment"), b"");
-        helper.kill();
-        eventually("the worker ends with its helper", || !Path::new(&format!("/proc/{pid}")).exists());
-        assert_eq!(inside(IMAGE, "/etc/hostname").as_deref(), Some(&b"guest\n"[..]));
+        has_nothing("-pie", &["dev", "lib", "lib64"]);
     }
 }
 
 isolated! {
-    fn the_root_directory_of_a_static_worker_is_empty() {
-        install_hostile("-static-pie");
-        make_image(IMAGE, 8, &[]);
-        let helper = helper_with("[limits]\nimage_seconds = 20");
-        let (pid, _asker) = silent_worker(&helper);
-        assert!(names(&format!("/proc/{pid}/root")).is_empty());
-        // And it can't be filled.
-        let made = fs::create_dir(format!("/proc/{pid}/root/lib")).expect_err("a directory");
-        assert_eq!(made.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    fn a_static_worker_has_nothing() {
+        has_nothing("-static-pie", &[]);
     }
+}
+
+fn has_nothing(linked: &str, root: &[&str]) {
+    install_hostile(linked);
+    make_image(IMAGE, 8, &[]);
+    let helper = helper_with("[limits]\nimage_seconds = 20");
+    assert!(refused(&helper, "/names").contains("ended with status 20 "), "{}", refused(&helper, "/names"));
+    let (pid, _asker) = silent_worker(&helper);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let field = |key: &str| {
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap_or_default();
+        line.split_once(':').map_or(String::new(), |(_, value)| value.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let id = field("Uid").split(' ').next().expect("a uid").parse::<u32>().expect("a number");
+    assert!((61_184..=65_519).contains(&id), "{id}");
+    assert_eq!(field("Uid"), [id; 4].map(|id| id.to_string()).join(" "));
+    assert_eq!((field("Gid"), field("Groups")), (field("Uid"), String::new()));
+    for key in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "SigBlk", "SigIgn"] {
+        assert_eq!(field(key), "0000000000000000", "{key}");
+    }
+    assert_eq!(field("NoNewPrivs"), "1");
+    for kind in ["mnt", "net", "ipc", "uts"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace");
+        assert_ne!(of(&pid), of(&helper.pid().to_string()), "{kind}");
+    }
+    let mut found = names(&format!("/proc/{pid}/root"));
+    found.sort_unstable();
+    assert_eq!(found, root);
+    // And it can't be filled.
+    let made = fs::create_dir(format!("/proc/{pid}/root/new")).expect_err("a directory");
+    assert_eq!(made.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    for dir in root {
+        let is_of_libraries = |name: &String| *dir != "dev" && (name.contains(".so") || name == "x86_64-linux-gnu");
+        assert!(names(&format!("/proc/{pid}/root/{dir}")).iter().all(is_of_libraries), "{dir}");
+    }
+    let mut fds = names(&format!("/proc/{pid}/fd"));
+    fds.sort_unstable();
+    assert_eq!(fds, ["0", "1", "2", "3", "4", "5", "6"]);
+    assert_eq!(fs::read(format!("/proc/{pid}/environ")).expect("its environment"), b"");
+    helper.kill();
+    eventually("the worker ends with its helper", || !Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(inside(IMAGE, "/etc/hostname").as_deref(), Some(&b"guest\n"[..]));
 }
 
 fn child_of(pid: i32) -> Option<String> {

@@ -96,6 +96,8 @@ pub enum Call {
     Time,
     /// `gettimeofday`, the same: libext2fs asks by it
     TimeOfDay,
+    /// `time`, the same, where there is such a call: libext2fs asks by that too
+    Seconds,
     /// `sysinfo`, by which glibc's `qsort` asks how much memory there is
     Memory,
     /// `sigaltstack`, which the end of a Rust program calls
@@ -116,6 +118,10 @@ impl Call {
             Call::Break => libc::SYS_brk,
             Call::Time => libc::SYS_clock_gettime,
             Call::TimeOfDay => libc::SYS_gettimeofday,
+            #[cfg(target_arch = "x86_64")]
+            Call::Seconds => libc::SYS_time,
+            #[cfg(not(target_arch = "x86_64"))]
+            Call::Seconds => libc::SYS_clock_gettime,
             Call::Memory => libc::SYS_sysinfo,
             Call::AlternateStack => libc::SYS_sigaltstack,
             Call::Exit => libc::SYS_exit_group,
@@ -174,19 +180,26 @@ mod tests {
             assert_eq!(again(test, "open").signal(), Some(libc::SIGSYS));
             assert_eq!(again(test, "execute").signal(), Some(libc::SIGSYS));
             assert_eq!(again(test, "map").code(), Some(7));
+            assert_eq!(again(test, "seconds").code(), Some(7));
+            assert_eq!(again(test, "day").signal(), Some(libc::SIGSYS));
             return;
         };
         rustix::thread::set_no_new_privs(true).unwrap();
-        allow_calls(&[Call::Exit, Call::Map]).unwrap();
+        allow_calls(&[Call::Exit, Call::Map, Call::Seconds]).unwrap();
         let map = |protection| {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             // SAFETY: new memory that nothing is put into.
             unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) }
         };
+        // SAFETY: without a place the kernel writes nothing.
+        let time = |call| unsafe { libc::syscall(call, std::ptr::null::<u8>(), std::ptr::null::<u8>()) };
         match what.as_str() {
             "open" => drop(std::fs::File::open("/dev/null")),
             "execute" => drop(map(libc::PROT_READ | libc::PROT_EXEC)),
             "map" => drop(map(libc::PROT_READ)),
+            #[cfg(target_arch = "x86_64")]
+            "seconds" => assert!(time(libc::SYS_time) > 0),
+            "day" => drop(time(libc::SYS_gettimeofday)),
             _ => {}
         }
         // SAFETY: ends the process; nothing of it is needed.

@@ -17,11 +17,17 @@ pub(crate) const BIN: &str = "/mnt/bin";
 /// Root's own directory, where logs of writes lie.
 pub(crate) const LOGS: &str = "/var/lib/banger-root";
 
-/// The worker as it was built.
+/// The worker that ships, which `scripts/test` names; else the one that was built beside the helper.
 fn built() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_bangerd-root")).with_file_name("banger-image");
+    let beside = || Path::new(env!("CARGO_BIN_EXE_bangerd-root")).with_file_name("banger-image");
+    let path = shipped().unwrap_or_else(beside);
     assert!(path.exists(), "{} is missing: cargo build -p image", path.display());
     path
+}
+
+/// What `scripts/build` made: it is static, the other is not.
+pub(crate) fn shipped() -> Option<PathBuf> {
+    std::env::var_os("BANGER_TEST_IMAGE").map(PathBuf::from)
 }
 
 /// Puts the worker's program where the configuration says that programs are.
