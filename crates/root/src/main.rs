@@ -152,7 +152,7 @@ fn places(settings: Settings, owner: Identity, run_dir: &Dir) -> Result<Host, St
         images,
         net: net::Net::open(&settings).map_err(told)?,
         memories: vm::Memories::default(),
-        vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log()).map_err(told)?,
+        vms: vm::Vms::adopt(&records, &state, &runtime, &owner, log(), settings.limits.vm_log_bytes()).map_err(told)?,
         records,
         state,
         runtime,

@@ -113,6 +113,8 @@ pub(crate) struct Limits {
     pub(crate) vms: usize,
     /// Processes and threads of one VM.
     pub(crate) vm_processes: usize,
+    /// Mebibytes that are kept of one VM's output, its console with it.
+    vm_log_mebibytes: usize,
     /// Memories of saved VMs that are held for restores.
     pub(crate) memories: usize,
     /// Mebibytes of all of them together.
@@ -153,6 +155,7 @@ impl Default for Limits {
             guests: 1024,
             vms: 256,
             vm_processes: 1024,
+            vm_log_mebibytes: 64,
             memories: 16,
             memory_mebibytes: 4096,
             memory_seconds: 600,
@@ -187,6 +190,11 @@ impl Limits {
         Duration::from_secs(self.launch_seconds.into())
     }
 
+    /// Bytes that are kept of one VM's output.
+    pub(crate) fn vm_log_bytes(&self) -> u64 {
+        (self.vm_log_mebibytes * MIB) as u64
+    }
+
     /// Bytes of all memories of saved VMs.
     pub(crate) fn memory_bytes(&self) -> u64 {
         (self.memory_mebibytes * MIB) as u64
@@ -213,7 +221,7 @@ impl Limits {
     }
 
     /// Every number with its name and the least and the most that it may be.
-    fn bounds(&self) -> [(&'static str, usize, usize, usize); 26] {
+    fn bounds(&self) -> [(&'static str, usize, usize, usize); 27] {
         let most = 1 << 20;
         [
             ("connections", self.connections, 1, 65_536),
@@ -233,6 +241,7 @@ impl Limits {
             ("guests", self.guests, 1, most),
             ("vms", self.vms, 1, most),
             ("vm_processes", self.vm_processes, 16, most),
+            ("vm_log_mebibytes", self.vm_log_mebibytes, 1, 1 << 20),
             ("memories", self.memories, 1, 65_536),
             ("memory_mebibytes", self.memory_mebibytes, 1, 1 << 24),
             ("memory_seconds", self.memory_seconds as usize, 1, 86_400),

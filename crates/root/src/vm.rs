@@ -15,6 +15,7 @@ mod layer;
 mod live;
 mod memories;
 mod older;
+mod output;
 mod process;
 mod record;
 mod sockets;
@@ -46,6 +47,7 @@ impl Vms {
         runtime: &Place,
         owner: &Identity,
         log: Log,
+        output_bytes: u64,
     ) -> Result<Vms, Fail> {
         let again = |place: &Place| {
             let opened = place.dir().dir(".");
@@ -57,6 +59,7 @@ impl Vms {
             runtime: again(runtime)?,
             owner: owner.clone(),
             log,
+            output_bytes,
         })
     }
 }

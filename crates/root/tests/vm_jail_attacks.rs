@@ -166,3 +166,38 @@ isolated! {
         assert!(!exists(&root));
     }
 }
+
+isolated! {
+    fn a_guest_that_prints_without_an_end_fills_no_disk() {
+        use std::os::unix::fs::MetadataExt;
+        const MEBIBYTE: usize = 1 << 20;
+        jail_ground(1);
+        let start = || Start::new().config("[limits]\nvm_log_mebibytes = 1\n").start();
+        let helper = start();
+        let pid = pid_of(&helper.ok(LAUNCH, &jailed(1)));
+        let path = jailed(1)["log_path"].as_str().expect("a path").to_owned();
+        let prints = || {
+            // As its VMM does, by the descriptor that it has.
+            let output = std::fs::OpenOptions::new().append(true).open(format!("/proc/{pid}/fd/1"));
+            std::io::Write::write_all(&mut output.expect("its output"), &vec![b'x'; 8 * MEBIBYTE]).expect("written");
+        };
+        let is_bounded = || std::fs::metadata(&path).expect("the log").blocks() * 512 <= 5 * MEBIBYTE as u64 / 4;
+        prints();
+        assert!(!is_bounded());
+        eventually("what is old is given back", is_bounded);
+        // By a helper that has taken the VM over, too.
+        drop(helper);
+        let helper = start();
+        prints();
+        eventually("what is old is given back by the next helper", is_bounded);
+        assert!(std::fs::metadata(&path).expect("the log").len() >= 16 * MEBIBYTE as u64);
+        // What is no longer its output is nobody's to change.
+        std::fs::rename(&path, format!("{path}.kept")).expect("renamed");
+        std::fs::write(&path, vec![b'y'; 8 * MEBIBYTE]).expect("another file");
+        rustix::fs::chown(&path, Some(rustix::fs::Uid::from_raw(OWNER)), None).expect("the owner's");
+        std::thread::sleep(std::time::Duration::from_secs(6));
+        assert!(!is_bounded(), "another file has a hole");
+        helper.ok("priv.kill_process", &json!({"pid": pid}));
+        assert_gone(1, "killed");
+    }
+}

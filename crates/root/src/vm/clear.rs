@@ -14,6 +14,8 @@ pub(super) struct Ground {
     pub(super) runtime: Dir,
     pub(super) owner: Identity,
     pub(super) log: Log,
+    /// What is kept of a VMM's output.
+    pub(super) output_bytes: u64,
 }
 
 impl Ground {

@@ -9,7 +9,7 @@ use super::given::{OOM_SCORE_ADJ, arguments, kvm_group, null, open_files};
 use super::jail::Jail;
 use super::live;
 use super::memories::Bounds;
-use super::record::{Phase, Process, Record, Socket};
+use super::record::{Output, Phase, Process, Record, Socket};
 use super::stage::{self, Stage};
 use super::{config, contents, jail, layer, sockets, tap};
 use crate::fail::Fail;
@@ -93,7 +93,9 @@ impl<'a> New<'a> {
             }
             self.output(steps, "log", "log_path", &asked.log)
         })?;
-        let said_before = Facts::of(&log).map_or(0, |facts| facts.size);
+        let facts = Facts::of(&log).map_err(|error| Fail::new("log_path can't be looked at").because(error))?;
+        let said_before = facts.size;
+        self.record.output = Some(Output { below: asked.log.below().to_owned(), dev: facts.dev, ino: facts.ino });
         let (socket_dir, vsock_dir) = (&self.checked.socket_dir, &self.checked.vsock_dir);
         steps.act("socket_room", || sockets::make_room(socket_dir, &asked.socket, &host.owner, "socket_path"))?;
         steps.act("vsock_room", || sockets::make_room(vsock_dir, &asked.vsock, &host.owner, "vsock_path"))?;

@@ -5,10 +5,11 @@
 //! it himself: nobody has to wait for that thread.
 
 use super::clear::Ground;
+use super::output;
 use super::record::{Phase, Record};
 use crate::fail::Fail;
 use crate::log::{Level, Value};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,6 +53,8 @@ impl Table {
 struct Vm {
     record: Record,
     state: State,
+    /// Whether it was told that its output has no bound.
+    is_unbounded: bool,
 }
 
 enum State {
@@ -113,7 +116,7 @@ impl Vms {
         match record.process.find() {
             Some(vmm) if record.phase == Phase::Running => {
                 ground.log.own(Level::Info, "vm taken over", &id);
-                let vm = Vm { state: State::Running(Arc::new(vmm)), record };
+                let vm = Vm { state: State::Running(Arc::new(vmm)), record, is_unbounded: false };
                 self.shared.lock().vms.insert(vm.record.vm_id.clone(), vm);
             }
             Some(vmm) => {
@@ -153,7 +156,7 @@ impl Vms {
         if table.vms.len() + table.unreaped.len() >= most {
             return Err(Fail::new(format!("{most} VMs are the most that limits.vms allows: end one first")));
         }
-        let vm = Vm { record: record.clone(), state: State::Launching };
+        let vm = Vm { record: record.clone(), state: State::Launching, is_unbounded: false };
         table.vms.insert(record.vm_id.clone(), vm);
         Ok(Claim { vms: self, vm_id: record.vm_id.clone(), is_kept: false })
     }
@@ -245,7 +248,7 @@ impl Claim<'_> {
     pub(super) fn keep(mut self, record: Record, vmm: Arc<PidFd>) {
         let mut table = self.vms.shared.lock();
         if let Some(vm) = table.vms.get_mut(&self.vm_id) {
-            *vm = Vm { record, state: State::Running(vmm) };
+            *vm = Vm { record, state: State::Running(vmm), is_unbounded: false };
         }
         drop(table);
         self.is_kept = true;
@@ -285,7 +288,7 @@ impl Shared {
     fn take_ended(&self, vm_id: &str, until: Instant) -> Option<(Record, Arc<PidFd>)> {
         let mut table = self.lock();
         loop {
-            let Vm { record, state } = table.vms.get_mut(vm_id)?;
+            let Vm { record, state, .. } = table.vms.get_mut(vm_id)?;
             match state {
                 State::Running(vmm) if !vmm.is_alive() => {
                     let ended = (record.clone(), Arc::clone(vmm));
@@ -339,18 +342,19 @@ impl Shared {
             return;
         }
         let shared = Arc::clone(self);
-        let started = std::thread::Builder::new()
-            .name("vms".into())
-            .stack_size(128 << 10)
-            .spawn(move || while shared.wait_for_ends() {});
+        let started = std::thread::Builder::new().name("vms".into()).stack_size(128 << 10).spawn(move || {
+            let mut due = Instant::now() + output::EVERY;
+            while shared.wait_for_ends(&mut due) {}
+        });
         match started {
             Ok(_) => table.watched = true,
             Err(error) => self.ground.report("vms are not watched", "", &Fail::new("").because(error)),
         }
     }
 
-    /// Waits for the next end and clears it away. False, and no longer watching, where no VM runs or will.
-    fn wait_for_ends(self: &Arc<Self>) -> bool {
+    /// Waits for the next end and clears it away; looks at the VMs' output where that is due. False, and no longer
+    /// watching, where no VM runs or will.
+    fn wait_for_ends(self: &Arc<Self>, due: &mut Instant) -> bool {
         let mut table = self.lock();
         if !table.has_vms() {
             table.watched = false;
@@ -367,7 +371,9 @@ impl Shared {
         drop(table);
         let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
         fds.extend(running.iter().map(|(_, vmm)| PollFd::from_borrowed_fd(vmm.as_fd(), PollFlags::IN)));
-        if poll(&mut fds, None).is_err() {
+        let left = due.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        if poll(&mut fds, Some(&left)).is_err() {
             // Memory is short, most likely. Whoever asks meanwhile looks himself.
             #[allow(clippy::disallowed_methods, reason = "what failed is the waiting itself")]
             std::thread::sleep(Duration::from_millis(100));
@@ -379,7 +385,26 @@ impl Shared {
         for ((id, _), _) in running.iter().zip(ended).filter(|(_, ended)| *ended) {
             self.clear_aside(id);
         }
+        if Instant::now() >= *due {
+            running.iter().for_each(|(id, _)| self.bound_output(id));
+            *due = Instant::now() + output::EVERY;
+        }
         true
+    }
+
+    /// Bounds what a VM has written. Where that can't be it is told, once.
+    fn bound_output(&self, vm_id: &str) {
+        let output = self.lock().vms.get(vm_id).and_then(|vm| vm.record.output.clone());
+        let Some(output) = output else { return };
+        let ground = &self.ground;
+        let Err(fail) = output::bound(&ground.state, &ground.owner, &output, ground.output_bytes) else { return };
+        let mut table = self.lock();
+        let Some(vm) = table.vms.get_mut(vm_id) else { return };
+        let was_told = std::mem::replace(&mut vm.is_unbounded, true);
+        drop(table);
+        if !was_told {
+            ground.report("vm output has no bound", vm_id, &fail);
+        }
     }
 }
 

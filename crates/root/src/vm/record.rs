@@ -44,6 +44,9 @@ pub(crate) struct Record {
     /// Its jail, where it has one.
     #[serde(default)]
     pub(crate) jail: Option<jail::Mark>,
+    /// The file that its output goes to.
+    #[serde(default)]
+    pub(crate) output: Option<Output>,
 }
 
 /// How far a launch has come.
@@ -85,6 +88,15 @@ impl Socket {
     pub(crate) fn new(path: &str) -> Socket {
         Socket { path: path.to_owned(), made: None }
     }
+}
+
+/// A file of the owner's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Output {
+    /// Its path below the state directory.
+    pub(crate) below: String,
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
 }
 
 /// What is behind a drive.
@@ -136,6 +148,7 @@ impl Record {
             drives,
             control_group: Some(cgroup::name(&asked.vm_id)),
             jail: None,
+            output: None,
         }
     }
 
@@ -225,6 +238,7 @@ mod tests {
             drives: vec![Drive { dev: 1, ino: u64::from(n), read_only: false }],
             control_group: None,
             jail: None,
+            output: None,
         }
     }
 
