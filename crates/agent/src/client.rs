@@ -1,10 +1,10 @@
 //! A small blocking host side: one call over anything that reads and writes (a VMM's vsock socket after its `OK`).
 //!
 //! It believes as little as [`crate::host`], whose parts it is made of. Silence is the connection's own to limit
-//! (`set_read_timeout`); who sends a byte now and then, or what means nothing, is cut off here.
+//! (`set_read_timeout`); who sends a byte now and then, or what means nothing, is cut off here ([`PATIENCE`]).
 
 use std::io::{self, Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,10 @@ use crate::protocol::{
 };
 
 pub use crate::host::Failure as Error;
+
+/// What a guest has for its HELLO, and again for its answer, whatever it sends meanwhile. A caller with less of it has a
+/// connection that ends sooner.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program for [`Client::exec`].
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +60,9 @@ pub struct Client<S> {
     /// What was read and not decoded yet.
     held: Vec<u8>,
     hello: Hello,
+    patience: Duration,
+    /// When what it is waited for now has to be there.
+    end: Instant,
 }
 
 impl<S: Read + Write> Client<S> {
@@ -64,9 +71,14 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// [`Failure`]
     pub fn new(io: S) -> Result<Self, Failure> {
+        Self::with(io, PATIENCE)
+    }
+
+    fn with(io: S, patience: Duration) -> Result<Self, Failure> {
+        let now = Instant::now();
         let hello =
             Hello { protocol: [0, 0], agent: String::new(), boot: String::new(), init: String::new(), caps: vec![] };
-        let mut client = Self { io, link: Link::new(Instant::now()), held: Vec::new(), hello };
+        let mut client = Self { io, link: Link::new(now), held: Vec::new(), hello, patience, end: now + patience };
         let frame = client.frame(Stage::Greeting)?;
         client.hello = host::greeted(&frame)?;
         Ok(client)
@@ -240,6 +252,7 @@ impl<S: Read + Write> Client<S> {
             return Err(Failure::TooOld(what));
         }
         self.link.call(call);
+        self.end = Instant::now() + self.patience;
         Ok(self.write()?)
     }
 
@@ -273,7 +286,7 @@ impl<S: Read + Write> Client<S> {
                 }
             }
             self.held.clear();
-            if self.link.deadline().is_some_and(|deadline| deadline <= now) {
+            if self.link.deadline().map_or(self.end, |deadline| deadline.min(self.end)) <= now {
                 return Err(Failure::Late(stage));
             }
             match self.io.read(&mut buffer) {
@@ -332,6 +345,49 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// An agent that says the first, and then the other at short intervals.
+    struct Slow(Vec<u8>, &'static [u8], Instant);
+
+    impl Read for Slow {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            assert!(self.2.elapsed() < Duration::from_secs(20), "waited for without an end");
+            if self.0.is_empty() {
+                std::thread::sleep(Duration::from_millis(5));
+                self.0 = self.1.to_vec();
+            }
+            let n = self.0.as_slice().read(into)?;
+            self.0.drain(..n);
+            Ok(n)
+        }
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_passed_over_is_no_answer_however_slowly_it_comes() {
+        const UNKNOWN: &[u8] = &[0, 0, 0, 0, 200, 0];
+        const EMPTY: &[u8] = &[0, 0, 0, 0, Kind::Data as u8, stream::OUT];
+        let patience = Duration::from_millis(200);
+        let slow = |first, again| Client::with(Slow(first, again, Instant::now()), patience);
+        assert!(matches!(slow(Vec::new(), UNKNOWN), Err(Failure::Late(Stage::Greeting))));
+
+        let (agent, boot, init) = ("1".to_owned(), String::new(), String::new());
+        let mut hello = Vec::new();
+        let said = Hello { protocol: [1, 1], agent, boot, init, caps: vec!["listen".into()] };
+        crate::protocol::encode_json(&mut hello, Kind::Hello, 0, &said);
+        let ping = slow(hello.clone(), UNKNOWN).unwrap().ping();
+        assert!(matches!(ping, Err(Failure::Late(Stage::Starting))), "{ping:?}");
+        let listeners = slow(hello, EMPTY).unwrap().listeners();
+        assert!(matches!(listeners, Err(Failure::Late(Stage::Starting))), "{listeners:?}");
     }
 
     #[test]
