@@ -4,7 +4,7 @@
 mod bounded;
 pub(crate) mod systemd;
 
-pub(crate) use bounded::{Bounds, call_within, put_archive_within, put_within};
+pub(crate) use bounded::{Bounded, Bounds, call_within, put_archive_within, put_within};
 
 use super::error::exit;
 use super::serve::{Caller, Woken};
@@ -107,8 +107,8 @@ pub(crate) fn await_agent(
 }
 
 /// The agent behind an answered CONNECT; its version, as it says.
-fn greeted(mut stream: UnixStream) -> io::Result<String> {
-    stream.set_read_timeout(Some(ANSWER))?;
+fn greeted(stream: UnixStream) -> io::Result<String> {
+    let mut stream = Bounded::new(stream, Bounds::within(ANSWER));
     answered(&mut stream)?;
     let client = Client::new(stream).map_err(io::Error::other)?;
     Ok(client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect())
@@ -191,19 +191,19 @@ fn is_cut_off(error: &io::Error) -> bool {
 }
 
 /// Gives a guest that has come up this machine's clock, and randomness of this machine's. An agent that can't take them has a
-/// guest of its own making, and is left alone.
-pub(crate) fn settle(vsock: &Path) {
-    let _ = set_clock(vsock);
-    if let Ok(client) = call(vsock, ANSWER) {
+/// guest of its own making, and is left alone; so is one of which `is_over` says so.
+pub(crate) fn settle(vsock: &Path, is_over: &dyn Fn() -> bool) {
+    let _ = set_clock(vsock, is_over);
+    if let Ok(client) = call_unless(vsock, ANSWER, is_over) {
         let _ = client.entropy();
     }
 }
 
 /// Sets a guest's clock by this machine's: by more than one look, for what it is told once is late by its way there.
-pub(crate) fn set_clock(vsock: &Path) -> Result<(), Failure> {
+pub(crate) fn set_clock(vsock: &Path, is_over: &dyn Fn() -> bool) -> Result<(), Failure> {
     let (mut least, mut most) = (i64::MIN, i64::MAX);
     for _ in 0..LOOKS {
-        let client = call(vsock, ANSWER)?;
+        let client = call_unless(vsock, ANSWER, is_over)?;
         let asked = Instant::now();
         let told = client.time()?;
         if told.stepped {
@@ -223,17 +223,23 @@ pub(crate) fn set_clock(vsock: &Path) -> Result<(), Failure> {
     if least > most || (least <= 0 && most >= 0) {
         return Ok(());
     }
-    call(vsock, ANSWER)?.adjust((least + (most - least) / 2).saturating_mul(1_000_000)).map(drop)
+    let by_ns = (least + (most - least) / 2).saturating_mul(1_000_000);
+    call_unless(vsock, ANSWER, is_over)?.adjust(by_ns).map(drop)
 }
 
-/// A call to the agent, whose HELLO is there within `limit`; so is its answer.
+/// A call to the agent, which has `limit` for its HELLO and as long again for its answer, whatever else it says.
 ///
 /// # Errors
 /// It doesn't answer, or says nothing that makes sense.
-pub(crate) fn call(vsock: &Path, limit: Duration) -> io::Result<Client<UnixStream>> {
+pub(crate) fn call(vsock: &Path, limit: Duration) -> io::Result<Client<Bounded<'static>>> {
+    call_unless(vsock, limit, &|| false)
+}
+
+/// The same, as long as `is_over` doesn't say so.
+fn call_unless<'a>(vsock: &Path, limit: Duration, is_over: &'a dyn Fn() -> bool) -> io::Result<Client<Bounded<'a>>> {
     let stream = connect_within(vsock, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    Client::new(stream).map_err(io::Error::other)
+    let bounds = Bounds { end: Instant::now() + 2 * limit, is_enough: is_over };
+    Client::new(Bounded::new(stream, bounds)).map_err(io::Error::other)
 }
 
 /// A file as an entry of a copy.
@@ -260,9 +266,8 @@ fn packed(entries: &[(tar::Entry, Vec<u8>)]) -> Vec<u8> {
 /// # Errors
 /// It could not be asked, or refuses.
 pub(crate) fn ask_down(vsock: &Path, patience: Duration) -> io::Result<()> {
-    let stream = connect_within(vsock, patience.min(ANSWER))?;
+    let client = call(vsock, patience.min(ANSWER))?;
     let grace_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).saturating_sub(500).max(500);
-    let client = Client::new(stream).map_err(io::Error::other)?;
     // Only a reset ends every VMM.
     match client.down(Down::Reset, grace_ms) {
         Ok(()) | Err(Failure::Lost(_) | Failure::Late(_) | Failure::Io(_)) => Ok(()),

@@ -29,6 +29,11 @@ pub(crate) struct Bounds<'a> {
 }
 
 impl Bounds<'_> {
+    /// So long from now on.
+    pub(crate) fn within(limit: Duration) -> Bounds<'static> {
+        Bounds { end: Instant::now() + limit, is_enough: &|| false }
+    }
+
     /// Whether it is over.
     pub(crate) fn are_reached(self) -> bool {
         Instant::now() >= self.end || (self.is_enough)()
@@ -39,6 +44,12 @@ impl Bounds<'_> {
 pub(crate) struct Bounded<'a> {
     stream: UnixStream,
     bounds: Bounds<'a>,
+}
+
+impl<'a> Bounded<'a> {
+    pub(super) fn new(stream: UnixStream, bounds: Bounds<'a>) -> Bounded<'a> {
+        Bounded { stream, bounds }
+    }
 }
 
 impl Read for Bounded<'_> {
@@ -71,7 +82,7 @@ impl Write for Bounded<'_> {
 /// Connects to the agent. A call that is cut off before its answer is made again.
 fn connect_within<'a>(vsock: &Path, bounds: Bounds<'a>) -> io::Result<Bounded<'a>> {
     loop {
-        let mut stream = Bounded { stream: ask(vsock)?, bounds };
+        let mut stream = Bounded::new(ask(vsock)?, bounds);
         match answered(&mut stream) {
             Err(error) if is_cut_off(&error) && !bounds.are_reached() => std::thread::sleep(AGAIN),
             done => return done.map(|()| stream),

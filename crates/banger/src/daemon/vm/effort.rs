@@ -6,6 +6,25 @@ use std::time::Duration;
 /// The unit of times in `/proc/PID/stat`, in milliseconds: 100 of them are a second wherever banger runs (`USER_HZ`, time(7)).
 const TICK: u64 = 10;
 
+/// What they have had to do so far: one that waits for a processor has something to do.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    ran: Duration,
+    waited: Duration,
+}
+
+impl Wanted {
+    /// By now.
+    pub(crate) fn of(pid: i32) -> Wanted {
+        Wanted { ran: of(pid), waited: waited(pid) }
+    }
+
+    /// Since then. A thread that has ended meanwhile takes its waiting along, which says nothing of the others' work.
+    pub(crate) fn since(self, then: Wanted) -> Duration {
+        self.ran.saturating_sub(then.ran) + self.waited.saturating_sub(then.waited)
+    }
+}
+
 /// The VMM and its children, whichever of its threads started them.
 pub(super) fn processes(pid: i32) -> impl Iterator<Item = i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -23,7 +42,7 @@ pub(crate) fn of(pid: i32) -> Duration {
 
 /// How long their threads that are there have waited for a processor while they had something to do, as far as the kernel counts that
 /// (`/proc/PID/task/TID/schedstat`, in nanoseconds: on a processor, waiting for one, how often).
-pub(crate) fn waited(pid: i32) -> Duration {
+fn waited(pid: i32) -> Duration {
     let threads = |pid| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let waited = |told: String| told.split_whitespace().nth(1)?.parse().ok();
     let all = processes(pid).flat_map(threads);
@@ -52,6 +71,14 @@ mod tests {
         for wrong in ["", "7 (a", "7 (a) R 1", "7 (a) R 1 7 7 0 -1 4 90 0 0 0 x 12 0"] {
             assert_eq!(ran(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_thread_that_ends_takes_nobody_s_work_along() {
+        let wanted = |ran, waited| Wanted { ran: Duration::from_millis(ran), waited: Duration::from_millis(waited) };
+        assert_eq!(wanted(700, 90).since(wanted(400, 80)), Duration::from_millis(310));
+        assert_eq!(wanted(700, 5).since(wanted(400, 9_000)), Duration::from_millis(300));
+        assert_eq!(wanted(0, 50).since(wanted(400, 20)), Duration::from_millis(30));
     }
 
     #[test]

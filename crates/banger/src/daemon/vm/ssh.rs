@@ -9,7 +9,6 @@ use crate::daemon::error::exit;
 use crate::daemon::serve::Caller;
 use crate::daemon::store::vms::Vm;
 use crate::daemon::{Daemon, guest, ssh};
-use agent::client::Client;
 use std::sync::Arc;
 
 /// Where a server listens.
@@ -42,7 +41,7 @@ fn listens(work: &Work<'_>, vm: &Vm) -> Result<bool, Fault> {
     let _counted = work.daemon.slots.connect(&vm.id, &vm.name)?;
     let silent =
         |why: String| Fault::new("agent_silent", exit::FAILED, format!("{}'s agent doesn't answer", vm.name)).why(why);
-    let stream = guest::connect(&work.places(vm).vsock()).map_err(|error| silent(error.to_string()))?;
-    let listeners = Client::new(stream).and_then(Client::listeners).map_err(|failure| silent(failure.to_string()))?;
+    let call = guest::call(&work.places(vm).vsock(), guest::ANSWER).map_err(|error| silent(error.to_string()))?;
+    let listeners = call.listeners().map_err(|failure| silent(failure.to_string()))?;
     Ok(listeners.0.iter().any(|listener| listener.proto == "tcp" && listener.port == PORT))
 }

@@ -8,9 +8,10 @@ use crate::api::Fault;
 use crate::daemon::error::exit;
 use crate::daemon::store::vms::{self, State};
 use crate::daemon::{Daemon, guest, log};
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sys::pidfd::{self, PidFd};
 use wire::name::addr::ServerAddr;
 use wire::net::ResolverRoute;
@@ -40,17 +41,26 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
     let daemon = Arc::clone(daemon);
     let started = std::thread::Builder::new().name("watch".into()).spawn(move || {
         register_names(&daemon);
+        let looked = Cell::new(Instant::now());
+        // Asked all the time while the guest is waited for, which may be anybody's: its console is looked at meanwhile.
+        let is_over = || {
+            if looked.get().elapsed() >= LOOK {
+                let _ = console::bound(&console_log);
+                looked.set(Instant::now());
+            }
+            watched.as_ref().is_some_and(|process| !process.is_alive())
+        };
         match &watched {
-            _ if !is_settled => guest::settle(&vsock),
+            _ if !is_settled => guest::settle(&vsock, &is_over),
             // Its first command has begun by then, or is over.
             Some(process) if !process.wait_end(BEGUN) => {
-                let _ = guest::set_clock(&vsock);
+                let _ = guest::set_clock(&vsock, &is_over);
             }
             _ => {}
         }
-        if let Some(process) = watched {
+        if let Some(process) = &watched {
             if is_settled && is_systemd {
-                go_on(&vm, &vsock, &console_log, &process);
+                go_on(&vm, &vsock, process, &is_over);
             }
             while !process.wait_end(LOOK) {
                 // A file system that gives nothing back is no reason to look away.
@@ -66,14 +76,10 @@ pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
     }
 }
 
-/// Has a guest with systemd go on with what its template has left. It may be anybody's by now, so its console is looked at meanwhile.
-fn go_on(vm: &str, vsock: &Path, console_log: &Path, process: &PidFd) {
-    let is_over = || {
-        let _ = console::bound(console_log);
-        !process.is_alive()
-    };
+/// Has a guest with systemd go on with what its template has left.
+fn go_on(vm: &str, vsock: &Path, process: &PidFd, is_over: &dyn Fn() -> bool) {
     for _ in 0..TRIES {
-        match guest::systemd::go_on(vsock, &is_over) {
+        match guest::systemd::go_on(vsock, is_over) {
             Ok(said) if said.is_empty() => return,
             Ok(said) => {
                 return log::say("WARN", &format!("{vm}: of what its template has left its systemd says"), &said);

@@ -19,7 +19,9 @@ timers=$(units --state=active --type=timer) || exit
 servers=$(units --state=active ssh.service sshd.service) || exit
 without=
 if [ -e $journald ]; then
-    journalctl --sync && without=$(journalctl -b -q -o cat --output-fields=UNIT _PID=1 JOB_RESULT=dependency) || exit
+    # The one form of all versions that names a field.
+    journalctl --sync && told=$(journalctl -b -q -o export _PID=1 JOB_RESULT=dependency) || exit
+    without=$(printf '%s\n' "$told" | sed -n 's/^UNIT=//p') || exit
 fi
 [ -z "$failed$again$timers$servers" ] || systemctl stop -- $failed $again $timers $servers || exit
 systemctl reset-failed || exit

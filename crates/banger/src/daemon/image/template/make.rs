@@ -12,11 +12,12 @@ use crate::daemon::guest::{self, Bounds};
 use crate::daemon::serve::{Caller, Woken};
 use crate::daemon::store::templates;
 use crate::daemon::store::vms::{self, Vm};
+use crate::daemon::vm::effort::Wanted;
 use crate::daemon::vm::phases::{Back, Became, End, Failed, Launched, Planned, Ready, Wired};
 use crate::daemon::vm::places::Places;
 use crate::daemon::vm::slots::Held;
 use crate::daemon::vm::work::Work;
-use crate::daemon::vm::{effort, is_of_template, life, plan, start, told};
+use crate::daemon::vm::{is_of_template, life, plan, start, told};
 use crate::daemon::{addresses, log};
 use crate::image::store::{sync, taken};
 use crate::time::unix_now;
@@ -266,16 +267,15 @@ fn arm_and_save(launched: &Launched, caller: &mut Caller, places: &Places<'_>, o
     Ok(notes.join("; "))
 }
 
-/// Whether it came to be with nothing left to do. One that waits for a processor has something to do.
+/// Whether it came to be with nothing left to do.
 fn await_lull(making: &mut Making<'_>) -> Result<bool, Fault> {
     let pid = making.process.pid();
-    let wanted = || effort::of(pid) + effort::waited(pid);
     let (most, time) = LULL;
     let end = Instant::now() + NO_LULL;
     while Instant::now() < end {
-        let before = wanted();
+        let before = Wanted::of(pid);
         making.wait(time)?;
-        if wanted().saturating_sub(before) <= most {
+        if Wanted::of(pid).since(before) <= most {
             return Ok(true);
         }
     }
@@ -330,8 +330,7 @@ fn go_on(work: &mut Work<'_>, wired: Wired, id: &str, files: &Files) -> Result<(
 fn computes(vsock: &Path) -> Result<(), Fault> {
     let path = GuestPath::new("/run/banger/try").map_err(Fault::bug)?;
     let file = NewFile { path, data: (0..=u8::MAX).cycle().take(TRIED).collect(), mode: 0o600 };
-    let bounds = Bounds { end: Instant::now() + guest::ANSWER, is_enough: &|| false };
-    guest::put_within(vsock, &[file], bounds).map_err(|failure| {
+    guest::put_within(vsock, &[file], Bounds::within(guest::ANSWER)).map_err(|failure| {
         Fault::new("template_failed", exit::FAILED, "a template can't be made: its guest takes no file").why(failure)
     })
 }
