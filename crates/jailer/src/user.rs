@@ -11,7 +11,7 @@ use rustix::thread::{
 const LAST: u32 = 63;
 
 /// This process, which has one thread, becomes that user: no groups but his one, no capability and none to be had again,
-/// no program that gives more rights, no key of root's.
+/// no program that gives more rights, no key that root had.
 pub(crate) fn become_for_good(uid: u32, gid: u32) -> Result<(), String> {
     set_capabilities_secure_bits(CapabilitiesSecureBits::empty())
         .map_err(|errno| format!("PR_SET_SECUREBITS to none (a starter locked them): {errno}"))?;

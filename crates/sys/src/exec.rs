@@ -31,7 +31,8 @@ pub fn by_descriptor(program: impl AsFd, argv: &[CString]) -> io::Result<Infalli
     Err(io::Error::last_os_error())
 }
 
-/// Gives this process an empty session keyring: who has its starter's possesses the keys in it, whatever his uid. A
+/// Gives this process an empty session keyring, which stays empty and can't be kept: it may be searched, read and seen.
+/// Who has its starter's possesses the keys in that, whatever his uid. A
 /// kernel without keys, and a filter that forbids them to us, forbids them to the program too.
 ///
 /// # Errors
@@ -44,6 +45,21 @@ pub fn own_keyring() -> io::Result<()> {
             error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
             error => Err(error),
         },
-        _ => Ok(()),
+        _ => forbid_all_but_looking(),
     }
+}
+
+/// Takes writing, linking and changing away from those who possess this process's session keyring, and all from its user.
+fn forbid_all_but_looking() -> io::Result<()> {
+    const POSSESSOR_VIEWS_READS_SEARCHES: u32 = 0x0b00_0000;
+    // SAFETY: numbers alone.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_SETPERM,
+            libc::KEY_SPEC_SESSION_KEYRING,
+            POSSESSOR_VIEWS_READS_SEARCHES,
+        )
+    };
+    if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -133,6 +133,28 @@ fn who_is_let_into_no_group_is_not_started() {
 }
 
 #[test]
+fn descriptors_that_can_not_be_taken_are_told() {
+    let output = tempfile::tempfile().expect("a file");
+    let program = File::open("/bin/true").expect("the program");
+    let plan = Plan {
+        program: program.as_fd(),
+        is_script: false,
+        argv: &[c"true".to_owned()],
+        user: None,
+        input: program.as_fd(),
+        output: output.as_fd(),
+        // SAFETY: nothing has this number, and nothing comes of it but an error.
+        passed: unsafe { BorrowedFd::borrow_raw(1_000_000) },
+        open_files: 512,
+        oom_score_adj: c"0",
+        new_pid_namespace: false,
+        groups: Groups::Same,
+    };
+    let failed = hold(&plan).expect_err("it has no such descriptor");
+    assert_eq!((failed.call, failed.error.raw_os_error()), ("descriptors", Some(libc::EBADF)));
+}
+
+#[test]
 fn what_fails_before_the_gate_is_told_when_it_is_opened() {
     let output = tempfile::tempfile().expect("a file");
     let program = File::open("/bin/true").expect("the program");
@@ -226,7 +248,9 @@ fn the_programs_keyring_is_none_of_its_users_keys() {
     let text = said(&output);
     let (keys, users) = text.split_once("users:\n").expect("two parts");
     // Id, flags, uses, time, permissions, uid, gid, kind, name: those that it may see.
-    let uids: Vec<_> = keys.lines().filter_map(|line| line.split_whitespace().nth(5)).collect();
-    assert_eq!(uids, ["0"], "{keys}");
+    let fields = |line: &str| -> Vec<String> { line.split_whitespace().map(str::to_owned).collect() };
+    let seen: Vec<_> = keys.lines().map(fields).map(|line| line[4..6].to_vec()).collect();
+    // It can't be linked, and so not kept, nor written.
+    assert_eq!(seen, [["0b000000", "0"]], "{keys}");
     assert!(!users.lines().any(|line| line.trim_start().starts_with("4247:")), "{users}");
 }

@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 use sys::dir::{CallError, Facts};
 use wire::code::shown;
 use wire::image::{Image, NewFile, Read, Write};
@@ -28,6 +29,8 @@ use wire::worker::reply::Reply;
 
 const READ: &str = "read_ext4_file";
 const WRITE: &str = "write_ext4_files";
+/// A worker that has begun within this time did not wait for others.
+const SOON: Duration = Duration::from_millis(100);
 
 /// Reads a file inside an image, whole. `room` is charged with the reply before the file gets memory here.
 pub(crate) fn read(host: &Host, asked: &Read, room: &mut Charge) -> Result<Vec<u8>, Fail> {
@@ -74,12 +77,13 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
     if files.is_empty() {
         return Ok(());
     }
-    let holders = holders::of_file(host, inode)?;
-    if !holders.is_empty() {
-        let who = holders::named(&holders);
-        return Err(Fail::new(format!("the image is in use: {who} has it; end that first")));
-    }
+    is_nobodys(host, inode)?;
+    let asked = Instant::now();
     let worker = worker::begin(host)?;
+    // Others may have had all turns for a minute.
+    if asked.elapsed() > SOON {
+        is_nobodys(host, inode)?;
+    }
     // Opened again for the worker, for reading alone: and seen to be the same.
     let readable = host.state.open_file(path, Purpose::Read, &host.owner)?;
     let facts = Facts::of(&readable).map_err(worker::nonsense)?;
@@ -100,6 +104,14 @@ fn write_file(host: &Host, path: &HostPath, files: &[NewFile]) -> Result<(), Fai
             }
         }
     })
+}
+
+fn is_nobodys(host: &Host, inode: Inode) -> Result<(), Fail> {
+    let holders = holders::of_file(host, inode)?;
+    if holders.is_empty() {
+        return Ok(());
+    }
+    Err(Fail::new(format!("the image is in use: {} has it; end that first", holders::named(&holders))))
 }
 
 /// A snapshot is made anew where a write of it fails, so its changes are put in their places at once.

@@ -95,7 +95,8 @@ impl<'a> New<'a> {
         })?;
         let facts = Facts::of(&log).map_err(|error| Fail::new("log_path can't be looked at").because(error))?;
         let said_before = facts.size;
-        self.record.output = Some(Output { below: asked.log.below().to_owned(), dev: facts.dev, ino: facts.ino });
+        let below = asked.log.below().to_owned();
+        self.record.output = Some(Output { below, dev: facts.dev, ino: facts.ino, begin: said_before });
         let (socket_dir, vsock_dir) = (&self.checked.socket_dir, &self.checked.vsock_dir);
         steps.act("socket_room", || sockets::make_room(socket_dir, &asked.socket, &host.owner, "socket_path"))?;
         steps.act("vsock_room", || sockets::make_room(vsock_dir, &asked.vsock, &host.owner, "vsock_path"))?;

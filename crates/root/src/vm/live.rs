@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use sys::pidfd::PidFd;
@@ -32,6 +33,8 @@ struct Shared {
     table: Mutex<Table>,
     changed: Condvar,
     wake: OwnedFd,
+    /// Whether somebody looks at the VMs' output now.
+    bounds_output: AtomicBool,
 }
 
 #[derive(Default)]
@@ -93,7 +96,13 @@ impl Vms {
                 ground.report("vm record stays", &name, &Fail::new("").because(error));
             }
         }
-        let shared = Shared { ground, table: Mutex::default(), changed: Condvar::new(), wake };
+        let shared = Shared {
+            ground,
+            table: Mutex::default(),
+            changed: Condvar::new(),
+            wake,
+            bounds_output: AtomicBool::new(false),
+        };
         let vms = Vms { shared: Arc::new(shared) };
         for record in records {
             vms.take_one(record);
@@ -386,10 +395,26 @@ impl Shared {
             self.clear_aside(id);
         }
         if Instant::now() >= *due {
-            running.iter().for_each(|(id, _)| self.bound_output(id));
+            self.bound_outputs(running.into_iter().map(|(id, _)| id).collect());
             *due = Instant::now() + output::EVERY;
         }
         true
+    }
+
+    /// Bounds what VMs have written, in a thread of its own: an owner can hold it, and holds up nobody's end by that. One at
+    /// a time.
+    fn bound_outputs(self: &Arc<Self>, ids: Vec<String>) {
+        if ids.is_empty() || self.bounds_output.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let started = std::thread::Builder::new().name("output".into()).stack_size(128 << 10).spawn(move || {
+            ids.iter().for_each(|id| shared.bound_output(id));
+            shared.bounds_output.store(false, Ordering::Release);
+        });
+        if started.is_err() {
+            self.bounds_output.store(false, Ordering::Release);
+        }
     }
 
     /// Bounds what a VM has written. Where that can't be it is told, once.

@@ -97,6 +97,8 @@ pub(crate) struct Output {
     pub(crate) below: String,
     pub(crate) dev: u64,
     pub(crate) ino: u64,
+    /// Its size when the VM was launched.
+    pub(crate) begin: u64,
 }
 
 /// What is behind a drive.
