@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use world::*;
 
 const INIT: [&str; 3] = ["--init", "--memory", "512M"];
@@ -56,9 +57,16 @@ fn is_itself(name: &str) -> String {
     until(&format!("{name}: its journal has its first word"), || {
         said(name, "journalctl -b -q -o cat -t early") == "its first word\n"
     });
+    let since = Instant::now();
     until(&format!("{name}: all has begun"), || {
-        said(name, "systemctl is-active ssh systemd-tmpfiles-clean.timer; systemctl is-system-running --wait")
-            == "active\nactive\nrunning\n"
+        let is = said(name, "systemctl is-active ssh systemd-tmpfiles-clean.timer; systemctl is-system-running --wait");
+        if is != "active\nactive\nrunning\n" && since.elapsed() > Duration::from_secs(60) {
+            let why = "systemctl --failed --no-legend; systemctl list-jobs --no-legend; ls /run/banger; systemctl status -n 20 ssh; \
+                journalctl -b -n 40 -o cat";
+            eprintln!("{name}: {is}{}", said(name, why));
+            std::thread::sleep(Duration::from_secs(20));
+        }
+        is == "active\nactive\nrunning\n"
     });
     let id = sh(name, "cat /etc/machine-id").trim().to_owned();
     let boot = sh(name, "tr -d - </proc/sys/kernel/random/boot_id");

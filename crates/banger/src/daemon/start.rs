@@ -25,6 +25,10 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock, mpsc};
+use std::time::{Duration, Instant};
+
+/// How long a lock is waited for. Who has it for good answers on his socket meanwhile.
+const LOCK_TIME: Duration = Duration::from_secs(1);
 
 /// The owner's daemon: VMs, images and kernels, by the root helper.
 #[derive(Parser)]
@@ -228,12 +232,20 @@ fn lock(state: &Path) -> Result<File, Fault> {
     let file = open.map_err(|error| {
         Fault::file("opening", &path, &error).fix("sudo banger helper init --owner \"$USER\" makes the directories")
     })?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(Fault::new("already_running", exit::STATE, format!("a bangerd runs already on {}", state.display())))
+    // A child that one who was killed had begun has the lock too, until it executes its program.
+    let until = Instant::now() + LOCK_TIME;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10))
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let what = format!("a bangerd runs already on {}", state.display());
+                return Err(Fault::new("already_running", exit::STATE, what));
+            }
+            Err(errno) => return Err(Fault::file("locking", &path, &io::Error::from(errno))),
         }
-        Err(errno) => Err(Fault::file("locking", &path, &io::Error::from(errno))),
     }
 }
 

@@ -13,8 +13,11 @@ units() {
 # What has failed, or is tried again and again, had neither an address nor an ssh host key: each VM has both. What needs one of
 # these was not even tried, as only the journal tells. Its timers begin by its own clock, as if they had never run: one that jumps
 # by a template's age has all those elapse that go by the calendar. An ssh server that came up has keys of a template's.
-failed=$(units --state=failed) || exit
-again=$(units --state=activating --type=service) || exit
+# By one question: who is tried for the last time between two is in neither answer.
+said=$(systemctl list-units --plain --no-legend --full --state=failed,activating) || exit
+failed=$(printf '%s\n' "$said" | while read -r unit _ state _; do
+    case $state:$unit in failed:* | activating:*.service) printf '%s\n' "$unit" ;; esac
+done)
 timers=$(units --state=active --type=timer) || exit
 servers=$(units --state=active ssh.service sshd.service) || exit
 without=
@@ -23,13 +26,13 @@ if [ -e $journald ]; then
     journalctl --sync && told=$(journalctl -b -q -o export _PID=1 JOB_RESULT=dependency) || exit
     without=$(printf '%s\n' "$told" | sed -n 's/^UNIT=//p') || exit
 fi
-[ -z "$failed$again$timers$servers" ] || systemctl stop -- $failed $again $timers $servers || exit
+[ -z "$failed$timers$servers" ] || systemctl stop -- $failed $timers $servers || exit
 systemctl reset-failed || exit
 find /var/lib/systemd/timers -type f -newer $boot -delete 2>/dev/null
 for key in /etc/ssh/ssh_host_*; do
     ! [ "$key" -nt $boot ] || rm -f -- "$key" || exit
 done
-mkdir -p /run/banger && printf '%s ' $failed $again $without $servers $timers >$later || exit
+mkdir -p /run/banger && printf '%s ' $failed $without $servers $timers >$later || exit
 
 # Its journal, its id and its seed are nobody's. What is said from here on waits in journald's sockets, for a journald that knows
 # whose it is.
@@ -40,4 +43,4 @@ if [ -e $journald ]; then
 fi
 # A VM that is killed has what its disk says.
 : >/etc/machine-id && rm -f /var/lib/systemd/random-seed && sync || exit
-printf '%s ' $failed $again $without
+printf '%s ' $failed $without
