@@ -111,8 +111,6 @@ pub struct Facts {
     pub ino: u64,
     /// Its size in bytes.
     pub size: u64,
-    /// Bytes that it takes on the disk.
-    pub allocated: u64,
     /// Which device it is, where it is one.
     pub rdev: u64,
 }
@@ -149,7 +147,6 @@ impl From<fs::Stat> for Facts {
             dev: stat.st_dev,
             ino: stat.st_ino,
             size: stat.st_size.cast_unsigned(),
-            allocated: stat.st_blocks.cast_unsigned() * 512,
             rdev: stat.st_rdev,
         }
     }

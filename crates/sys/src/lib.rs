@@ -31,6 +31,7 @@ pub mod sigwait;
 pub mod slice;
 pub mod spawn;
 pub mod stripped;
+pub mod tail;
 pub mod tapfd;
 pub mod trusted;
 pub mod tsc;

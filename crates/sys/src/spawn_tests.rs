@@ -132,45 +132,38 @@ fn who_is_let_into_no_group_is_not_started() {
     assert_eq!((said(&first), said(&output)), ("00".into(), "hello\n".into()));
 }
 
-#[test]
-fn descriptors_that_can_not_be_taken_are_told() {
-    let output = tempfile::tempfile().expect("a file");
-    let program = File::open("/bin/true").expect("the program");
-    let plan = Plan {
+/// One that would run, as root.
+fn plan<'a>(program: &'a File, argv: &'a [CString], output: &'a File) -> Plan<'a> {
+    Plan {
         program: program.as_fd(),
         is_script: false,
-        argv: &[c"true".to_owned()],
+        argv,
         user: None,
         input: program.as_fd(),
         output: output.as_fd(),
-        // SAFETY: nothing has this number, and nothing comes of it but an error.
-        passed: unsafe { BorrowedFd::borrow_raw(1_000_000) },
+        passed: program.as_fd(),
         open_files: 512,
         oom_score_adj: c"0",
         new_pid_namespace: false,
         groups: Groups::Same,
-    };
-    let failed = hold(&plan).expect_err("it has no such descriptor");
+    }
+}
+
+#[test]
+fn descriptors_that_can_not_be_taken_are_told() {
+    let output = tempfile::tempfile().expect("a file");
+    let (program, argv) = (File::open("/bin/true").expect("the program"), [c"true".to_owned()]);
+    // SAFETY: nothing has this number, and nothing comes of it but an error.
+    let none = unsafe { BorrowedFd::borrow_raw(1_000_000) };
+    let failed = hold(&Plan { passed: none, ..plan(&program, &argv, &output) }).expect_err("it has no such descriptor");
     assert_eq!((failed.call, failed.error.raw_os_error()), ("descriptors", Some(libc::EBADF)));
 }
 
 #[test]
 fn what_fails_before_the_gate_is_told_when_it_is_opened() {
     let output = tempfile::tempfile().expect("a file");
-    let program = File::open("/bin/true").expect("the program");
-    let plan = Plan {
-        program: program.as_fd(),
-        is_script: false,
-        argv: &[c"true".to_owned()],
-        user: None,
-        input: program.as_fd(),
-        output: output.as_fd(),
-        passed: program.as_fd(),
-        open_files: 512,
-        oom_score_adj: c"no number",
-        new_pid_namespace: false,
-        groups: Groups::Same,
-    };
+    let (program, argv) = (File::open("/bin/true").expect("the program"), [c"true".to_owned()]);
+    let plan = Plan { oom_score_adj: c"no number", ..plan(&program, &argv, &output) };
     let held = hold(&plan).expect("forked");
     let pidfd = held.pidfd.as_ref().expect("held");
     // It has ended by itself.
