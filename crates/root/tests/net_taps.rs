@@ -186,6 +186,30 @@ isolated! { fn a_full_bridge_says_so() {
     helper.ok("priv.create_tap", &tap("tap-fc-2"));
 } }
 
+isolated! { fn a_bridge_is_read_anew_whichever_was_asked_for_before() {
+    let helper = Helper::start();
+    let on = |name: &str, bridge_ip: &str, tap: &str| {
+        let new = json!({"bridge_name": name, "bridge_ip": bridge_ip, "cidr": "24", "tap_name": tap});
+        helper.ok("priv.create_tap", &new);
+        assert_eq!(link(tap).expect("a tap")["master"], name);
+        assert_eq!(world::addresses(name), [format!("{bridge_ip}/24")], "{tap}");
+    };
+    on("br-fc", "172.16.0.1", "tap-fc-1");
+    on("br-fc-2", "172.17.9.1", "tap-fc-2");
+    on("br-fc", "172.16.0.1", "tap-fc-3");
+    // Somebody takes the address of the one that was asked for last, then of the other.
+    ip("addr flush dev br-fc");
+    on("br-fc", "172.16.0.1", "tap-fc-4");
+    ip("addr flush dev br-fc-2");
+    on("br-fc-2", "172.17.9.1", "tap-fc-5");
+    // The one that was asked for last is gone; then it is another link.
+    ip("link del br-fc-2");
+    on("br-fc", "172.16.0.1", "tap-fc-6");
+    ip("link del br-fc");
+    on("br-fc", "172.16.0.1", "tap-fc-7");
+    assert!(link("tap-fc-6").expect("a tap that stays")["master"].is_null());
+} }
+
 isolated! { fn a_link_made_between_look_and_act_is_somebody_elses() {
     // A tap of root's, with flags that opening it would change.
     let helper = stopping("create_tap.tap");

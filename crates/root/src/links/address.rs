@@ -37,8 +37,19 @@ fn address_header(prefix: u8, index: u32) -> [u8; 8] {
 /// The IPv4 addresses of a link, or of all.
 pub(crate) fn addresses(conn: &mut Conn, index: Option<u32>) -> Result<Vec<Address>, Refused> {
     let mut ask = Requests::default();
+    push_addresses(&mut ask, index);
+    read_addresses(conn.one("RTM_GETADDR", &mut ask), index)
+}
+
+pub(super) fn push_addresses(ask: &mut Requests, index: Option<u32>) {
     ask.push(GETADDR, DUMP, &address_header(0, index.unwrap_or(0)));
-    match conn.one("RTM_GETADDR", &mut ask) {
+}
+
+pub(super) fn read_addresses(
+    answer: Result<Vec<Vec<u8>>, Refused>,
+    index: Option<u32>,
+) -> Result<Vec<Address>, Refused> {
+    match answer {
         Ok(bodies) => {
             let all = bodies.iter().filter_map(|body| read_address(body));
             Ok(all.filter(|address| index.is_none_or(|is| address.index == is)).collect())
@@ -65,7 +76,7 @@ fn change_address(conn: &mut Conn, kind: u16, flags: u16, address: Address) -> R
         .bytes(IFA_ADDRESS, &ip)
         .be32(IFA_BROADCAST, u32::from(address.ip) | host);
     let what = if kind == NEWADDR { "RTM_NEWADDR" } else { "RTM_DELADDR" };
-    conn.all(&format!("{what} {address} index {}", address.index), &mut ask)
+    conn.all(format_args!("{what} {address} index {}", address.index), &mut ask)
 }
 
 /// Gives a link an address. Says whether it got it by this: `false` where it has it already, by whomever.

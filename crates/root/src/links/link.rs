@@ -5,6 +5,7 @@ use super::netlink::{Conn, QUESTION, Refused};
 
 // Each of them is a link's.
 pub(crate) use super::address::{Address, add_address, addresses, remove_address};
+use super::address::{push_addresses, read_addresses};
 
 // include/uapi/linux/rtnetlink.h, if_link.h
 pub(crate) const NEWLINK: u16 = 16;
@@ -153,15 +154,34 @@ pub(crate) fn header(index: u32, flags: u32, change: u32) -> [u8; 16] {
 /// The link of that name; `None` where there is none. An alternative name finds its link too: compare the name.
 pub(crate) fn by_name(conn: &mut Conn, name: &str) -> Result<Option<Link>, Refused> {
     let mut ask = Requests::default();
+    push_name(&mut ask, name);
+    found(conn.one(format_args!("RTM_GETLINK {name}"), &mut ask))
+}
+
+/// The same of several names, and the IPv4 addresses of the link with that index, in one question.
+pub(crate) fn by_names(
+    conn: &mut Conn,
+    names: &[&str],
+    index: u32,
+) -> Result<(Vec<Option<Link>>, Vec<Address>), Refused> {
+    let mut ask = Requests::default();
+    names.iter().for_each(|name| push_name(&mut ask, name));
+    push_addresses(&mut ask, Some(index));
+    let call = format_args!("RTM_GETLINK {names:?}, RTM_GETADDR index {index}");
+    let mut said = conn.ask(call, &mut ask)?.into_iter();
+    let links = said.by_ref().take(names.len()).map(|said| found(said.good(call))).collect::<Result<_, _>>()?;
+    Ok((links, read_addresses(said.next().unwrap_or_default().good(call), Some(index))?))
+}
+
+fn push_name(ask: &mut Requests, name: &str) {
     ask.push(GETLINK, QUESTION, &header(0, 0, 0)).text(IFLA_IFNAME, name).u32(IFLA_EXT_MASK, SKIP_STATS);
-    found(conn.one(&format!("RTM_GETLINK {name}"), &mut ask))
 }
 
 /// The link of that index.
 pub(crate) fn by_index(conn: &mut Conn, index: u32) -> Result<Option<Link>, Refused> {
     let mut ask = Requests::default();
     ask.push(GETLINK, QUESTION, &header(index, 0, 0)).u32(IFLA_EXT_MASK, SKIP_STATS);
-    found(conn.one(&format!("RTM_GETLINK index {index}"), &mut ask))
+    found(conn.one(format_args!("RTM_GETLINK index {index}"), &mut ask))
 }
 
 fn found(answer: Result<Vec<Vec<u8>>, Refused>) -> Result<Option<Link>, Refused> {
@@ -242,7 +262,7 @@ pub(crate) fn change(conn: &mut Conn, index: u32, change: &Change<'_>) -> Result
             }
         });
     }
-    conn.all(&format!("RTM_NEWLINK index {index} {change:?}"), &mut ask)
+    conn.all(format_args!("RTM_NEWLINK index {index} {change:?}"), &mut ask)
 }
 
 /// How a link hangs on a bridge.
@@ -285,7 +305,7 @@ pub(crate) fn attach(conn: &mut Conn, index: u32, was: Port, port: Port) -> Resu
             });
         });
     }
-    conn.all(&format!("RTM_NEWLINK index {index} {port:?}"), &mut ask)
+    conn.all(format_args!("RTM_NEWLINK index {index} {port:?}"), &mut ask)
 }
 
 /// Switches ports off, then takes them off their bridges, in one datagram.
@@ -338,21 +358,21 @@ pub(crate) fn make_bridge(conn: &mut Conn, name: &str, mac: [u8; 6]) -> Result<(
             });
         },
     );
-    conn.all(&format!("RTM_NEWLINK {name} type bridge"), &mut ask)
+    conn.all(format_args!("RTM_NEWLINK {name} type bridge"), &mut ask)
 }
 
 /// Removes a link; answers when it is gone.
 pub(crate) fn remove(conn: &mut Conn, index: u32) -> Result<(), Refused> {
     let mut ask = Requests::default();
     ask.push(DELLINK, ACK, &header(index, 0, 0));
-    conn.all(&format!("RTM_DELLINK index {index}"), &mut ask)
+    conn.all(format_args!("RTM_DELLINK index {index}"), &mut ask)
 }
 
 /// Removes all links of a group at once; answers when they are gone. There must be one.
 pub(crate) fn remove_group(conn: &mut Conn, group: u32) -> Result<(), Refused> {
     let mut ask = Requests::default();
     ask.push(DELLINK, ACK, &header(0, 0, 0)).u32(IFLA_GROUP, group);
-    conn.all(&format!("RTM_DELLINK group {group}"), &mut ask)
+    conn.all(format_args!("RTM_DELLINK group {group}"), &mut ask)
 }
 
 #[cfg(test)]

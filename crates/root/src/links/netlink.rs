@@ -1,7 +1,7 @@
 //! Asks the kernel: sends requests, and puts each answer to the request that it answers.
 
 use super::message::{self, ACK, Answer, DUMP, Requests, answers};
-use std::fmt;
+use std::fmt::{self, Display};
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use sys::netlink::{Family, Socket};
@@ -17,7 +17,7 @@ pub(crate) struct Refused {
     pub(crate) words: String,
 }
 
-impl fmt::Display for Refused {
+impl Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Refused { call, errno, words } = self;
         match errno {
@@ -95,10 +95,11 @@ impl<W: Wire> Conn<W> {
         Conn { socket, sequence: 1, buffer: vec![0; 64 << 10] }
     }
 
-    /// Sends all requests in one datagram, and gives what the kernel said to each, in their order.
+    /// Sends all requests in one datagram, and gives what the kernel said to each, in their order. `call` is what an error
+    /// calls them, written out only then.
     ///
     /// A dump that was interrupted by a change is asked again, whole. Answers to requests of before are thrown away.
-    pub(crate) fn ask(&mut self, call: &str, requests: &mut Requests) -> Result<Vec<Said>, Refused> {
+    pub(crate) fn ask(&mut self, call: impl Display, requests: &mut Requests) -> Result<Vec<Said>, Refused> {
         // What was only asked can be asked again; whether a change was made is not known where its answer was lost.
         let is_question = requests.flags().iter().all(|&flags| asks(flags));
         for _ in 0..AGAIN {
@@ -124,15 +125,15 @@ impl<W: Wire> Conn<W> {
     }
 
     /// The same for one request: its answers, or the error.
-    pub(crate) fn one(&mut self, call: &str, requests: &mut Requests) -> Result<Vec<Vec<u8>>, Refused> {
-        let said = self.ask(call, requests)?.pop().unwrap_or_default();
+    pub(crate) fn one(&mut self, call: impl Display, requests: &mut Requests) -> Result<Vec<Vec<u8>>, Refused> {
+        let said = self.ask(&call, requests)?.pop().unwrap_or_default();
         said.good(call)
     }
 
     /// The same for requests whose answer is but a receipt: the first error.
-    pub(crate) fn all(&mut self, call: &str, requests: &mut Requests) -> Result<(), Refused> {
-        for said in self.ask(call, requests)? {
-            said.good(call)?;
+    pub(crate) fn all(&mut self, call: impl Display, requests: &mut Requests) -> Result<(), Refused> {
+        for said in self.ask(&call, requests)? {
+            said.good(&call)?;
         }
         Ok(())
     }
@@ -196,15 +197,15 @@ impl Said {
     }
 
     /// Whether there is what was asked for.
-    pub(crate) fn found(self, call: &str) -> Result<bool, Refused> {
+    pub(crate) fn found(self, call: impl Display) -> Result<bool, Refused> {
         if self.errno == libc::ENOENT { Ok(false) } else { self.good(call).map(|_| true) }
     }
 
     /// The answers, or the error.
-    pub(crate) fn good(self, call: &str) -> Result<Vec<Vec<u8>>, Refused> {
+    pub(crate) fn good(self, call: impl Display) -> Result<Vec<Vec<u8>>, Refused> {
         match self.errno {
             0 => Ok(self.bodies),
-            errno => Err(Refused { call: call.to_owned(), errno, words: self.words }),
+            errno => Err(Refused { call: call.to_string(), errno, words: self.words }),
         }
     }
 }
@@ -224,8 +225,8 @@ fn words(answer: &Answer<'_>) -> String {
         .unwrap_or_default()
 }
 
-fn lost(call: &str, error: &dyn fmt::Display) -> Refused {
-    Refused { call: call.to_owned(), errno: 0, words: error.to_string() }
+fn lost(call: impl Display, error: &dyn Display) -> Refused {
+    Refused { call: call.to_string(), errno: 0, words: error.to_string() }
 }
 
 /// Sockets that lie idle: a thread takes one for each conversation, so nobody waits for another's answer.

@@ -10,8 +10,9 @@ use crate::steps::Steps;
 use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use wire::name::addr::BridgeAddr;
-use wire::name::link::BridgeName;
+use wire::name::link::{BridgeName, TapName};
 use wire::net::Bridge;
 
 /// The switches of a bridge: `IPV4_DEVCONF_*` and the value.
@@ -110,16 +111,28 @@ fn is_right(link: &Link, addresses: &[Address], bridge: &Bridge) -> bool {
         && addresses.contains(&wanted(link.index, &bridge.addr))
 }
 
-/// The bridge, where nothing is left to do: two questions.
-pub(crate) fn if_right(net: &Net, bridge: &Bridge) -> Result<Option<Ours>, Fail> {
+/// The bridge, where nothing is left to do, and what link has the name of a tap, if one is asked for: one question.
+pub(crate) fn if_right(
+    net: &Net,
+    bridge: &Bridge,
+    tap: Option<&TapName>,
+) -> Result<(Option<Ours>, Option<Link>), Fail> {
+    let name = bridge.name.as_str();
+    let names: Vec<&str> = [name].into_iter().chain(tap.map(TapName::as_str)).collect();
     net.links
         .with(|conn| {
-            let Some(found) = link::by_name(conn, bridge.name.as_str())? else { return Ok(None) };
-            if found.name != bridge.name.as_str() || !is_marked(&found) {
-                return Ok(None);
+            let guess = net.last_bridge.load(Ordering::Relaxed);
+            let (links, mut addresses) = link::by_names(conn, &names, guess)?;
+            let mut links = links.into_iter();
+            let (found, tap) = (links.next().flatten(), links.next().flatten());
+            let Some(found) = found.filter(|found| found.name == name && is_marked(found)) else {
+                return Ok((None, tap));
+            };
+            if found.index != guess {
+                addresses = link::addresses(conn, Some(found.index))?;
+                net.last_bridge.store(found.index, Ordering::Relaxed);
             }
-            let addresses = link::addresses(conn, Some(found.index))?;
-            Ok(is_right(&found, &addresses, bridge).then_some(Ours(found, addresses)))
+            Ok((is_right(&found, &addresses, bridge).then_some(Ours(found, addresses)), tap))
         })
         .map_err(refused)
 }

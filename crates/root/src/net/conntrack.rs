@@ -25,7 +25,7 @@ pub(crate) fn forget(conn: &mut Conn, guest: Ipv4Addr) -> Result<(), Refused> {
     for (end, bit) in ENDS {
         let mut ask = Requests::default();
         filtered(&mut ask, DELETE, ACK, guest, end, bit);
-        match conn.all(&format!("IPCTNL_MSG_CT_DELETE {guest}"), &mut ask) {
+        match conn.all(format_args!("IPCTNL_MSG_CT_DELETE {guest}"), &mut ask) {
             Ok(()) => {}
             Err(refused) if refused.is(libc::ENOENT) => {}
             // Before 6.x a filter is only for lists: read, then one by one.
@@ -59,7 +59,7 @@ fn filtered(ask: &mut Requests, kind: u16, flags: u16, guest: Ipv4Addr, end: u16
 fn one_by_one(conn: &mut Conn, guest: Ipv4Addr, end: u16, bit: u32) -> Result<(), Refused> {
     let mut ask = Requests::default();
     filtered(&mut ask, GET, DUMP, guest, end, bit);
-    for body in conn.one(&format!("IPCTNL_MSG_CT_GET {guest}, all"), &mut ask)? {
+    for body in conn.one(format_args!("IPCTNL_MSG_CT_GET {guest}, all"), &mut ask)? {
         let Some(attributes) = body.get(4..) else { continue };
         let Some(tuple) = attr(attributes, TUPLE_ORIG) else { continue };
         // A kernel that passes the filter over lists others' too: look again.
@@ -74,7 +74,7 @@ fn one_by_one(conn: &mut Conn, guest: Ipv4Addr, end: u16, bit: u32) -> Result<()
                 request.bytes(kind, value);
             }
         }
-        match conn.all(&format!("IPCTNL_MSG_CT_DELETE {guest}, one"), &mut ask) {
+        match conn.all(format_args!("IPCTNL_MSG_CT_DELETE {guest}, one"), &mut ask) {
             Err(refused) if !refused.is(libc::ENOENT) => return Err(refused),
             _ => {}
         }

@@ -10,6 +10,7 @@ use super::ruleset::{self, header, nft, write_key};
 use super::sets::{Element, Key, Set, TABLE, Table};
 use super::whose::{self, Whose};
 use crate::settings::Mark;
+use std::fmt::Display;
 use sys::netlink::Family;
 
 const DELTABLE: u16 = 2;
@@ -121,7 +122,7 @@ impl Firewall {
     }
 
     /// A list, whole.
-    pub(crate) fn dump(&mut self, call: &str, ask: &mut Requests) -> Result<Vec<Vec<u8>>, Refused> {
+    pub(crate) fn dump(&mut self, call: impl Display, ask: &mut Requests) -> Result<Vec<Vec<u8>>, Refused> {
         self.conn.one(call, ask)
     }
 
@@ -129,7 +130,7 @@ impl Firewall {
     pub(crate) fn elements(&mut self, set: Set) -> Result<Vec<Element>, Refused> {
         let mut ask = Requests::default();
         ask.push(nft(GETSETELEM), DUMP, &header(set.table().family())).text(1, TABLE).text(2, set.name());
-        let bodies = match self.conn.one(&format!("NFT_MSG_GETSETELEM {}, all", set.name()), &mut ask) {
+        let bodies = match self.conn.one(format_args!("NFT_MSG_GETSETELEM {}, all", set.name()), &mut ask) {
             Ok(bodies) => bodies,
             Err(refused) if refused.is(libc::ENOENT) => return Ok(Vec::new()),
             Err(refused) => return Err(refused),

@@ -184,7 +184,7 @@ const IFLA_MTU: u16 = 4;
 fn mtu(conn: &mut Conn, index: u32) -> Result<u32, Refused> {
     let mut ask = Requests::default();
     ask.push(18, QUESTION, &link::header(index, 0, 0));
-    let answer = conn.one(&format!("RTM_GETLINK index {index}"), &mut ask)?;
+    let answer = conn.one(format_args!("RTM_GETLINK index {index}"), &mut ask)?;
     let mtu = answer.first().and_then(|body| attr(body.get(16..)?, IFLA_MTU)).and_then(|mtu| u32_at(mtu, 0));
     Ok(mtu.unwrap_or(1500))
 }
@@ -192,7 +192,7 @@ fn mtu(conn: &mut Conn, index: u32) -> Result<u32, Refused> {
 fn set_mtu(conn: &mut Conn, index: u32, mtu: u32) -> Result<(), Refused> {
     let mut ask = Requests::default();
     ask.push(16, ACK, &link::header(index, 0, 0)).u32(IFLA_MTU, mtu);
-    conn.all(&format!("RTM_NEWLINK index {index} mtu {mtu}"), &mut ask)
+    conn.all(format_args!("RTM_NEWLINK index {index} mtu {mtu}"), &mut ask)
 }
 
 /// What it means.

@@ -26,11 +26,19 @@ pub(crate) fn create(host: &Host, new: &NewTap) -> Result<(), Fail> {
     let name = new.tap.as_str();
     let _tap = host.net.locks.hold(format!("tap:{name}"));
     steps::run("create_tap", &host.faults, |steps| {
-        let there = find(host, &new.tap)?;
+        let bridges = host.net.bridges.read().unwrap_or_else(PoisonError::into_inner);
+        let (on, there) = bridge::if_right(&host.net, &new.bridge, Some(&new.tap))?;
+        let there = ours(&new.tap, there)?;
         if there.is_none() {
             limit(host)?;
         }
-        let (_bridges, on) = bridge(host, steps, &new.bridge)?;
+        let (_bridges, on) = match on {
+            Some(on) => (bridges, on),
+            None => {
+                drop(bridges);
+                bridge(host, steps, &new.bridge)?
+            }
+        };
         match there {
             Some(there) => put_right(host, steps, &there, &on),
             None => make(host, steps, new, &on),
@@ -43,7 +51,7 @@ fn bridge<'a>(host: &'a Host, steps: &mut Steps<'a>, wanted: &Bridge) -> Result<
     for _ in 0..5 {
         {
             let shared = host.net.bridges.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(ours) = bridge::if_right(&host.net, wanted)? {
+            if let (Some(ours), _) = bridge::if_right(&host.net, wanted, None)? {
                 return Ok((shared, ours));
             }
         }
@@ -55,7 +63,12 @@ fn bridge<'a>(host: &'a Host, steps: &mut Steps<'a>, wanted: &Bridge) -> Result<
 
 /// The tap of that name, where it is ours.
 pub(crate) fn find(host: &Host, name: &TapName) -> Result<Option<Link>, Fail> {
-    match host.net.links.with(|conn| link::by_name(conn, name.as_str())).map_err(refused)? {
+    ours(name, host.net.links.with(|conn| link::by_name(conn, name.as_str())).map_err(refused)?)
+}
+
+/// What has that name, where it is a tap of ours.
+fn ours(name: &TapName, link: Option<Link>) -> Result<Option<Link>, Fail> {
+    match link {
         Some(link) if link.name != name.as_str() => {
             Err(Fail::new(format!("{name} is another name of the link {}: choose another tap", link.name)))
         }

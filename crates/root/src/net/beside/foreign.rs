@@ -144,7 +144,7 @@ pub(crate) fn rule(
 ) -> Result<Option<Rule>, Refused> {
     let mut ask = Requests::default();
     ask.push(nft(GETRULE), QUESTION, &header(family)).text(1, table).text(2, chain).bytes(3, &handle.to_be_bytes());
-    match fw.dump(&format!("NFT_MSG_GETRULE {table} {chain} {handle}"), &mut ask) {
+    match fw.dump(format_args!("NFT_MSG_GETRULE {table} {chain} {handle}"), &mut ask) {
         Ok(bodies) => Ok(bodies.first().and_then(|body| Rule::read(body))),
         Err(refused) if refused.is(libc::ENOENT) => Ok(None),
         Err(refused) => Err(refused),
@@ -155,7 +155,7 @@ pub(crate) fn rule(
 pub(super) fn rules(fw: &mut Firewall, chain: &Chain) -> Result<Vec<Rule>, Refused> {
     let mut ask = Requests::default();
     ask.push(nft(GETRULE), DUMP, &header(chain.family)).text(1, &chain.table).text(2, &chain.name);
-    let bodies = fw.dump(&format!("NFT_MSG_GETRULE {} {}", chain.table, chain.name), &mut ask)?;
+    let bodies = fw.dump(format_args!("NFT_MSG_GETRULE {} {}", chain.table, chain.name), &mut ask)?;
     Ok(bodies.iter().filter_map(|body| Rule::read(body)).collect())
 }
 
