@@ -199,11 +199,14 @@ isolated! { fn a_reload_of_ufw_holds_flows_up_for_a_moment_at_most() {
         }
         (longest.max(last.elapsed()), answered)
     });
+    let begun = Instant::now();
     output("ufw", &["reload"]);
     output("ufw", &["reload"]);
+    let took = begun.elapsed() / 2;
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let (longest, answered) = flows.join().unwrap();
-    println!("{answered} flows answered, the longest gap {longest:?}");
+    println!("{answered} flows answered, the longest gap {longest:?}, a reload {took:?}");
     assert!(answered > 50, "{answered}");
-    assert!(longest < Duration::from_millis(150), "{longest:?}");
+    // Not as long as ufw is at it, which a busy machine draws out as well.
+    assert!(longest < took / 2, "{longest:?}");
 } }
