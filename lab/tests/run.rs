@@ -67,6 +67,17 @@ fn what_stays_in_the_background_holds_nothing_up() {
 }
 
 #[test]
+fn a_kernel_that_panics_is_told_of() {
+    let out = run(&["--", "sh", "-c", "echo before; echo c >/proc/sysrq-trigger; sleep 300"]);
+    assert_eq!((text(&out.stdout).as_str(), out.status.code()), ("before\n", Some(125)));
+    let said = text(&out.stderr);
+    for part in ["the lab's kernel panicked", "Kernel panic - not syncing: sysrq triggered crash", "sysrq_handle_crash"]
+    {
+        assert!(said.contains(part), "no {part} in\n{said}");
+    }
+}
+
+#[test]
 fn machines_know_nothing_of_each_other() {
     let script = "[ ! -e /root/here ] && touch /root/here && cat /proc/sys/kernel/random/uuid; date +%s";
     let both = [(); 2].map(|()| lab(&["--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().expect("lab/run"));

@@ -143,7 +143,11 @@ fn run(request: Request) -> Result<i32> {
     let command = lab::Command { folder: folder.as_bytes(), words, environment };
     // The time is the command's; a first image isn't made at its cost.
     children::end_after(request.limit);
-    machine.session.run(&command, input, &mut session::Own)
+    let ended = machine.session.run(&command, input, &mut session::Own);
+    ended.map_err(|e| {
+        let said = machine.end();
+        if said.panic().is_some() { e.context(said.shown()) } else { e }
+    })
 }
 
 /// A machine that answers, with what was brought mounted.

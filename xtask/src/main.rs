@@ -1,6 +1,7 @@
 //! The project's chores.
 
 mod cache;
+mod console;
 mod demo;
 mod guest;
 mod inventory;

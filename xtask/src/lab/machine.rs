@@ -14,10 +14,11 @@ use super::children::{self, Bound};
 use super::image::Image;
 use super::qmp::Qmp;
 use super::session::Session;
+use crate::console::{Console, Said};
 use crate::programs;
 
 pub(super) const QEMU: &str = "qemu-system-x86_64";
-/// Lines of the guest's console that an error shows; a panic has some thirty.
+/// Lines of QEMU's own that an error shows.
 const LAST_LINES: usize = 40;
 /// The guest's memory; it takes what the guest has touched.
 const MEMORY: &str = "2048M";
@@ -70,7 +71,7 @@ pub(super) struct Parts<'a> {
 pub(super) struct Machine {
     pub(super) session: Session,
     pub(super) qmp: Qmp,
-    console: File,
+    console: Console,
     process: Bound,
 }
 
@@ -99,21 +100,23 @@ impl Machine {
     pub(super) fn start(parts: &Parts<'_>) -> Result<Self> {
         let (qmp, qmp_theirs) = UnixStream::pair()?;
         let (channel, channel_theirs) = UnixStream::pair()?;
-        let mut console = unnamed("banger-lab-console")?;
-        let mut keep = vec![qmp_theirs.as_fd(), channel_theirs.as_fd(), console.as_fd()];
+        let (console, console_theirs) = UnixStream::pair()?;
+        let console = Console::read(console, channel.try_clone()?);
+        let mut keep = vec![qmp_theirs.as_fd(), channel_theirs.as_fd(), console_theirs.as_fd()];
         keep.extend(parts.second_disk.map(AsFd::as_fd));
         keep.push(match &parts.start {
             Start::Boot { initrd, .. } => initrd.as_fd(),
             Start::Restore { state } => state.as_fd(),
         });
         let mut command = command(parts);
-        command.args(["-chardev", &format!("socket,id=qmp,fd={}", qmp_theirs.as_raw_fd())]);
-        command.args(["-chardev", &format!("socket,id=lab,fd={}", channel_theirs.as_raw_fd())]);
-        command.args(["-mon", "chardev=qmp,mode=control", "-serial", &format!("file:{}", by_number(&console))]);
+        for (id, theirs) in [("qmp", &qmp_theirs), ("lab", &channel_theirs), ("console", &console_theirs)] {
+            command.args(["-chardev", &format!("socket,id={id},fd={}", theirs.as_raw_fd())]);
+        }
+        command.args(["-mon", "chardev=qmp,mode=control", "-serial", "chardev:console"]);
         let mut errors = unnamed("banger-lab-qemu")?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors.try_clone()?);
         let process = children::spawn(&mut command, &keep)?;
-        drop((qmp_theirs, channel_theirs));
+        drop((qmp_theirs, channel_theirs, console_theirs));
         let started = Qmp::greet(qmp).and_then(|mut qmp| {
             if let Memory::Into(_) | Memory::From(_) = parts.memory {
                 qmp.memory_is_shared()?;
@@ -127,7 +130,8 @@ impl Machine {
         match started {
             Ok(qmp) => Ok(Self { session: Session::new(channel)?, qmp, console, process }),
             Err(e) => {
-                let said = last_lines(&mut errors) + &last_lines(&mut console);
+                drop(process);
+                let said = last_lines(&mut errors) + &console.whole().shown();
                 Err(e.context(format!("{QEMU} can't be started\n{said}")))
             }
         }
@@ -145,9 +149,10 @@ impl Machine {
         Ok(())
     }
 
-    /// The last that the guest's kernel said.
-    pub(super) fn console(&mut self) -> String {
-        last_lines(&mut self.console)
+    /// Ends it, and gives what its kernel said.
+    pub(super) fn end(self) -> Said {
+        drop(self.process);
+        self.console.whole()
     }
 }
 

@@ -155,7 +155,7 @@ fn boot(wanted: &Wanted<'_>, memory: Memory<'_>, disk: Disk<'_>, second_disk: Op
     }
     if let Err(e) = up {
         children::check()?;
-        let console = machine.console();
+        let console = machine.end().shown();
         bail!("the lab doesn't come up in {:.0} s: {e:#}\n{console}", begun.elapsed().as_secs_f64());
     }
     Ok(machine)

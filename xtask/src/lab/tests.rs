@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use serde_json::Value;
 use super::baggage::Item;
 use super::machine::{Machine, Nested};
 use super::{Request, children, enter};
+use crate::console::Panic;
 use crate::programs;
 
 /// How long one test may take by the host's clock: the lab's own falls behind on a busy machine.
@@ -38,6 +40,9 @@ const LONG: [&str; 4] = [
     "::resolver_step_that_fails_leaves_nothing_and_a_kill_can_be_mended",
     "::killed_at_any_moment_of_two_hundred_calls",
 ];
+
+/// What ends a machine without any test's fault: docs/lab.md.
+const PANICKED: &str = "the lab's kernel panicked in KVM under emulation";
 
 /// Without these, tests over Firecracker itself do not run, and that is said.
 const THEIRS: [&str; 2] = ["BANGER_TEST_FIRECRACKER", "BANGER_TEST_JAILER"];
@@ -98,12 +103,13 @@ pub(super) fn run(request: Request) -> Result<i32> {
     let (long, short): (Vec<_>, Vec<_>) = tests.iter().filter(|test| test.nested() == Nested::No).partition(is_long);
     let plain = Mutex::new(long.into_iter().chain(short));
     let nested = Mutex::new(tests.iter().filter(|test| test.nested() == Nested::Yes));
+    let panics = AtomicUsize::new(0);
     let passed = thread::scope(|scope| {
         let machines: Vec<_> = (0..MACHINES.min(tests.len()))
             .map(|_| {
                 scope.spawn(|| {
-                    let plain = run_queue(&request, Nested::No, &plain, &tests, &built)?;
-                    Ok(plain + run_queue(&request, Nested::Yes, &nested, &tests, &built)?)
+                    let plain = run_queue(&request, Nested::No, &plain, &tests, &built, &panics)?;
+                    Ok(plain + run_queue(&request, Nested::Yes, &nested, &tests, &built, &panics)?)
                 })
             })
             .collect();
@@ -114,9 +120,13 @@ pub(super) fn run(request: Request) -> Result<i32> {
     for test in &without {
         println!("     NOT RUN {} {}", test.of.name, test.name);
     }
-    match without.len() {
-        0 => println!("{passed} passed, {failed} failed"),
-        count => println!("{passed} passed, {failed} failed, {count} not run: no {}", missing.join(", no ")),
+    let mut counts = format!("{passed} passed, {failed} failed");
+    if !without.is_empty() {
+        let _ = write!(counts, ", {} not run: no {}", without.len(), missing.join(", no "));
+    }
+    match panics.into_inner() {
+        0 => println!("{counts}"),
+        count => println!("{counts}; {count} begun once more: {PANICKED}"),
     }
     Ok(i32::from(failed > 0))
 }
@@ -150,13 +160,15 @@ fn names(of: &Built) -> Result<Vec<String>> {
 }
 
 /// Runs tests out of a queue in a machine, which is there from the first one on, and gives the number of those that passed.
-/// A test that fails leaves the machine in no known state: the others get another one.
+/// A test that fails leaves the machine in no known state: the others get another one. So does a panic of the lab's kernel
+/// in KVM: for a test's first one the test is begun once more, and it is counted in `panics`.
 fn run_queue<'a>(
     request: &Request,
     nested: Nested,
     queue: &Mutex<impl Iterator<Item = &'a Test<'a>>>,
     all: &[Test<'_>],
     built: &[Built],
+    panics: &AtomicUsize,
 ) -> Result<usize> {
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let Some(first) = next() else { return Ok(0) };
@@ -169,25 +181,37 @@ fn run_queue<'a>(
     let mut machine = enter(request, nested, &items)?;
     let mut passed = 0;
     for test in std::iter::once(first).chain(std::iter::from_fn(next)) {
-        let begun = Instant::now();
-        let mut output = Vec::new();
-        let why = match run_one(request, &variables, &mut machine, test, &mut output) {
-            Ok(0) => None,
-            Ok(status) => Some(format!("it ended with {status}")),
-            Err(e) => Some(format!("{e:#}")),
-        };
-        let word = if why.is_none() { "PASS" } else { "FAIL" };
-        let mut told = format!("{word:>12} [{:>8.3}s] {} {}\n", begun.elapsed().as_secs_f64(), test.of.name, test.name);
-        match why {
-            None => passed += 1,
-            Some(why) => {
-                children::check()?;
-                let output = String::from_utf8_lossy(&output);
-                let _ = writeln!(told, "{output}\n    {why}\n{}", machine.console());
-                machine = enter(request, nested, &items)?;
+        let mut panicked = false;
+        loop {
+            let begun = Instant::now();
+            let mut output = Vec::new();
+            let why = match run_one(request, &variables, &mut machine, test, &mut output) {
+                Ok(0) => None,
+                Ok(status) => Some(format!("it ended with {status}")),
+                Err(e) => Some(format!("{e:#}")),
+            };
+            let seconds = begun.elapsed().as_secs_f64();
+            let told = |word: &str| format!("{word:>12} [{seconds:>8.3}s] {} {}", test.of.name, test.name);
+            let Some(why) = why else {
+                passed += 1;
+                println!("{}", told("PASS"));
+                break;
+            };
+            children::check()?;
+            let said = machine.end();
+            let once_more = said.panic() == Some(Panic::AtAGuest) && !panicked;
+            if once_more {
+                panicked = true;
+                panics.fetch_add(1, Ordering::Relaxed);
+                println!("{}\n    {PANICKED}; once more on a fresh machine\n{}", told("PANIC"), said.shown());
+            } else {
+                println!("{}\n{}\n    {why}\n{}", told("FAIL"), String::from_utf8_lossy(&output), said.shown());
+            }
+            machine = enter(request, nested, &items)?;
+            if !once_more {
+                break;
             }
         }
-        print!("{told}");
     }
     Ok(passed)
 }
