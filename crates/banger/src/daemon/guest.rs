@@ -135,8 +135,13 @@ pub(crate) fn dial(vsock: &Path, limit: Duration) -> io::Result<UnixStream> {
 fn ask(vsock: &Path) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(vsock)?;
     stream.set_write_timeout(Some(ANSWER))?;
-    writeln!(stream, "CONNECT {PORT}")?;
+    connect_on(&mut stream)?;
     Ok(stream)
+}
+
+/// The line in one piece: Firecracker hangs up on whoever has sent a part of it by when it looks.
+fn connect_on(stream: &mut impl Write) -> io::Result<()> {
+    stream.write_all(format!("CONNECT {PORT}\n").as_bytes())
 }
 
 /// Reads its answer, and no byte behind it: what follows the line is the agent's.
@@ -340,6 +345,27 @@ mod tests {
         let text = "x\nbanger-agent: 0.391000 start\r\nbanger-agent: 0.501500 modules\nbanger-agent: nan root\nbanger-agent: 1 x\n";
         assert_eq!(stages_in(text).unwrap(), "kernel 391, modules 110");
         assert_eq!(stages_in(""), None);
+    }
+
+    /// What it was sent, piece by piece.
+    struct Pieces(Vec<Vec<u8>>);
+
+    impl Write for Pieces {
+        fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+            self.0.push(piece.to_vec());
+            Ok(piece.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn connect_is_sent_in_one_piece() {
+        let mut sent = Pieces(Vec::new());
+        connect_on(&mut sent).unwrap();
+        assert_eq!(sent.0, [b"CONNECT 1023\n"]);
     }
 
     #[test]
