@@ -157,10 +157,10 @@ impl Vmm {
 
     /// KVM where a guest runs on it and `emulated` is not asked for, emulation elsewhere; says in the log which and why.
     pub(crate) fn accelerator(&self, emulated: bool) -> Accelerator {
-        let why = match sys::kvm::runs_guests() {
-            _ if emulated => Err("it is asked for".to_owned()),
-            Ok(()) => Ok(()),
-            Err(error) => Err(format!("/dev/kvm runs no guest ({error})")),
+        // A trial takes some milliseconds, most of them to take its VM down.
+        let why = match emulated {
+            true => Err("it is asked for".to_owned()),
+            false => sys::kvm::runs_guests().map_err(|error| format!("/dev/kvm runs no guest ({error})")),
         };
         match why {
             Ok(()) => Accelerator::Kvm,

@@ -25,6 +25,8 @@ use wire::image::NewFile;
 
 /// The agent's answer to a CONNECT, and its HELLO, take no longer; a guest that still boots is waited for elsewhere.
 pub(crate) const ANSWER: Duration = Duration::from_secs(10);
+/// An agent waits for a call for 5 s; one that was asked for longer ago than this is not used for a command any more.
+const FRESH: Duration = Duration::from_secs(1);
 /// So long a connection is tried that is cut off before its answer.
 const CUT_OFF: Duration = Duration::from_secs(3);
 /// Looks at a guest's clock, until they tell it so well.
@@ -114,21 +116,45 @@ fn greeted(stream: UnixStream) -> io::Result<String> {
     Ok(client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect())
 }
 
+/// A connection to an agent that was asked for, and is answered or not yet.
+pub(crate) struct Asked {
+    stream: UnixStream,
+    since: Instant,
+}
+
+impl Asked {
+    /// Asks for one.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub(crate) fn now(vsock: &Path) -> io::Result<Asked> {
+        Ok(Asked { since: Instant::now(), stream: ask(vsock)? })
+    }
+
+    /// The stream, at the first byte of HELLO.
+    ///
+    /// # Errors
+    /// The answer is none, or took more than `limit` from now on.
+    pub(crate) fn answered(self, limit: Duration) -> io::Result<UnixStream> {
+        let mut stream = self.stream;
+        stream.set_read_timeout(Some(limit))?;
+        match answered(&mut stream) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                keep_until_answered(stream);
+                Err(error)
+            }
+            Err(error) => Err(error),
+            Ok(()) => stream.set_read_timeout(Some(ANSWER)).map(|()| stream),
+        }
+    }
+}
+
 /// Connects to the agent through the VMM's socket. The stream is at the first byte of HELLO.
 ///
 /// # Errors
 /// Nobody listens, or the answer took more than `limit`.
 pub(crate) fn dial(vsock: &Path, limit: Duration) -> io::Result<UnixStream> {
-    let mut stream = ask(vsock)?;
-    stream.set_read_timeout(Some(limit))?;
-    match answered(&mut stream) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-            keep_until_answered(stream);
-            Err(error)
-        }
-        Err(error) => Err(error),
-        Ok(()) => stream.set_read_timeout(Some(ANSWER)).map(|()| stream),
-    }
+    Asked::now(vsock)?.answered(limit)
 }
 
 /// Sends CONNECT.
@@ -165,6 +191,21 @@ fn keep_until_answered(mut stream: UnixStream) {
         let _ = stream.read(&mut [0; 32]);
     });
     drop(kept);
+}
+
+/// The connection for a call that is handed over: the one that was asked for ahead, else a new one.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) fn connect_ahead(vsock: &Path, ahead: Option<Asked>) -> io::Result<UnixStream> {
+    match ahead {
+        Some(asked) if asked.since.elapsed() < FRESH => asked.answered(ANSWER).or_else(|_| connect(vsock)),
+        Some(asked) => {
+            keep_until_answered(asked.stream);
+            connect(vsock)
+        }
+        None => connect(vsock),
+    }
 }
 
 /// Connects for a call that is handed over. A VMM that has just ended other calls cuts one off before it is answered
@@ -366,6 +407,47 @@ mod tests {
         let mut sent = Pieces(Vec::new());
         connect_on(&mut sent).unwrap();
         assert_eq!(sent.0, [b"CONNECT 1023\n"]);
+    }
+
+    #[test]
+    fn a_connection_asked_for_ahead_is_used_while_its_agent_waits_and_never_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let accepted = || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 13]).unwrap();
+            stream
+        };
+        let says = |stream: &mut UnixStream, word: &str| stream.write_all(word.as_bytes()).unwrap();
+        let hears = |mut stream: UnixStream| {
+            let mut word = [0; 1];
+            stream.read_exact(&mut word).unwrap();
+            word[0]
+        };
+
+        let asked = Asked::now(&path).unwrap();
+        says(&mut accepted(), "OK 1\na");
+        assert_eq!(hears(connect_ahead(&path, Some(asked)).unwrap()), b'a', "nobody else is asked");
+
+        let asked = Asked::now(&path).unwrap();
+        drop(accepted());
+        let again = std::thread::scope(|scope| {
+            scope.spawn(|| says(&mut accepted(), "OK 2\nb"));
+            connect_ahead(&path, Some(asked)).unwrap()
+        });
+        assert_eq!(hears(again), b'b', "it was cut off");
+
+        let old = Asked { since: Instant::now().checked_sub(FRESH).unwrap(), ..Asked::now(&path).unwrap() };
+        let mut first = accepted();
+        let again = std::thread::scope(|scope| {
+            scope.spawn(|| says(&mut accepted(), "OK 4\nd"));
+            connect_ahead(&path, Some(old)).unwrap()
+        });
+        assert_eq!(hears(again), b'd', "its agent may have stopped waiting");
+        // It is held until it is answered, and let go then.
+        says(&mut first, "OK 3\n");
+        assert_eq!(first.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub(crate) struct Launched {
 pub(crate) struct Ready {
     pub(crate) vm: Vm,
     process: PidFd,
+    /// The connection of the command that follows, where it was asked for already.
+    pub(crate) call: Option<guest::Asked>,
 }
 
 /// A step that failed: what it began is undone.
@@ -227,7 +229,7 @@ impl Launched {
                 (self.vm.vmm_version, self.vm.mac) = (told.version, told.mac);
                 self.vm.ready_ms = Some(u64::try_from(wait.begun.elapsed().as_millis()).unwrap_or(u64::MAX));
                 self.vm.last_error = None;
-                Ok(Ready { vm: self.vm, process })
+                Ok(Ready { vm: self.vm, process, call: None })
             }
             Err(fault) => {
                 let fault = explain(fault, &self.vm, &places.console());
@@ -272,7 +274,7 @@ impl Ready {
         let api = work.places(vm).api();
         let running = work.helper().process_running(number, &api.to_string_lossy());
         let running = running.map_err(|error| work.refused("finding the VM again", error))?;
-        Ok((running && process.is_alive()).then(|| Ready { vm: vm.clone(), process }))
+        Ok((running && process.is_alive()).then(|| Ready { vm: vm.clone(), process, call: None }))
     }
 
     /// Its process, to be watched.

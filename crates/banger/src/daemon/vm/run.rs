@@ -26,7 +26,7 @@ const OTHERS: Duration = Duration::from_secs(60);
 pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, keep: bool) -> Result<Changed, Fault> {
     let begun = Instant::now();
     let mut work = Work::new(daemon, caller.op_id());
-    work.stages = machine.stages;
+    (work.stages, work.command) = (machine.stages, true);
     caller.stage("plan", StageState::Begun, "", "");
     let from = if machine.cold { From::New } else { From::Pool };
     let vm = plan::plan(&work, machine, keep, caller.process(), from).map_err(|fault| fault.at("plan"))?;
@@ -46,9 +46,8 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
             return Err(failed.planned.remove(&mut work).err().unwrap_or(fault));
         }
     };
-    let used = hand_over(daemon, caller, &ready.vm);
-    let vm = ready.vm.clone();
-    drop(ready);
+    let Ready { vm, call, .. } = ready;
+    let used = hand_over(daemon, caller, &vm, call);
     if keep {
         if !machine.cold {
             template::wanted(daemon, &vm);
@@ -108,11 +107,11 @@ pub(crate) fn exec(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, l
     let vm = daemon.store.change(|t| find(t, reference))?;
     is_running(&vm)?;
     if looks {
-        return hand_over(daemon, caller, &vm);
+        return hand_over(daemon, caller, &vm, None);
     }
     // Before and after: what is written down while the command runs is not true of what it does then.
     workspace::touch(daemon, &vm)?;
-    let done = hand_over(daemon, caller, &vm);
+    let done = hand_over(daemon, caller, &vm, None);
     workspace::touch(daemon, &vm)?;
     done
 }
@@ -127,12 +126,12 @@ pub(super) fn is_running(vm: &Vm) -> Result<(), Fault> {
         .fix(format!("banger vm start {name}")))
 }
 
-/// Connects, hands over, and stays until the caller is done or the VM has ended.
-fn hand_over(daemon: &Arc<Daemon>, caller: &mut Caller, vm: &Vm) -> Result<(), Fault> {
+/// Connects, or takes what was asked for ahead, hands over, and stays until the caller is done or the VM has ended.
+fn hand_over(daemon: &Arc<Daemon>, caller: &mut Caller, vm: &Vm, ahead: Option<guest::Asked>) -> Result<(), Fault> {
     let _counted = daemon.slots.connect(&vm.id, &vm.name)?;
     let work = Work::new(daemon, caller.op_id());
     let process = vm.pid.and_then(|pid| pidfd::open(pid).ok()).ok_or_else(|| lost(vm))?;
-    let stream = guest::connect(&work.places(vm).vsock()).map_err(|error| {
+    let stream = guest::connect_ahead(&work.places(vm).vsock(), ahead).map_err(|error| {
         let fault = if process.is_alive() {
             let message = format!("{}'s agent doesn't answer", vm.name);
             Fault::new("agent_silent", exit::FAILED, message)

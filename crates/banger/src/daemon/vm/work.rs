@@ -16,6 +16,8 @@ pub(crate) struct Work<'a> {
     op_id: String,
     /// Whether the guest is to tell its stages.
     pub(crate) stages: bool,
+    /// Whether a command follows the start.
+    pub(crate) command: bool,
     /// What was taken away, for a person.
     pub(crate) undone: Vec<&'static str>,
     /// What could not be.
@@ -27,7 +29,7 @@ pub(crate) struct Work<'a> {
 impl<'a> Work<'a> {
     pub(crate) fn new(daemon: &'a Daemon, op_id: &str) -> Work<'a> {
         let (undone, troubles, warnings) = (Vec::new(), Vec::new(), Vec::new());
-        Work { daemon, op_id: op_id.to_owned(), stages: false, undone, troubles, warnings }
+        Work { daemon, op_id: op_id.to_owned(), stages: false, command: false, undone, troubles, warnings }
     }
 
     pub(crate) fn places<'b>(&self, vm: &'b Vm) -> Places<'b>

@@ -199,8 +199,8 @@ impl Launched {
         let Some(process) = self.process.take() else {
             return Err(self.back(work, Fault::bug("no process").at("boot")));
         };
-        let became = match identify(work, &mut self.vm) {
-            Ok(became) => became,
+        let (became, call) = match identify(work, &mut self.vm) {
+            Ok(identified) => identified,
             Err(fault) => {
                 self.process = Some(process);
                 return Err(self.back(work, fault.at("boot")));
@@ -210,7 +210,7 @@ impl Launched {
         self.vm.ready_ms = Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.vm.last_error = None;
         work.pin();
-        Ok((Ready { vm: self.vm, process }, became))
+        Ok((Ready { vm: self.vm, process, call }, became))
     }
 
     /// Waits for the agent of a VM that becomes a template, and for its init; the VM stays one that starts, so that nobody else gets to it.
@@ -268,8 +268,8 @@ fn not_going_on(what: &str, error: &dyn std::fmt::Display) -> Fault {
     Fault::new("template_failed", exit::FAILED, format!("the guest of the template {what}")).why(error)
 }
 
-/// HELLO and `start`.
-fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
+/// HELLO and `start`; beside them, the connection of the command that follows.
+fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<(Became, Option<guest::Asked>), Fault> {
     let silent = not_going_on;
     let begun = Instant::now();
     let mut files = vec![identity::hosts(vm)?];
@@ -290,15 +290,17 @@ fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<Became, Fault> {
         worked().saturating_sub(before) >= most * vm.cpus.into() || (begun.elapsed() >= ANSWER && !others_start())
     };
     let bounds = Bounds { end: begun + LONGEST, is_enough: &is_enough };
-    let client =
-        guest::call_within(&work.places(vm).vsock(), bounds).map_err(|error| silent("does not answer", &error))?;
+    let vsock = work.places(vm).vsock();
+    let client = guest::call_within(&vsock, bounds).map_err(|error| silent("does not answer", &error))?;
     part.set((Instant::now(), worked(), EFFORT[1]));
     let answered = begun.elapsed();
     let agent = client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect();
     let mac = start.network.as_ref().and_then(|network| network.mac.clone());
+    // Its way to the guest and back is that of START.
+    let call = if work.command { guest::Asked::now(&vsock).ok() } else { None };
     client.start(start).map_err(|failure| silent("does not become another", &failure))?;
     (vm.agent, vm.mac) = (Some(agent), mac);
-    Ok(Became { answered, identity: begun.elapsed().saturating_sub(answered) })
+    Ok((Became { answered, identity: begun.elapsed().saturating_sub(answered) }, call))
 }
 
 fn renamed(from: &Path, to: &Path) -> Result<(), Fault> {
