@@ -32,7 +32,7 @@ const SET: Duration = Duration::from_secs(5);
 /// Looks at each guest's clock; the answers that were quick tell most.
 const LOOKS: usize = 10;
 /// What a guest tells of itself, a line each. No two may tell the same.
-const OWN: [&str; 7] = [
+const OWN: [&str; 8] = [
     "hostname",
     "cat /etc/machine-id",
     "cat /proc/sys/kernel/random/boot_id",
@@ -40,6 +40,8 @@ const OWN: [&str; 7] = [
     "ip -4 -o addr show eth0 | tr -s ' ' | cut -d' ' -f4",
     "sha256sum </etc/ssh/ssh_host_ed25519_key",
     "head -c 32 /dev/urandom | sha256sum",
+    // bash asks getrandom(2) for each.
+    "echo $SRANDOM $SRANDOM $SRANDOM $SRANDOM",
 ];
 
 /// A VM whose command waits for questions.

@@ -16,6 +16,8 @@ const TEMPLATES: &str = "/var/lib/banger/templates";
 const NOTHING: &str = "/run/banger/vms:\n\n/var/lib/banger/vms:\n";
 /// Less than elsewhere: all of it lies in the lab's memory.
 const SIZE: &str = "--memory 128M";
+/// With systemd.
+const INIT: &str = "--init --memory 256M";
 
 /// What makes a VM another one, a line each.
 const FACTS: &str = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address; \
@@ -27,9 +29,9 @@ const FACTS: &str = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_
 struct Run(Child);
 
 impl Run {
-    fn begin(script: &str) -> Run {
+    fn begin(kind: &str, script: &str) -> Run {
         let mut run = Command::new("runuser");
-        run.args(["-u", "named", "--", "banger", "vm", "run", "--timings", "--json"]).args(SIZE.split(' '));
+        run.args(["-u", "named", "--", "banger", "vm", "run", "--timings", "--json"]).args(kind.split(' '));
         run.args(["--", "sh", "-c", &format!("{script}; echo end; read x")]).current_dir("/");
         Run(run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
@@ -55,16 +57,16 @@ impl Run {
     }
 }
 
-/// A machine with Firecracker on it, whose daemon runs.
-fn with_firecracker() -> Installed {
-    let installed = install();
+/// A machine with Firecracker on it, whose daemon runs; its guests have that root file system.
+fn with_firecracker(root: &str) -> Installed {
+    let installed = install_with(root);
     shell("install \"$BANGER_TEST_FIRECRACKER\" /usr/local/bin/firecracker; systemctl start bangerd");
     installed
 }
 
-fn build() -> String {
+fn build(kind: &str) -> String {
     let begun = Instant::now();
-    let id = banger(&format!("template build {SIZE}")).trim().to_owned();
+    let id = banger(&format!("template build {kind}")).trim().to_owned();
     println!("figure: a template after {:?}", begun.elapsed());
     assert_eq!(left(), NOTHING);
     id
@@ -79,10 +81,9 @@ fn why() -> String {
     shell("journalctl -u bangerd -o cat | tail -n 5")
 }
 
-/// Two at once: each is another, has memory and disk of its own, and its clock is right.
-fn two_go_on(id: &str, disk: &str) {
-    let before = files(id);
-    let mut runs = [Run::begin(&format!("{FACTS}; echo 1 >/kept")), Run::begin(&format!("{FACTS}; echo 2 >/kept"))];
+/// Two at once: each is another, has memory and disk of its own, and its clock is right. What they told of themselves.
+fn two_go_on(kind: &str, id: &str) -> ([Run; 2], Vec<Vec<String>>) {
+    let mut runs = ["1", "2"].map(|own| Run::begin(kind, &format!("{FACTS}; echo {own} >/kept")));
     let told: Vec<Vec<String>> = runs.iter_mut().map(Run::said).collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     for own in &told {
@@ -104,17 +105,65 @@ fn two_go_on(id: &str, disk: &str) {
     assert_eq!(maps, format!("rw-p {memory}rw-p {memory}"));
     let removed = ended(&format!("template rm {id} 2>/dev/null"));
     assert_eq!(removed, "4\n", "disks lie on it");
-    for run in runs {
-        let [made, boot] = run.end();
-        assert_eq!(made, disk);
-        assert!(boot.starts_with("no boot: "), "{boot}");
-    }
-    assert_eq!((files(id), left()), (before, NOTHING.to_owned()));
+    (runs, told)
+}
+
+/// It ends, and went on from the template.
+fn went_on(run: Run, id: &str) {
+    let [made, boot] = run.end();
+    assert_eq!(made, format!("dm-snapshot on template {id}"));
+    assert!(boot.starts_with("no boot: "), "{boot}");
+}
+
+fn remove(id: &str) {
+    banger(&format!("template rm {id}"));
+    assert_eq!(shell(&format!("ls {TEMPLATES}")), "");
+}
+
+/// What a guest's shell says, however it ends: its systemd may not answer yet.
+fn said(name: &str, script: &str) -> String {
+    shell(&format!("runuser -u named -- banger vm exec {name} -- sh -c '{script}' || :"))
+}
+
+/// systemd, D-Bus and the journal know this machine alone.
+fn is_systemds([hostname, machine, boot]: [&str; 3]) {
+    // The lab has no ssh-keygen: its VMs have no host keys, and no ssh comes up in them.
+    let up = ["running", "degraded"].map(|is| format!("{machine}\n{is}\n"));
+    until(&format!("{hostname}: its systemd has gone on"), || {
+        up.contains(&said(hostname, "journalctl -m -F _MACHINE_ID; systemctl is-system-running --wait"))
+    });
+    let asked = said(
+        hostname,
+        "systemctl --failed --plain --no-legend | grep -v ^ssh.service; \
+         hostnamectl hostname; systemd-run -q --wait --pipe cat /etc/machine-id; \
+         busctl call org.freedesktop.systemd1 / org.freedesktop.DBus.Peer GetMachineId; \
+         journalctl -m -F _BOOT_ID",
+    );
+    let boot = boot.replace('-', "");
+    assert_eq!(asked, format!("{hostname}\n{machine}\ns \"{machine}\"\n{boot}\n"));
+}
+
+/// Stops it in order; its disk, put together by dmsetup's hand out of the template's and its changes, is whole.
+fn ends_clean(name: &str, id: &str) {
+    let vm: Value = serde_json::from_str(&banger(&format!("vm show {name} --json"))).unwrap();
+    let kept = format!("/var/lib/banger/{name}.cow");
+    shell(&format!("ln /var/lib/banger/vms/{}/root.cow {kept}", vm["id"].as_str().unwrap()));
+    let stopped = banger(&format!("vm stop {name} 2>&1"));
+    assert!(
+        stopped.starts_with(&format!("{name}\t")) && stopped.lines().count() == 1,
+        "it had to be killed: {stopped}"
+    );
+    shell(&format!(
+        "base=$(losetup -rf --show {TEMPLATES}/{id}/root.ext4); own=$(losetup -f --show {kept})
+         dmsetup create kept --table \"0 $(blockdev --getsz $base) snapshot $base $own P 8\"
+         e2fsck -fn /dev/mapper/kept; debugfs -R \"cat /kept\" /dev/mapper/kept | grep -q .
+         dmsetup remove kept; losetup -d $base $own; rm {kept}"
+    ));
 }
 
 /// A run that boots, and nobody notices but who asks why.
 fn booted(why: &str) {
-    let mut run = Run::begin("echo done");
+    let mut run = Run::begin(SIZE, "echo done");
     assert_eq!(run.said(), ["done"]);
     let [disk, boot] = run.end();
     assert!(disk.contains(why) && !boot.starts_with("no boot"), "{why}: {disk}, {boot}");
@@ -128,23 +177,39 @@ mod lab {
 
             #[test]
             fn new_vms_go_on_from_a_template_on_firecracker() {
-                let _installed = with_firecracker();
-                let id = build();
-                two_go_on(&id, &format!("dm-snapshot on template {id}"));
-                banger(&format!("template rm {id}"));
-                assert_eq!(shell(&format!("ls {TEMPLATES}")), "");
+                let _installed = with_firecracker("ROOT");
+                let id = build(SIZE);
+                let before = files(&id);
+                let (runs, _) = two_go_on(SIZE, &id);
+                runs.into_iter().for_each(|run| went_on(run, &id));
+                assert_eq!((files(&id), left()), (before, NOTHING.to_owned()));
+                remove(&id);
+            }
+
+            #[test]
+            fn new_vms_with_systemd_go_on_from_a_template_on_firecracker() {
+                let _installed = with_firecracker("ROOT_WITH");
+                let id = build(INIT);
+                let before = files(&id);
+                let ([one, mut other], told) = two_go_on(INIT, &id);
+                told.iter().for_each(|own| is_systemds([0, 1, 2].map(|fact| own[fact].as_str())));
+                ends_clean(&told[1][0], &id);
+                other.0.wait().unwrap();
+                went_on(one, &id);
+                assert_eq!((files(&id), left()), (before, NOTHING.to_owned()));
+                remove(&id);
             }
 
             #[test]
             fn whatever_firecracker_refuses_is_booted() {
-                let _installed = with_firecracker();
-                let id = build();
+                let _installed = with_firecracker("ROOT");
+                let id = build(SIZE);
                 // The helper follows no link.
                 let dir = format!("{TEMPLATES}/{id}");
                 shell(&format!("mv {dir} /var/lib/banger/moved; ln -s ../moved {dir}"));
                 booted(&format!("template {id}: "));
                 shell(&format!("rm {dir}; mv /var/lib/banger/moved {dir}"));
-                let mut run = Run::begin("echo warm");
+                let mut run = Run::begin(SIZE, "echo warm");
                 assert_eq!(run.said(), ["warm"]);
                 assert!(run.end()[1].starts_with("no boot: "), "once is no reason");
 

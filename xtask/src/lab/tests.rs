@@ -45,7 +45,7 @@ const LONG: [&str; 4] = [
 const PANICKED: &str = "the lab's kernel panicked in KVM under emulation";
 
 /// Without these, tests over Firecracker itself do not run, and that is said.
-const THEIRS: [&str; 2] = ["BANGER_TEST_FIRECRACKER", "BANGER_TEST_JAILER"];
+const THEIRS: [&str; 3] = ["BANGER_TEST_FIRECRACKER", "BANGER_TEST_JAILER", "BANGER_TEST_ROOT_WITH"];
 /// What names the files of a guest.
 const GUESTS: [&str; 3] = ["BANGER_TEST_KERNEL", "BANGER_TEST_INITRD", "BANGER_TEST_ROOT"];
 

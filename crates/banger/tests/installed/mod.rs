@@ -64,13 +64,18 @@ const UNITS: [(&str, &str); 3] = [
 
 /// As the README and `docs/helper.md` say it, with an image by its files.
 pub(crate) fn install() -> Installed {
+    install_with("ROOT")
+}
+
+/// The same, with that root file system.
+pub(crate) fn install_with(root: &str) -> Installed {
     let installed = Installed;
     let programs = PathBuf::from(env!("CARGO_BIN_EXE_banger")).parent().unwrap().display().to_string();
     for (name, text) in UNITS {
         std::fs::write(format!("/run/systemd/system/{name}"), text).unwrap();
     }
     let file = |name: &str| std::env::var(format!("BANGER_TEST_{name}")).expect(name);
-    let (kernel, initrd, root) = (file("KERNEL"), file("INITRD"), file("ROOT"));
+    let (kernel, initrd, root) = (file("KERNEL"), file("INITRD"), file(root));
     shell(&format!(
         "useradd -m -u 4200 -G kvm named
          cd {programs}; install banger bangerd bangerd-root /usr/local/bin/
