@@ -1,5 +1,7 @@
 //! Links as the kernel tells them: what one is, whose it is; and the few changes that we make.
 
+use std::fmt::Display;
+
 use super::message::{ACK, CREATE, DUMP, EXCL, Requests, attr, attrs, text, u32_at};
 use super::netlink::{Conn, QUESTION, Refused};
 
@@ -158,7 +160,7 @@ pub(crate) fn by_name(conn: &mut Conn, name: &str) -> Result<Option<Link>, Refus
     found(conn.one(format_args!("RTM_GETLINK {name}"), &mut ask))
 }
 
-/// The same of several names, and the IPv4 addresses of the link with that index, in one question.
+/// The same of several names, and the IPv4 addresses of the link with that index unless it is 0, in one question.
 pub(crate) fn by_names(
     conn: &mut Conn,
     names: &[&str],
@@ -166,7 +168,9 @@ pub(crate) fn by_names(
 ) -> Result<(Vec<Option<Link>>, Vec<Address>), Refused> {
     let mut ask = Requests::default();
     names.iter().for_each(|name| push_name(&mut ask, name));
-    push_addresses(&mut ask, Some(index));
+    if index != 0 {
+        push_addresses(&mut ask, Some(index));
+    }
     let call = format_args!("RTM_GETLINK {names:?}, RTM_GETADDR index {index}");
     let mut said = conn.ask(call, &mut ask)?.into_iter();
     let links = said.by_ref().take(names.len()).map(|said| found(said.good(call))).collect::<Result<_, _>>()?;
@@ -315,7 +319,7 @@ pub(crate) fn detach(conn: &mut Conn, ports: &[u32]) -> Result<(), Refused> {
         ask.push(NEWLINK, ACK, &header(index, 0, UP));
         ask.push(NEWLINK, ACK, &header(index, 0, 0)).u32(IFLA_MASTER, 0);
     }
-    gone_is_done(conn, &format!("RTM_NEWLINK indexes {ports:?} down, master 0"), &mut ask)
+    gone_is_done(conn, format_args!("RTM_NEWLINK indexes {ports:?} down, master 0"), &mut ask)
 }
 
 /// Puts links into groups, in one datagram: index and group of each.
@@ -324,11 +328,11 @@ pub(crate) fn set_groups(conn: &mut Conn, links: &[(u32, u32)]) -> Result<(), Re
     for &(index, group) in links {
         ask.push(NEWLINK, ACK, &header(index, 0, 0)).u32(IFLA_GROUP, group);
     }
-    gone_is_done(conn, &format!("RTM_NEWLINK groups {links:?}"), &mut ask)
+    gone_is_done(conn, format_args!("RTM_NEWLINK groups {links:?}"), &mut ask)
 }
 
 /// All of it is done where the kernel refuses but what is about links that are gone.
-fn gone_is_done(conn: &mut Conn, call: &str, ask: &mut Requests) -> Result<(), Refused> {
+fn gone_is_done(conn: &mut Conn, call: impl Display + Copy, ask: &mut Requests) -> Result<(), Refused> {
     for said in conn.ask(call, ask)? {
         match said.good(call) {
             Err(refused) if !refused.is(libc::ENODEV) => return Err(refused),

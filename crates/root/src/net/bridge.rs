@@ -111,7 +111,8 @@ fn is_right(link: &Link, addresses: &[Address], bridge: &Bridge) -> bool {
         && addresses.contains(&wanted(link.index, &bridge.addr))
 }
 
-/// The bridge, where nothing is left to do, and what link has the name of a tap, if one is asked for: one question.
+/// The bridge, where nothing is left to do, and what link has the name of a tap, if one is asked for: one question, two where
+/// another bridge was asked for last.
 pub(crate) fn if_right(
     net: &Net,
     bridge: &Bridge,
