@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::programs;
 
@@ -15,6 +15,8 @@ const PANIC: &str = "Kernel panic - not syncing";
 const AT_A_GUEST: [&str; 2] = ["svm_vcpu_enter_exit+", "__svm_vcpu_run+"];
 /// How long a kernel that panicked may be silent before it counts as ended: not each of them gets to its restart.
 const SILENCE: Duration = Duration::from_secs(2);
+/// How long one may go on talking: one that faults again and again has no end.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Lines of an error that is no panic.
 const LAST_LINES: usize = 40;
 /// Lines of a panic, from its first one and from its last one. A stack that overflowed has hundreds between.
@@ -51,14 +53,24 @@ impl Console {
 fn follow(mut from: UnixStream, channel: &UnixStream) -> Said {
     let mut said = Said::default();
     let mut bytes = [0; 4096];
+    let mut panicked: Option<Instant> = None;
     // What can't be read has ended.
     while let Ok(n @ 1..) = from.read(&mut bytes) {
+        // Only where it is new: a few bytes come at a time.
+        let new = said.0.floor_char_boundary(said.0.len().saturating_sub(PANIC.len()));
         said.0.push_str(&String::from_utf8_lossy(&bytes[..n]));
-        if said.panic().is_some() && from.set_read_timeout(Some(SILENCE)).is_err() {
-            break;
+        match panicked {
+            Some(begun) if begun.elapsed() > LAST_WORDS => break,
+            None if said.0[new..].contains(PANIC) => {
+                panicked = Some(Instant::now());
+                if from.set_read_timeout(Some(SILENCE)).is_err() {
+                    break;
+                }
+            }
+            _ => {}
         }
     }
-    if said.panic().is_some() {
+    if panicked.is_some() {
         // Fails where the other end has gone: that is heard as well.
         let _ = channel.shutdown(Shutdown::Both);
     }
@@ -67,7 +79,9 @@ fn follow(mut from: UnixStream, channel: &UnixStream) -> Said {
 
 impl Said {
     pub(crate) fn panic(&self) -> Option<Panic> {
-        let at_a_guest = || AT_A_GUEST.iter().any(|place| self.0.contains(place));
+        // A frame behind a question mark may be one that lies on the stack from before.
+        let mut frames = self.0.lines().filter(|line| !line.contains("? "));
+        let mut at_a_guest = || frames.any(|line| AT_A_GUEST.iter().any(|place| line.contains(place)));
         self.0.contains(PANIC).then(|| if at_a_guest() { Panic::AtAGuest } else { Panic::Elsewhere })
     }
 
@@ -121,6 +135,8 @@ mod tests {
     fn a_panic_is_known_by_its_line_and_place() {
         assert_eq!(said(OVERFLOW).panic(), Some(Panic::AtAGuest));
         assert_eq!(said(SYSRQ).panic(), Some(Panic::Elsewhere));
+        let before = SYSRQ.to_owned() + "[   12.000000]  ? svm_vcpu_enter_exit+0x28/0x60 [kvm_amd]\n";
+        assert_eq!(said(&before).panic(), Some(Panic::Elsewhere));
         for none in ["", "[    1.0] kvm: svm_vcpu_enter_exit+0x28/0x60", "[    1.0] EXT4-fs error (device vda): panic"]
         {
             assert_eq!(said(none).panic(), None, "{none}");

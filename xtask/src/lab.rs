@@ -144,10 +144,7 @@ fn run(request: Request) -> Result<i32> {
     // The time is the command's; a first image isn't made at its cost.
     children::end_after(request.limit);
     let ended = machine.session.run(&command, input, &mut session::Own);
-    ended.map_err(|e| {
-        let said = machine.end();
-        if said.panic().is_some() { e.context(said.shown()) } else { e }
-    })
+    ended.map_err(|e| machine.ended_by(e))
 }
 
 /// A machine that answers, with what was brought mounted.
@@ -172,7 +169,9 @@ fn enter(request: &Request, nested: Nested, items: &[Item]) -> Result<Machine> {
     tell("it answers");
     if disk.is_some() {
         let links: Vec<_> = items.iter().map(Item::link).collect();
-        machine.session.attach(&links)?;
+        if let Err(e) = machine.session.attach(&links) {
+            return Err(machine.ended_by(e));
+        }
         tell("what was brought is mounted");
     }
     Ok(machine)

@@ -149,6 +149,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Ends it, for that error, which a panic of its kernel explains.
+    pub(super) fn ended_by(self, error: anyhow::Error) -> anyhow::Error {
+        let said = self.end();
+        if said.panic().is_some() { error.context(said.shown()) } else { error }
+    }
+
     /// Ends it, and gives what its kernel said.
     pub(super) fn end(self) -> Said {
         drop(self.process);

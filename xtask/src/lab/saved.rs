@@ -97,8 +97,10 @@ fn restore(at: &Path, nested: Nested, second_disk: Option<&File>) -> Result<Mach
         second_disk,
         start: Start::Restore { state: &state },
     })?;
-    machine.session.wake(ANSWER_LIMIT)?;
-    Ok(machine)
+    match machine.session.wake(ANSWER_LIMIT) {
+        Ok(()) => Ok(machine),
+        Err(e) => Err(machine.ended_by(e)),
+    }
 }
 
 /// Boots, saves, and tries once; whole or not at all.
