@@ -13,7 +13,7 @@ pub struct Hello {
     pub protocol: [u16; 2],
     /// The agent's own version.
     pub agent: String,
-    /// This boot of the guest: 32 hexadecimal digits.
+    /// This boot of the guest: 32 hexadecimal digits. The template's, where the connection was taken before START.
     pub boot: String,
     /// `self`, `handed-over` or `service`.
     pub init: String,

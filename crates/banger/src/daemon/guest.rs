@@ -116,10 +116,18 @@ fn greeted(stream: UnixStream) -> io::Result<String> {
     Ok(client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect())
 }
 
-/// A connection to an agent that was asked for, and is answered or not yet.
+/// A connection to an agent that was asked for, and is answered or not yet. One that nobody wants any more is kept until it is.
 pub(crate) struct Asked {
-    stream: UnixStream,
+    stream: Option<UnixStream>,
     since: Instant,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            keep_until_answered(stream);
+        }
+    }
 }
 
 impl Asked {
@@ -128,15 +136,15 @@ impl Asked {
     /// # Errors
     /// Nobody listens.
     pub(crate) fn now(vsock: &Path) -> io::Result<Asked> {
-        Ok(Asked { since: Instant::now(), stream: ask(vsock)? })
+        Ok(Asked { since: Instant::now(), stream: Some(ask(vsock)?) })
     }
 
     /// The stream, at the first byte of HELLO.
     ///
     /// # Errors
     /// The answer is none, or took more than `limit` from now on.
-    pub(crate) fn answered(self, limit: Duration) -> io::Result<UnixStream> {
-        let mut stream = self.stream;
+    pub(crate) fn answered(mut self, limit: Duration) -> io::Result<UnixStream> {
+        let Some(mut stream) = self.stream.take() else { return Err(io::ErrorKind::NotConnected.into()) };
         stream.set_read_timeout(Some(limit))?;
         match answered(&mut stream) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
@@ -198,12 +206,9 @@ fn keep_until_answered(mut stream: UnixStream) {
 /// # Errors
 /// As [`connect`].
 pub(crate) fn connect_ahead(vsock: &Path, ahead: Option<Asked>) -> io::Result<UnixStream> {
-    match ahead {
-        Some(asked) if asked.since.elapsed() < FRESH => asked.answered(ANSWER).or_else(|_| connect(vsock)),
-        Some(asked) => {
-            keep_until_answered(asked.stream);
-            connect(vsock)
-        }
+    match ahead.filter(|asked| asked.since.elapsed() < FRESH).map(|asked| asked.answered(ANSWER)) {
+        Some(Err(error)) if is_cut_off(&error) => connect(vsock),
+        Some(done) => done,
         None => connect(vsock),
     }
 }
@@ -438,7 +443,8 @@ mod tests {
         });
         assert_eq!(hears(again), b'b', "it was cut off");
 
-        let old = Asked { since: Instant::now().checked_sub(FRESH).unwrap(), ..Asked::now(&path).unwrap() };
+        let mut old = Asked::now(&path).unwrap();
+        old.since = Instant::now().checked_sub(FRESH).unwrap();
         let mut first = accepted();
         let again = std::thread::scope(|scope| {
             scope.spawn(|| says(&mut accepted(), "OK 4\nd"));
