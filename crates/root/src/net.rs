@@ -37,7 +37,7 @@ use crate::settings::{Mark, Settings};
 use crate::steps;
 use firewall::Firewall;
 use netlink::{Pool, Refused};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use sys::netlink::Family;
 use wire::name::link::{BridgeName, TapName};
@@ -59,8 +59,6 @@ pub(crate) struct Net {
     locks: Locks,
     /// Held for writing while a bridge is made or changed, for reading while one must stay as it is.
     bridges: RwLock<()>,
-    /// The index of the bridge that was asked for last, 0 at first: its addresses are asked for together with it.
-    last_bridge: AtomicU32,
     /// One packet is followed at a time.
     probe: Mutex<()>,
     /// Held while guests' ways and forwarding change together; what is known of where they lead.
@@ -89,7 +87,6 @@ impl Net {
             owned: settings.own_tables,
             locks: Locks::default(),
             bridges: RwLock::default(),
-            last_bridge: AtomicU32::new(0),
             ways: Mutex::default(),
             has_news: AtomicBool::new(false),
             probe: Mutex::default(),

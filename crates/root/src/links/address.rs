@@ -37,19 +37,8 @@ fn address_header(prefix: u8, index: u32) -> [u8; 8] {
 /// The IPv4 addresses of a link, or of all.
 pub(crate) fn addresses(conn: &mut Conn, index: Option<u32>) -> Result<Vec<Address>, Refused> {
     let mut ask = Requests::default();
-    push_addresses(&mut ask, index);
-    read_addresses(conn.one("RTM_GETADDR", &mut ask), index)
-}
-
-pub(super) fn push_addresses(ask: &mut Requests, index: Option<u32>) {
     ask.push(GETADDR, DUMP, &address_header(0, index.unwrap_or(0)));
-}
-
-pub(super) fn read_addresses(
-    answer: Result<Vec<Vec<u8>>, Refused>,
-    index: Option<u32>,
-) -> Result<Vec<Address>, Refused> {
-    match answer {
+    match conn.one("RTM_GETADDR", &mut ask) {
         Ok(bodies) => {
             let all = bodies.iter().filter_map(|body| read_address(body));
             Ok(all.filter(|address| index.is_none_or(|is| address.index == is)).collect())

@@ -7,7 +7,6 @@ use super::netlink::{Conn, QUESTION, Refused};
 
 // Each of them is a link's.
 pub(crate) use super::address::{Address, add_address, addresses, remove_address};
-use super::address::{push_addresses, read_addresses};
 
 // include/uapi/linux/rtnetlink.h, if_link.h
 pub(crate) const NEWLINK: u16 = 16;
@@ -160,21 +159,12 @@ pub(crate) fn by_name(conn: &mut Conn, name: &str) -> Result<Option<Link>, Refus
     found(conn.one(format_args!("RTM_GETLINK {name}"), &mut ask))
 }
 
-/// The same of several names, and the IPv4 addresses of the link with that index unless it is 0, in one question.
-pub(crate) fn by_names(
-    conn: &mut Conn,
-    names: &[&str],
-    index: u32,
-) -> Result<(Vec<Option<Link>>, Vec<Address>), Refused> {
+/// The same of several names, in one question.
+pub(crate) fn by_names(conn: &mut Conn, names: &[&str]) -> Result<Vec<Option<Link>>, Refused> {
     let mut ask = Requests::default();
     names.iter().for_each(|name| push_name(&mut ask, name));
-    if index != 0 {
-        push_addresses(&mut ask, Some(index));
-    }
-    let call = format_args!("RTM_GETLINK {names:?}, RTM_GETADDR index {index}");
-    let mut said = conn.ask(call, &mut ask)?.into_iter();
-    let links = said.by_ref().take(names.len()).map(|said| found(said.good(call))).collect::<Result<_, _>>()?;
-    Ok((links, read_addresses(said.next().unwrap_or_default().good(call), Some(index))?))
+    let call = format_args!("RTM_GETLINK {names:?}");
+    conn.ask(call, &mut ask)?.into_iter().map(|said| found(said.good(call))).collect()
 }
 
 fn push_name(ask: &mut Requests, name: &str) {

@@ -10,7 +10,6 @@ use crate::steps::Steps;
 use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use wire::name::addr::BridgeAddr;
 use wire::name::link::{BridgeName, TapName};
 use wire::net::Bridge;
@@ -111,8 +110,7 @@ fn is_right(link: &Link, addresses: &[Address], bridge: &Bridge) -> bool {
         && addresses.contains(&wanted(link.index, &bridge.addr))
 }
 
-/// The bridge, where nothing is left to do, and what link has the name of a tap, if one is asked for: one question, two where
-/// another bridge was asked for last.
+/// The bridge, where nothing is left to do, and what link has the name of a tap, if one is asked for: two questions.
 pub(crate) fn if_right(
     net: &Net,
     bridge: &Bridge,
@@ -122,17 +120,12 @@ pub(crate) fn if_right(
     let names: Vec<&str> = [name].into_iter().chain(tap.map(TapName::as_str)).collect();
     net.links
         .with(|conn| {
-            let guess = net.last_bridge.load(Ordering::Relaxed);
-            let (links, mut addresses) = link::by_names(conn, &names, guess)?;
-            let mut links = links.into_iter();
+            let mut links = link::by_names(conn, &names)?.into_iter();
             let (found, tap) = (links.next().flatten(), links.next().flatten());
             let Some(found) = found.filter(|found| found.name == name && is_marked(found)) else {
                 return Ok((None, tap));
             };
-            if found.index != guess {
-                addresses = link::addresses(conn, Some(found.index))?;
-                net.last_bridge.store(found.index, Ordering::Relaxed);
-            }
+            let addresses = link::addresses(conn, Some(found.index))?;
             Ok((is_right(&found, &addresses, bridge).then_some(Ours(found, addresses)), tap))
         })
         .map_err(refused)
