@@ -13,7 +13,7 @@ use crate::flow::Receiver;
 use crate::host::{self, Event, Exec, Failure, Limits, Link, Stage};
 use crate::listeners;
 use crate::protocol::{
-    Call, Down, Exit, Frame, Hello, Kind, Listed, Listener, ProtocolError, Start, Stats, TimeSet, VERSION, stream,
+    Call, Down, Exit, Frame, Hello, Kind, Listed, Listener, PORT, ProtocolError, Start, Stats, TimeSet, VERSION, stream,
 };
 
 pub use crate::host::Failure as Error;
@@ -51,6 +51,32 @@ pub struct Output {
 /// An answer without content.
 #[derive(Debug, Deserialize)]
 struct Nothing {}
+
+/// Asks a VMM, over its vsock socket, for a connection to the agent.
+///
+/// # Errors
+/// The socket's.
+pub fn ask(vmm: &mut impl Write) -> io::Result<()> {
+    // In one piece: Firecracker hangs up on whoever has sent a part of the line by when it looks.
+    vmm.write_all(format!("CONNECT {PORT}\n").as_bytes())
+}
+
+/// Reads the VMM's answer, and no byte behind it: what follows the line is the agent's.
+///
+/// # Errors
+/// The socket's; `InvalidData` where the answer is not OK.
+pub fn answered(vmm: &mut impl Read) -> io::Result<()> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while !line.ends_with(b"\n") && line.len() < 32 {
+        vmm.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    let number = line.strip_prefix(b"OK ").and_then(|rest| rest.strip_suffix(b"\n"));
+    match number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit)) {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "the VMM did not answer OK to CONNECT")),
+    }
+}
 
 /// One connection, which is one call.
 #[derive(Debug)]
@@ -323,6 +349,26 @@ pub fn entropy() -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What it was sent, piece by piece.
+    struct Pieces(Vec<Vec<u8>>);
+
+    impl Write for Pieces {
+        fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+            self.0.push(piece.to_vec());
+            Ok(piece.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn connect_is_sent_in_one_piece() {
+        let mut sent = Pieces(Vec::new());
+        ask(&mut sent).unwrap();
+        assert_eq!(sent.0, [b"CONNECT 1023\n"]);
+    }
 
     /// An agent that says the same for ever.
     struct Endless(Vec<u8>, usize);

@@ -1,12 +1,11 @@
 //! What the guest says when it is asked, over vsock: through the VMM's socket, as any client of Firecracker's reaches a guest.
 
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use agent::client::{Client, Program};
-use agent::protocol::{Exit, ExitCode, PORT};
+use agent::client::{self, Client, Program};
+use agent::protocol::{Exit, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::outside;
@@ -84,15 +83,7 @@ fn call() -> Result<Client<UnixStream>> {
     let mut stream = UnixStream::connect(SOCKET).with_context(|| format!("can't connect to {SOCKET}"))?;
     stream.set_read_timeout(Some(COMMAND))?;
     stream.set_write_timeout(Some(COMMAND))?;
-    // In one piece: Firecracker hangs up on whoever has sent a part of it.
-    stream.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
-    // A byte at a time: what follows the line is the agent's.
-    let (mut line, mut byte) = (Vec::new(), [0]);
-    while !line.ends_with(b"\n") && line.len() < 32 {
-        stream.read_exact(&mut byte).context("nobody listens in the guest")?;
-        line.push(byte[0]);
-    }
-    let number = line.strip_prefix(b"OK ").and_then(|l| l.strip_suffix(b"\n"));
-    ensure!(number.is_some_and(|n| n.iter().all(u8::is_ascii_digit)), "the VMM answered {line:?} to CONNECT");
+    client::ask(&mut stream)?;
+    client::answered(&mut stream).context("nobody listens in the guest")?;
     Ok(Client::new(stream)?)
 }

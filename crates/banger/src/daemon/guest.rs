@@ -10,12 +10,12 @@ use super::error::exit;
 use super::serve::{Caller, Woken};
 use super::vm::Wait;
 use crate::api::Fault;
-use agent::client::Client;
+use agent::client::{self, Client};
 use agent::host::Failure;
-use agent::protocol::{Down, PORT};
+use agent::protocol::Down;
 use agent::tar;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -111,7 +111,7 @@ pub(crate) fn await_agent(
 /// The agent behind an answered CONNECT; its version, as it says.
 fn greeted(stream: UnixStream) -> io::Result<String> {
     let mut stream = Bounded::new(stream, Bounds::within(ANSWER));
-    answered(&mut stream)?;
+    client::answered(&mut stream)?;
     let client = Client::new(stream).map_err(io::Error::other)?;
     Ok(client.hello().agent.chars().take(64).filter(char::is_ascii_graphic).collect())
 }
@@ -146,7 +146,7 @@ impl Asked {
     pub(crate) fn answered(mut self, limit: Duration) -> io::Result<UnixStream> {
         let Some(mut stream) = self.stream.take() else { return Err(io::ErrorKind::NotConnected.into()) };
         stream.set_read_timeout(Some(limit))?;
-        match answered(&mut stream) {
+        match client::answered(&mut stream) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 keep_until_answered(stream);
                 Err(error)
@@ -169,27 +169,8 @@ pub(crate) fn dial(vsock: &Path, limit: Duration) -> io::Result<UnixStream> {
 fn ask(vsock: &Path) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(vsock)?;
     stream.set_write_timeout(Some(ANSWER))?;
-    connect_on(&mut stream)?;
+    client::ask(&mut stream)?;
     Ok(stream)
-}
-
-/// The line in one piece: Firecracker hangs up on whoever has sent a part of it by when it looks.
-fn connect_on(stream: &mut impl Write) -> io::Result<()> {
-    stream.write_all(format!("CONNECT {PORT}\n").as_bytes())
-}
-
-/// Reads its answer, and no byte behind it: what follows the line is the agent's.
-fn answered(stream: &mut impl Read) -> io::Result<()> {
-    let (mut line, mut byte) = (Vec::new(), [0]);
-    while !line.ends_with(b"\n") && line.len() < 32 {
-        stream.read_exact(&mut byte)?;
-        line.push(byte[0]);
-    }
-    let number = line.strip_prefix(b"OK ").and_then(|rest| rest.strip_suffix(b"\n"));
-    match number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit)) {
-        true => Ok(()),
-        false => Err(io::Error::new(io::ErrorKind::InvalidData, "the VMM did not answer OK to CONNECT")),
-    }
 }
 
 /// A CONNECT is never given up: some VMMs answer nobody any more after one was.
@@ -374,6 +355,7 @@ fn stages_in(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn a_console_is_quoted_by_its_last_lines() {
@@ -391,27 +373,6 @@ mod tests {
         let text = "x\nbanger-agent: 0.391000 start\r\nbanger-agent: 0.501500 modules\nbanger-agent: nan root\nbanger-agent: 1 x\n";
         assert_eq!(stages_in(text).unwrap(), "kernel 391, modules 110");
         assert_eq!(stages_in(""), None);
-    }
-
-    /// What it was sent, piece by piece.
-    struct Pieces(Vec<Vec<u8>>);
-
-    impl Write for Pieces {
-        fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-            self.0.push(piece.to_vec());
-            Ok(piece.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn connect_is_sent_in_one_piece() {
-        let mut sent = Pieces(Vec::new());
-        connect_on(&mut sent).unwrap();
-        assert_eq!(sent.0, [b"CONNECT 1023\n"]);
     }
 
     #[test]

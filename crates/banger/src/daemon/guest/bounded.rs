@@ -1,7 +1,7 @@
 //! A call to a guest that may be none: it is over when the guest had its time, whatever it says meanwhile.
 
-use super::{AGAIN, answered, ask, entry, is_cut_off, packed};
-use agent::client::Client;
+use super::{AGAIN, ask, entry, is_cut_off, packed};
+use agent::client::{self, Client};
 use agent::host::{CopyFailure, Limits, put_archive};
 use agent::protocol::{Keep, Put, VERSION};
 use agent::tar::Entry;
@@ -83,7 +83,7 @@ impl Write for Bounded<'_> {
 fn connect_within<'a>(vsock: &Path, bounds: Bounds<'a>) -> io::Result<Bounded<'a>> {
     loop {
         let mut stream = Bounded::new(ask(vsock)?, bounds);
-        match answered(&mut stream) {
+        match client::answered(&mut stream) {
             Err(error) if is_cut_off(&error) && !bounds.are_reached() => std::thread::sleep(AGAIN),
             done => return done.map(|()| stream),
         }
