@@ -18,7 +18,7 @@ use crate::guest::{Guest, Saved};
 use crate::launch::{self, Qemu};
 use crate::machine::{self, Accelerator, Begin, DiskArgs, Machine, NicArgs};
 use crate::memory::{self, Memory};
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::{AGREE, Qmp, QmpError};
 use crate::snapshot::Header;
 use crate::throttle;
 use crate::vmm::{State, Vmm, store_micros};
@@ -119,8 +119,9 @@ impl Vmm {
         if let (Some(console), Some(guest)) = (&parts.console, ours.console) {
             console.follow(guest).map_err(|error| format!("console: {error}"))?;
         }
-        if let Some((header, stream)) = &plan.saved {
-            crate::load::incoming(&mut qmp, header, stream, program, plan.accelerator)?;
+        match &plan.saved {
+            Some((header, stream)) => crate::load::incoming(&mut qmp, header, stream, program, plan.accelerator)?,
+            None => drop(qmp.run(&json!({"execute": AGREE})).map_err(|error| error.to_string())?),
         }
         for (n, disk) in parts.disks.iter().enumerate() {
             if disk.config.rate_limiter.is_some_and(|limiter| limiter.limits()) {

@@ -1,6 +1,8 @@
 //! `PUT /snapshot/load`: two files become a VM. What they say is checked before QEMU sees any of it.
 
 use std::fs::File;
+use std::io::Seek as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,14 +11,13 @@ use wire::firecracker::{
     LoadHugePages, MemoryBackend, MemoryBackendType, NetworkInterface, SnapshotLoad, VmConfig, Vsock,
 };
 
-use crate::boot::{Plan, run};
+use crate::boot::Plan;
 use crate::config::{Resources, open_regular};
 use crate::fault::Fault;
 use crate::host::Host;
 use crate::machine::Accelerator;
 use crate::memory::{self, Memory};
-use crate::qmp::Qmp;
-use crate::save::{give_stream, version};
+use crate::qmp::{AGREE, Qmp};
 use crate::snapshot::Header;
 use crate::vmm::{State, Vmm, store_micros};
 
@@ -120,18 +121,20 @@ fn gather(parts: &mut Resources, config: VmConfig) -> Result<(), Fault> {
 pub(crate) fn incoming(
     qmp: &mut Qmp,
     header: &Header,
-    stream: &File,
+    mut stream: &File,
     program: &Path,
     accelerator: Accelerator,
 ) -> Result<(), String> {
-    let here = Host::here(&version(qmp)?, program, accelerator).map_err(|error| error.to_string())?;
+    let here = Host::here(qmp.version(), program, accelerator).map_err(|error| error.to_string())?;
     here.takes(&header.host)?;
-    let capability = json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]});
-    run(qmp, "migrate-set-capabilities", capability)?;
-    // It would announce an address that is the command line's and not the guest's.
-    run(qmp, "migrate-set-parameters", json!({"announce-rounds": 0}))?;
-    give_stream(qmp, stream)?;
-    run(qmp, "migrate-incoming", json!({"uri": "fd:state"}))?;
+    stream.rewind().map_err(|error| error.to_string())?;
+    let without_memory = json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]});
+    qmp.run_in_a_row(&[
+        (AGREE, json!({}), None),
+        ("migrate-set-capabilities", without_memory, None),
+        ("getfd", json!({"fdname": "state"}), Some(stream.as_fd())),
+        ("migrate-incoming", json!({"uri": "fd:state"}), None),
+    ])?;
     let until = Instant::now() + PATIENCE;
     loop {
         let told = qmp.run(&json!({"execute": "query-status"})).map_err(|error| error.to_string())?;

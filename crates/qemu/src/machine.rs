@@ -166,7 +166,8 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
             }
             add(&["-append", command_line]);
         }
-        Begin::Load => add(&["-incoming", "defer"]),
+        // It would announce an address that is the command line's and not the guest's.
+        Begin::Load => add(&["-incoming", "defer", "-global", "migration.announce-rounds=0"]),
     }
     // Firecracker has this keyboard controller too: `reboot=k` and Ctrl-Alt-Del are told by it.
     add(&["-device", "i8042"]);

@@ -117,6 +117,7 @@ fn a_load_has_the_same_machine_and_no_kernel() {
         ["memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,share=off,align=2M"]
     );
     assert_eq!(values(&load, "-incoming"), ["defer"]);
+    assert_eq!(values(&load, "-global"), ["migration.announce-rounds=0"]);
     for option in ["-M", "-cpu", "-smp", "-device", "-blockdev", "-netdev", "-chardev"] {
         assert_eq!(values(&boot, option), values(&load, option));
     }

@@ -1,4 +1,4 @@
-//! QEMU's monitor: one command at a time, answers told apart from events, both read for as long as QEMU lives.
+//! QEMU's monitor: one command after the other, answers told apart from events, both read for as long as QEMU lives.
 
 use std::io::{BufRead as _, BufReader, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Deserialize;
+
+/// The command that has to be the first.
+pub(crate) const AGREE: &str = "qmp_capabilities";
 
 /// The longest line that is read.
 const MAX_LINE: u64 = 1 << 20;
@@ -40,12 +43,40 @@ pub(crate) struct Qmp {
     socket: UnixStream,
     answers: Receiver<Message>,
     next: u64,
+    version: String,
+}
+
+/// What QEMU says first.
+#[derive(Debug, Deserialize)]
+struct Greeting {
+    version: Version,
+}
+
+#[derive(Debug, Deserialize)]
+struct Version {
+    qemu: Numbers,
+    #[serde(default)]
+    package: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Numbers {
+    major: u64,
+    minor: u64,
+    micro: u64,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { qemu: Numbers { major, minor, micro }, package } = self;
+        write!(f, "{major}.{minor}.{micro} {package}")
+    }
 }
 
 #[derive(Debug, Deserialize)]
 struct Message {
     #[serde(rename = "QMP")]
-    greeting: Option<serde::de::IgnoredAny>,
+    greeting: Option<Greeting>,
     id: Option<u64>,
     #[serde(rename = "return")]
     answer: Option<serde_json::Value>,
@@ -68,8 +99,8 @@ struct Refusal {
 }
 
 impl Qmp {
-    /// Waits for QEMU's greeting, which comes when the machine is made and runs, and answers it. `opened` gets a byte
-    /// each time that the guest opens its port.
+    /// Waits for QEMU's greeting. It may still fail to make its machine: it takes commands when that is made, [`AGREE`] before all
+    /// others. `opened` gets a byte each time that the guest opens its port.
     ///
     /// # Errors
     /// QEMU ended, or said nothing for `patience`.
@@ -105,10 +136,16 @@ impl Qmp {
             }
         };
         std::thread::Builder::new().name("qmp".into()).spawn(reader).map_err(|_| QmpError::Gone)?;
-        let mut qmp = Self { socket, answers, next: 1 };
-        qmp.receive(patience)?;
-        qmp.run(&serde_json::json!({"execute": "qmp_capabilities"}))?;
+        let mut qmp = Self { socket, answers, next: 1, version: String::new() };
+        let first = qmp.receive(patience)?;
+        let greeting = first.greeting.ok_or_else(|| QmpError::Refused("it does not greet".to_owned()))?;
+        qmp.version = greeting.version.to_string();
         Ok(qmp)
+    }
+
+    /// QEMU's version and package, in one text.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
     }
 
     /// Runs one command.
@@ -128,6 +165,28 @@ impl Qmp {
         command: &serde_json::Value,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<serde_json::Value, QmpError> {
+        let id = self.send(command, fd)?;
+        self.answer(id)
+    }
+
+    /// Sends commands in a row, and waits for their answers then: QEMU runs one after the other, whatever became of the one before.
+    ///
+    /// # Errors
+    /// Of the first that failed: its name, and [`QmpError`].
+    pub(crate) fn run_in_a_row(
+        &mut self,
+        commands: &[(&str, serde_json::Value, Option<BorrowedFd<'_>>)],
+    ) -> Result<(), String> {
+        let mut sent = Vec::new();
+        for (name, arguments, fd) in commands {
+            let id = self.send(&serde_json::json!({"execute": name, "arguments": arguments}), *fd);
+            sent.push((name, id.map_err(|error| format!("{name}: {error}"))?));
+        }
+        sent.into_iter()
+            .try_for_each(|(name, id)| self.answer(id).map(drop).map_err(|error| format!("{name}: {error}")))
+    }
+
+    fn send(&mut self, command: &serde_json::Value, fd: Option<BorrowedFd<'_>>) -> Result<u64, QmpError> {
         let id = self.next;
         self.next += 1;
         let mut command = command.clone();
@@ -138,6 +197,10 @@ impl Qmp {
             None => 0,
         };
         self.socket.write_all(&line.as_bytes()[sent..]).map_err(|_| QmpError::Gone)?;
+        Ok(id)
+    }
+
+    fn answer(&self, id: u64) -> Result<serde_json::Value, QmpError> {
         loop {
             let message = self.receive(Duration::from_secs(10))?;
             // An answer that came too late for the command before is no answer to this one.

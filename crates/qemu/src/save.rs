@@ -69,12 +69,11 @@ impl Guest {
             outgoing(&mut self.qmp, &stream)?;
             self.saved = Saved::As(stream);
         }
-        let version = version(&mut self.qmp)?;
         let Saved::As(stream) = &self.saved else { return Err("there is no state".to_owned()) };
         let text = |error: std::io::Error| error.to_string();
         let len = self.memory_mib() << 20;
         let sum = self.memory.write(memory, len, self.process).map_err(text)?;
-        let host = Host::here(&version, &self.program, self.accelerator).map_err(text)?;
+        let host = Host::here(self.qmp.version(), &self.program, self.accelerator).map_err(text)?;
         let config = VmConfig { boot_source: None, logger: None, metrics: None, ..self.config.clone() };
         let header =
             Header::new(host, config, self.macs.clone(), (sum, self.memory.is_template()), stream).map_err(text)?;
@@ -83,11 +82,13 @@ impl Guest {
 }
 
 /// Has QEMU write its stream into an empty file, without memory that is a file.
-fn outgoing(qmp: &mut Qmp, stream: &File) -> Result<(), String> {
+fn outgoing(qmp: &mut Qmp, mut stream: &File) -> Result<(), String> {
+    stream.rewind().map_err(|error| error.to_string())?;
     let capability = json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]});
     run(qmp, "migrate-set-capabilities", capability)?;
     run(qmp, "migrate-set-parameters", json!({"max-bandwidth": NO_LIMIT}))?;
-    give_stream(qmp, stream)?;
+    let named = json!({"execute": "getfd", "arguments": {"fdname": "state"}});
+    qmp.run_with(&named, Some(stream.as_fd())).map_err(|error| format!("getfd: {error}"))?;
     run(qmp, "migrate", json!({"uri": "fd:state"}))?;
     let until = Instant::now() + PATIENCE;
     loop {
@@ -105,25 +106,4 @@ fn outgoing(qmp: &mut Qmp, stream: &File) -> Result<(), String> {
             _ => std::thread::sleep(Duration::from_millis(1)),
         }
     }
-}
-
-/// Gives QEMU a file under the name `state`, to be read or written from its beginning.
-///
-/// # Errors
-/// What QEMU says.
-pub(crate) fn give_stream(qmp: &mut Qmp, mut stream: &File) -> Result<(), String> {
-    stream.rewind().map_err(|error| error.to_string())?;
-    let named = json!({"execute": "getfd", "arguments": {"fdname": "state"}});
-    qmp.run_with(&named, Some(stream.as_fd())).map(drop).map_err(|error| format!("getfd: {error}"))
-}
-
-/// QEMU's version and package, in one text.
-///
-/// # Errors
-/// What QEMU says.
-pub(crate) fn version(qmp: &mut Qmp) -> Result<String, String> {
-    let told = qmp.run(&json!({"execute": "query-version"})).map_err(|error| error.to_string())?;
-    let number = |part: &str| told["qemu"][part].as_u64().unwrap_or(0);
-    let package = told["package"].as_str().unwrap_or("");
-    Ok(format!("{}.{}.{} {package}", number("major"), number("minor"), number("micro")))
 }
