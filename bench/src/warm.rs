@@ -5,8 +5,9 @@
 use crate::run::{COLD, Daemon, EACH, MEMORY, Taken, banger, made_ahead, with_daemon};
 use crate::stats::{Times, compare, head, ms};
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -225,14 +226,16 @@ fn at_once(rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// What eight idle VMs take: of each page as much as its sharers leave it.
+/// What eight idle VMs take: of each page as much as its sharers leave it. Each has one program, which sleeps.
 fn idle() -> Result<()> {
     let mut runs = Vec::new();
     for _ in 0..MANY {
-        let more = ["vm", "run", "--memory", MEMORY, "--", "sh", "-c", "echo; exec sleep 1000"];
-        let mut child = Ended(banger(&more).stdout(Stdio::piped()).spawn()?);
-        child.0.stdout.take().context("no output")?.read_exact(&mut [0])?;
-        runs.push(child);
+        runs.push(Ended(banger(&["vm", "run", "--memory", MEMORY, "--", "sleep", "1000"]).spawn()?));
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    while states()?.iter().filter(|state| *state == "running").count() < MANY {
+        ensure!(Instant::now() < end, "not all VMs run: {:?}", states()?);
+        thread::sleep(Duration::from_millis(50));
     }
     thread::sleep(REST);
     let mut pss = Vec::new();
@@ -253,9 +256,17 @@ fn idle() -> Result<()> {
     // Its VMs go with each caller; the daemon sees that at once.
     drop(runs);
     let end = Instant::now() + Duration::from_secs(30);
-    while banger(&["vm", "list", "--quiet"]).output()?.stdout.iter().any(u8::is_ascii_alphanumeric) {
+    while !states()?.is_empty() {
         ensure!(Instant::now() < end, "VMs are left");
         thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// What state each VM is in.
+fn states() -> Result<Vec<String>> {
+    let out = banger(&["vm", "list", "--json"]).output()?;
+    ensure!(out.status.success(), "banger vm list: {}", String::from_utf8_lossy(&out.stderr));
+    let told: Vec<Value> = serde_json::from_slice(&out.stdout)?;
+    Ok(told.iter().filter_map(|vm| vm["state"].as_str().map(str::to_owned)).collect())
 }
