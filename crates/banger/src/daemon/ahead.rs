@@ -1,7 +1,8 @@
 //! What the next VM needs, made before anybody asks for it: taps on the bridge, and, where disks are copies, copies of the
 //! image that was used last.
 //!
-//! One thread makes them, with the lowest priority, when a VM comes up, and gives all of it back when none did for a while.
+//! One thread makes them, with the lowest priority, when a VM comes up, and gives all of it back when none did for a while. Before
+//! that it looks at what a first VM's template is compared with.
 //! Nothing of it has a row: of what an earlier daemon left the next one's start sweeps the taps; a copy, which has
 //! its name when it is whole, is used as long as the image is the one that its name tells.
 
@@ -317,6 +318,8 @@ pub(crate) fn step_back() {
 pub(crate) fn begin(daemon: &Arc<Daemon>, woken: Receiver<()>) -> Result<(), Fault> {
     let daemon = Arc::clone(daemon);
     let work = move || {
+        // Before it steps back: a VM that is started meanwhile waits for this.
+        daemon.images.templates.look_ahead();
         step_back();
         loop {
             let ahead = &daemon.ahead;
