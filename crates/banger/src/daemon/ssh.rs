@@ -1,12 +1,11 @@
-//! ssh's keys: the owner's, made once; and for each VM one of its own, made ahead, written into its disk before it boots
-//! and pinned before anybody can connect. All of it by ssh-keygen, whose format it is.
+//! ssh's keys: the owner's, made once; and for each VM one of its own, written into its disk before it boots
+//! and pinned before anybody can connect.
 //!
 //! | below `ssh/` | what |
 //! | --- | --- |
 //! | `id_ed25519`, `.pub` | the owner's key, which every VM lets in as root |
 //! | `config` | ssh's settings for `*.vm`, for `banger vm ssh` and for an Include; written anew at each start |
 //! | `known_hosts` | the key of each VM, under `NAME.vm`; written anew from the rows |
-//! | `making-N/` | a key that is being made; the next start removes it |
 
 use crate::api::Fault;
 use crate::daemon::error::exit;
@@ -16,19 +15,19 @@ use crate::daemon::store::Store;
 use crate::daemon::store::vms::{self, Vm};
 use crate::daemon::vm::places::Places;
 use crate::image::program;
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use ssh_key::private::Ed25519Keypair;
+use ssh_key::{LineEnding, PrivateKey};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
 use wire::image::NewFile;
 use wire::name::guest_path::GuestPath;
 
 const OWNER: &str = "id_ed25519";
+const OWNER_PUBLIC: &str = "id_ed25519.pub";
 const KNOWN: &str = "known_hosts";
-const MAKING: &str = "making-";
 /// A VM's own key in it, and the public half.
 pub(crate) const OWN: [&str; 2] = ["/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_ed25519_key.pub"];
 
@@ -49,48 +48,49 @@ pub struct Ssh {
     dir: PathBuf,
     /// The private half of the owner's key, where one of his own is configured.
     key: Option<PathBuf>,
-    /// The next VM's key, on its way or there.
-    next: Mutex<Option<JoinHandle<Result<Pair, Fault>>>>,
     /// Held by whoever makes the owner's key or writes `known_hosts`.
     writes: Mutex<()>,
 }
 
 /// An ed25519 key.
-#[derive(Debug)]
 struct Pair {
     /// In OpenSSH's own format, for a file.
     private: Vec<u8>,
-    /// `ssh-ed25519 AAAA…`.
+    /// `ssh-ed25519 AAAA…`, and the comment where there is one.
     public: String,
 }
 
+impl Pair {
+    /// A new one, of the kernel's random numbers.
+    fn make(comment: &str) -> Result<Pair, Fault> {
+        let mut seed = [0; 32];
+        // It never gives fewer than it is asked for, up to 256.
+        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).map_err(Fault::bug)?;
+        let key = PrivateKey::new(Ed25519Keypair::from_seed(&seed).into(), comment).map_err(Fault::bug)?;
+        let private = key.to_openssh(LineEnding::LF).map_err(Fault::bug)?.as_bytes().to_vec();
+        Ok(Pair { private, public: key.public_key().to_openssh().map_err(Fault::bug)? })
+    }
+}
+
 impl Ssh {
-    /// Takes the directory over; `key` is the owner's where he has configured one. What a daemon that was killed left half made is removed.
+    /// Takes the directory over; `key` is the owner's where he has configured one.
     ///
     /// # Errors
-    /// The directory can't be made or read.
+    /// The directory can't be made.
     pub fn open(state: &Path, key: Option<PathBuf>) -> Result<Ssh, Fault> {
         let dir = state.join("ssh");
         make_dir(&dir)?;
-        let entries = fs::read_dir(&dir).map_err(|error| Fault::file("reading", &dir, &error))?;
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(MAKING) {
-                fs::remove_dir_all(entry.path()).map_err(|error| Fault::file("removing", &entry.path(), &error))?;
-            }
-        }
-        Ok(Ssh { dir, key, next: Mutex::new(None), writes: Mutex::new(()) })
+        Ok(Ssh { dir, key, writes: Mutex::new(()) })
     }
 
-    /// Makes what is needed before anybody asks: the settings, the owner's key, and the next VM's. `socket` is the daemon's.
+    /// Makes what is needed before anybody asks: the settings and the owner's key. `socket` is the daemon's.
     ///
     /// # Errors
     /// As [`Ssh::owner`], and the settings can't be written.
     pub(crate) fn begin(&self, socket: &Path) -> Result<(), Fault> {
         let banger = std::env::current_exe().map_err(Fault::bug)?.with_file_name("banger");
         self.write("config", &self.settings(&banger, socket))?;
-        self.owner()?;
-        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = self.ahead();
-        Ok(())
+        self.owner().map(drop)
     }
 
     /// The file of ssh's settings.
@@ -164,19 +164,18 @@ Host *.{zone}
     /// The owner's public key, a line; made where it is missing and not his own.
     ///
     /// # Errors
-    /// It can't be made or read: there may be no ssh-keygen.
+    /// It can't be written or read, or the one that is configured can't be used.
     pub(crate) fn owner(&self) -> Result<String, Fault> {
         if let Some(key) = &self.key {
             return Ssh::configured(key);
         }
         let _held = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-        let (private, public) = (self.dir.join(OWNER), self.dir.join(OWNER).with_extension("pub"));
-        if !private.exists() {
-            let making = Making::make(&self.dir, "banger")?;
+        let public = self.dir.join(OWNER_PUBLIC);
+        if !self.dir.join(OWNER).exists() {
+            let made = Pair::make("banger")?;
             // The private one last: where it is, both are whole.
-            for (from, to) in [(making.public(), &public), (making.private(), &private)] {
-                fs::rename(from, to).map_err(|error| Fault::file("making", to, &error))?;
-            }
+            self.keep(OWNER_PUBLIC, format!("{}\n", made.public).as_bytes(), 0o644)?;
+            self.keep(OWNER, &made.private, 0o600)?;
         }
         fs::read_to_string(&public).map_err(|error| Fault::file("reading", &public, &error))
     }
@@ -216,7 +215,7 @@ Host *.{zone}
             }
             _ => {}
         }
-        let Pair { private, public } = self.take()?;
+        let Pair { private, public } = Pair::make("")?;
         fs::write(&kept, &public).map_err(|error| Fault::file("writing", &kept, &error))?;
         let [private_path, public_path] = OWN;
         Ok(vec![file(private_path, private, 0o600)?, file(public_path, format!("{public}\n").into_bytes(), 0o644)?])
@@ -237,26 +236,26 @@ Host *.{zone}
         self.write(KNOWN, &text)
     }
 
-    /// Writes a file as a whole.
+    /// Writes a file as a whole, which each start writes anew.
     fn write(&self, name: &str, text: &str) -> Result<(), Fault> {
         let (to, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
         fs::write(&new, text).and_then(|()| fs::rename(&new, &to)).map_err(|error| Fault::file("writing", &to, &error))
     }
 
-    /// A key that no VM has had. The one after it is made meanwhile, so that the next VM needn't wait.
-    fn take(&self) -> Result<Pair, Fault> {
-        let after = self.ahead();
-        let ready = std::mem::replace(&mut *self.next.lock().unwrap_or_else(PoisonError::into_inner), after);
-        match ready.and_then(|ready| ready.join().ok()) {
-            Some(Ok(pair)) => Ok(pair),
-            _ => Making::make(&self.dir, "")?.read(),
-        }
-    }
-
-    fn ahead(&self) -> Option<JoinHandle<Result<Pair, Fault>>> {
-        let dir = self.dir.clone();
-        let make = move || Making::make(&dir, "")?.read();
-        std::thread::Builder::new().name("host key".into()).spawn(make).ok()
+    /// Writes a file as a whole, which is never written again: it is on the disk before it has its name.
+    fn keep(&self, name: &str, data: &[u8], mode: u32) -> Result<(), Fault> {
+        let (to, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
+        let keep = || {
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+            file.write_all(data)?;
+            file.sync_all()?;
+            fs::rename(&new, &to)
+        };
+        keep().map_err(|error| Fault::file("writing", &to, &error))
     }
 }
 
@@ -267,45 +266,6 @@ fn file(path: &str, data: Vec<u8>, mode: u16) -> Result<NewFile, Fault> {
 /// The name under which a VM's key is known.
 pub(crate) fn host(vm: &Vm) -> String {
     format!("{}.{}", vm.name, names::ZONE)
-}
-
-/// A key that is being made, in a directory that goes with it.
-struct Making {
-    dir: PathBuf,
-}
-
-impl Making {
-    fn make(below: &Path, comment: &str) -> Result<Making, Fault> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let dir = below.join(format!("{MAKING}{}", NEXT.fetch_add(1, Ordering::Relaxed)));
-        make_dir(&dir)?;
-        let making = Making { dir };
-        let mut keygen = program::bound("ssh-keygen");
-        keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"]).arg(making.private());
-        program::output(&mut keygen)?;
-        Ok(making)
-    }
-
-    fn private(&self) -> PathBuf {
-        self.dir.join("key")
-    }
-
-    fn public(&self) -> PathBuf {
-        self.dir.join("key.pub")
-    }
-
-    fn read(self) -> Result<Pair, Fault> {
-        let read = |path: PathBuf| fs::read(&path).map_err(|error| Fault::file("reading", &path, &error));
-        let public = String::from_utf8(read(self.public())?).map_err(Fault::bug)?;
-        Ok(Pair { private: read(self.private())?, public: public.trim_end().to_owned() })
-    }
-}
-
-impl Drop for Making {
-    fn drop(&mut self) {
-        // What stays is removed at the next start.
-        let _ = fs::remove_dir_all(&self.dir);
-    }
 }
 
 fn make_dir(path: &Path) -> Result<(), Fault> {
@@ -333,9 +293,7 @@ mod tests {
     fn each_vm_has_a_key_of_its_own_and_lets_the_owner_in() {
         let state = tempfile::tempdir().unwrap();
         let settings = Settings { state: state.path().into(), ..Settings::of_test() };
-        fs::create_dir_all(state.path().join("ssh/making-7")).unwrap();
         let ssh = Ssh::open(state.path(), None).unwrap();
-        assert!(!state.path().join("ssh/making-7").exists());
         let vms = [planned(2), planned(3)];
         let mut private = Vec::new();
         for vm in &vms {
@@ -356,6 +314,14 @@ mod tests {
         assert_ne!(private[0], private[1]);
         assert_eq!(fs::metadata(state.path().join("ssh/id_ed25519")).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(Ssh::open(state.path(), None).unwrap().owner().unwrap(), ssh.owner().unwrap(), "made once");
+        // Of a daemon that was killed between the two halves, or in one.
+        fs::remove_file(state.path().join("ssh/id_ed25519")).unwrap();
+        fs::write(state.path().join("ssh/id_ed25519.new"), "half").unwrap();
+        let anew = ssh.owner().unwrap();
+        let (private, public) = (state.path().join("ssh/id_ed25519"), state.path().join("ssh/id_ed25519.pub"));
+        assert_eq!(fingerprint(&private), fingerprint(&public));
+        assert_eq!(fs::read_to_string(public).unwrap(), anew);
+        assert!(fingerprint(&private).starts_with("256 ") && fingerprint(&private).ends_with(" banger (ED25519)\n"));
 
         let store = Store::open(Path::new(":memory:")).unwrap();
         store.change(|t| vms.iter().try_for_each(|vm| vms::save(t, vm))).unwrap();

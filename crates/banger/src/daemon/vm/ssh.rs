@@ -22,7 +22,7 @@ pub(crate) fn ssh(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str) ->
     workspace::touch(daemon, &vm)?;
     if !Places::of(&daemon.settings, &vm).host_key().exists() {
         return Err(Fault::new("no_host_key", exit::STATE, format!("{} has no ssh key of its own", vm.name))
-            .why("it was made when there was no ssh-keygen here, or by an older bangerd")
+            .why("it was made by an older bangerd, or its key could not be written then")
             .fix(format!("banger vm exec {} works; or make the VM anew", vm.name)));
     }
     let work = Work::new(daemon, caller.op_id());

@@ -77,7 +77,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What a new VM's disk gets for ssh; nothing where keys can't be made, and all else works.
+    /// What a new VM's disk gets for ssh; nothing where keys can't be kept, and all else works.
     pub(crate) fn ssh_files(&self, vm: &Vm) -> Vec<NewFile> {
         self.ssh_or_none(self.daemon.ssh.files(&self.places(vm)))
     }
