@@ -12,6 +12,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 /// The number under which the program finds [`Plan::passed`].
@@ -23,6 +24,20 @@ const REPORT: RawFd = 6;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Above all of these: nothing is overwritten while the descriptors are put in their places.
 const ASIDE: RawFd = 16;
+
+/// Held, shared, from a fork on until the child has closed what it inherited.
+static INHERITING: RwLock<()> = RwLock::new(());
+
+/// Of whoever forks, until the child has closed what it inherited.
+pub(crate) fn inheriting() -> RwLockReadGuard<'static, ()> {
+    INHERITING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until no child that is being started has a copy of what this process closed before: for what others can only have
+/// when nobody has it any more.
+pub(crate) fn none_inherits() {
+    drop(INHERITING.write().unwrap_or_else(PoisonError::into_inner));
+}
 
 /// A program, and all that it is given. Its environment is empty, its directory `/`, its umask 077 (a jailer's 022); it leads a session
 /// of its own and a session keyring of its own, no signal is blocked, ignored or handled in it, and it leaves no core.
@@ -196,6 +211,7 @@ pub fn hold(plan: &Plan<'_>) -> Result<Held, Failed> {
         Groups::Unified(group) => Some(group),
         Groups::Same | Groups::Each(_) => None,
     };
+    let inheriting = inheriting();
     let signals = BlockedSignals::new().map_err(failed("pthread_sigmask"))?;
     let (pid, pidfd) = match fork(group, plan.new_pid_namespace).map_err(failed("clone3"))? {
         Some(child) => child,
@@ -213,7 +229,9 @@ pub fn hold(plan: &Plan<'_>) -> Result<Held, Failed> {
         read.map_err(|errno| failed("read of the report")(errno.into()))
     };
     let (mut word, mut errno) = ([0u8; 1], [0u8; 4]);
-    match read(&mut word)? {
+    let said = read(&mut word)?;
+    drop(inheriting);
+    match said {
         1 if word == [AT_THE_GATE] => Ok(held),
         1 if read(&mut errno)? == errno.len() => {
             let call = if word == [TAKES_PLACES] { "descriptors" } else { "write to tasks" };

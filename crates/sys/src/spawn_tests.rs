@@ -96,6 +96,42 @@ fn before_it_is_let_go_nothing_runs_and_dropped_it_is_gone() {
 }
 
 #[test]
+fn who_closes_something_for_others_waits_until_no_child_has_a_copy() {
+    let (mut full, tasks) = io::pipe().expect("a pipe");
+    // The child enters its group, a pipe that is full, before it closes what it inherited.
+    let size = rustix::pipe::fcntl_setpipe_size(&tasks, 4096).expect("the size");
+    (&tasks).write_all(&vec![0; size]).expect("written");
+    let (mut theirs, ours) = io::pipe().expect("a pipe");
+    let (said, done) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let starts = scope.spawn(|| {
+            let output = tempfile::tempfile().expect("a file");
+            start_in(Groups::Each(&[tasks.as_fd()]), "/bin/echo", &["echo", "hello"], &output).map(drop)
+        });
+        let forked = || {
+            let tasks = std::fs::read_dir("/proc/self/task").expect("tasks").flatten();
+            let mut children = tasks.map(|task| std::fs::read_to_string(task.path().join("children")));
+            children.any(|children| children.is_ok_and(|children| !children.is_empty()))
+        };
+        while !forked() {
+            std::thread::yield_now();
+        }
+        scope.spawn(move || {
+            drop(ours);
+            none_inherits();
+            said.send(()).expect("heard");
+        });
+        let early = done.recv_timeout(Duration::from_millis(200)).is_ok();
+        // Before anything here can panic: the child would wait for ever, and this thread for its starter.
+        full.read_exact(&mut vec![0; size]).expect("read");
+        assert!(!early, "the child has a copy");
+        done.recv_timeout(SOON).expect("the child is at its gate");
+        assert_eq!(theirs.read(&mut [0]).expect("read"), 0, "somebody has it still");
+        starts.join().expect("a thread").expect("forked");
+    });
+}
+
+#[test]
 fn a_child_in_our_memory_is_waited_for_and_has_descriptors_of_its_own() {
     let (mut reader, writer) = io::pipe().expect("a pipe");
     let fd = writer.as_raw_fd();

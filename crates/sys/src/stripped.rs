@@ -79,9 +79,10 @@ pub fn start(start: &Start<'_>) -> Result<PidFd, Failed> {
     // What the child says of itself, in the memory that it shares with this thread until it executes its program.
     let stopped = Cell::new(None);
     let mut fds = places(start);
+    let inheriting = spawn::inheriting();
     let signals = BlockedSignals::new().map_err(failed("pthread_sigmask"))?;
     let child = spawn::fork_and_wait(|| stopped.set(Some(become_it(start, &mut fds, &argv, filter.as_ref(), parent))));
-    drop(signals);
+    drop((signals, inheriting));
     let (pid, pidfd) = child.map_err(failed("clone"))?;
     let child = PidFd::from_fd(pidfd, pid);
     match stopped.take() {

@@ -1,15 +1,26 @@
 //! Taps, made and given away: what only root does. A VMM's end of one is `tapfd`.
 
+use crate::spawn;
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 static NO_CARRIER: libc::c_int = 0;
 
-/// A tap that this process holds. It goes when this is dropped, unless it was made to stay.
+/// A tap that this process holds. It goes when this is dropped, or is anybody's to open where it was made to stay: no child that
+/// is being started has it then.
 #[derive(Debug)]
-pub struct Tap(OwnedFd);
+pub struct Tap(ManuallyDrop<OwnedFd>);
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // SAFETY: it is not used again.
+        unsafe { ManuallyDrop::drop(&mut self.0) };
+        spawn::none_inherits();
+    }
+}
 
 impl Tap {
     /// Takes the tap `name`, or makes it where there is none: frames without a packet header, with one of virtio-net's.
@@ -46,7 +57,7 @@ impl Tap {
         if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Tap(tun.into()))
+        Ok(Tap(ManuallyDrop::new(tun.into())))
     }
 
     /// Says whose it is: that user, and that group, may open it.
@@ -83,7 +94,7 @@ impl Tap {
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         // `struct virtio_net_hdr`: no checksum to be made, no segments.
         let bytes = [&[0; 10], frame].concat();
-        let sent = rustix::io::retry_on_intr(|| rustix::io::write(&self.0, &bytes))?;
+        let sent = rustix::io::retry_on_intr(|| rustix::io::write(&*self.0, &bytes))?;
         if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
