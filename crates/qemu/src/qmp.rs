@@ -13,6 +13,8 @@ use serde::Deserialize;
 /// The command that has to be the first.
 pub(crate) const AGREE: &str = "qmp_capabilities";
 
+/// How long a command may take, once the machine is made.
+const ANSWER: Duration = Duration::from_secs(10);
 /// The longest line that is read.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -44,6 +46,8 @@ pub(crate) struct Qmp {
     answers: Receiver<Message>,
     next: u64,
     version: String,
+    /// How long the next answer may take.
+    patience: Duration,
 }
 
 /// What QEMU says first.
@@ -100,7 +104,7 @@ struct Refusal {
 
 impl Qmp {
     /// Waits for QEMU's greeting. It may still fail to make its machine: it takes commands when that is made, [`AGREE`] before all
-    /// others. `opened` gets a byte each time that the guest opens its port.
+    /// others, whose answer has `patience` too. `opened` gets a byte each time that the guest opens its port.
     ///
     /// # Errors
     /// QEMU ended, or said nothing for `patience`.
@@ -136,7 +140,7 @@ impl Qmp {
             }
         };
         std::thread::Builder::new().name("qmp".into()).spawn(reader).map_err(|_| QmpError::Gone)?;
-        let mut qmp = Self { socket, answers, next: 1, version: String::new() };
+        let mut qmp = Self { socket, answers, next: 1, version: String::new(), patience };
         let first = qmp.receive(patience)?;
         let greeting = first.greeting.ok_or_else(|| QmpError::Refused("it does not greet".to_owned()))?;
         qmp.version = greeting.version.to_string();
@@ -200,9 +204,10 @@ impl Qmp {
         Ok(id)
     }
 
-    fn answer(&self, id: u64) -> Result<serde_json::Value, QmpError> {
+    fn answer(&mut self, id: u64) -> Result<serde_json::Value, QmpError> {
+        let patience = std::mem::replace(&mut self.patience, ANSWER);
         loop {
-            let message = self.receive(Duration::from_secs(10))?;
+            let message = self.receive(patience)?;
             // An answer that came too late for the command before is no answer to this one.
             if message.id == Some(id) {
                 return match (message.answer, message.error) {
