@@ -22,7 +22,7 @@ const SIZE: [&str; 2] = ["--memory", "256M"];
 const SMALL: [&str; 2] = ["--memory", "128M"];
 /// Those with systemd.
 const INIT: [&str; 3] = ["--init", "--memory", "384M"];
-const SMALL_INIT: [&str; 3] = ["--init", "--memory", "256M"];
+const SMALL_INIT: [&str; 3] = ["--init", "--memory", "192M"];
 /// So many are started at once.
 const TURN: usize = 4;
 /// How far a guest's clock may be off, as far as the round trips of the looks can tell.
@@ -222,7 +222,7 @@ fn four_vms_with_systemd_from_one_template_are_four() {
 }
 
 #[test]
-#[ignore = "ten minutes and 15 GB; by hand, as the next one"]
+#[ignore = "five minutes and 20 GB; by hand, as the next one"]
 fn a_hundred_vms_with_systemd_from_one_template_are_a_hundred() {
     isolated_with_packages("a_hundred_vms_with_systemd_from_one_template_are_a_hundred", |_| {
         forks(100, &SMALL_INIT);

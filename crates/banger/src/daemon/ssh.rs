@@ -15,6 +15,7 @@ use crate::daemon::store::Store;
 use crate::daemon::store::vms::{self, Vm};
 use crate::daemon::vm::places::Places;
 use crate::image::program;
+use crate::image::store::sync;
 use ssh_key::private::Ed25519Keypair;
 use ssh_key::{LineEnding, PrivateKey};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -64,8 +65,10 @@ impl Pair {
     /// A new one, of the kernel's random numbers.
     fn make(comment: &str) -> Result<Pair, Fault> {
         let mut seed = [0; 32];
-        // It never gives fewer than it is asked for, up to 256.
-        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).map_err(Fault::bug)?;
+        let got = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).map_err(Fault::bug)?;
+        if got != seed.len() {
+            return Err(Fault::bug("there are no random numbers"));
+        }
         let key = PrivateKey::new(Ed25519Keypair::from_seed(&seed).into(), comment).map_err(Fault::bug)?;
         let private = key.to_openssh(LineEnding::LF).map_err(Fault::bug)?.as_bytes().to_vec();
         Ok(Pair { private, public: key.public_key().to_openssh().map_err(Fault::bug)? })
@@ -174,8 +177,8 @@ Host *.{zone}
         if !self.dir.join(OWNER).exists() {
             let made = Pair::make("banger")?;
             // The private one last: where it is, both are whole.
-            self.keep(OWNER_PUBLIC, format!("{}\n", made.public).as_bytes(), 0o644)?;
-            self.keep(OWNER, &made.private, 0o600)?;
+            self.keep(OWNER_PUBLIC, format!("{}\n", made.public).as_bytes())?;
+            self.keep(OWNER, &made.private)?;
         }
         fs::read_to_string(&public).map_err(|error| Fault::file("reading", &public, &error))
     }
@@ -242,18 +245,19 @@ Host *.{zone}
         fs::write(&new, text).and_then(|()| fs::rename(&new, &to)).map_err(|error| Fault::file("writing", &to, &error))
     }
 
-    /// Writes a file as a whole, which is never written again: it is on the disk before it has its name.
-    fn keep(&self, name: &str, data: &[u8], mode: u32) -> Result<(), Fault> {
+    /// Writes a file of this user's alone as a whole, which is never written again: it is on the disk when this returns.
+    fn keep(&self, name: &str, data: &[u8]) -> Result<(), Fault> {
         let (to, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
         let keep = || {
             match fs::remove_file(&new) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
             file.write_all(data)?;
             file.sync_all()?;
-            fs::rename(&new, &to)
+            fs::rename(&new, &to)?;
+            sync(&self.dir)
         };
         keep().map_err(|error| Fault::file("writing", &to, &error))
     }
@@ -282,11 +286,11 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
-    /// What ssh-keygen says of a key: its size, its fingerprint and its kind.
-    fn fingerprint(path: &Path) -> String {
-        let out = Command::new("ssh-keygen").args(["-l", "-f"]).arg(path).output().unwrap();
+    /// What ssh-keygen makes of a private half alone, all of which it reads for that.
+    fn public_half(path: &Path) -> String {
+        let out = Command::new("ssh-keygen").args(["-y", "-P", "", "-f"]).arg(path).output().unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap()
+        String::from_utf8(out.stdout).unwrap().trim_end().to_owned()
     }
 
     #[test]
@@ -306,8 +310,7 @@ mod tests {
             let written = state.path().join("key");
             fs::write(&written, &key.data).unwrap();
             fs::set_permissions(&written, fs::Permissions::from_mode(0o600)).unwrap();
-            // The private key's fingerprint against the public one's that was kept.
-            assert_eq!(fingerprint(&written).split(' ').nth(1), fingerprint(&places.host_key()).split(' ').nth(1));
+            assert_eq!(public_half(&written), fs::read_to_string(places.host_key()).unwrap());
             assert_eq!(authorized.data, fs::read(state.path().join("ssh/id_ed25519.pub")).unwrap());
             private.push(key.data.clone());
         }
@@ -319,9 +322,9 @@ mod tests {
         fs::write(state.path().join("ssh/id_ed25519.new"), "half").unwrap();
         let anew = ssh.owner().unwrap();
         let (private, public) = (state.path().join("ssh/id_ed25519"), state.path().join("ssh/id_ed25519.pub"));
-        assert_eq!(fingerprint(&private), fingerprint(&public));
+        assert_eq!(public_half(&private) + "\n", anew);
         assert_eq!(fs::read_to_string(public).unwrap(), anew);
-        assert!(fingerprint(&private).starts_with("256 ") && fingerprint(&private).ends_with(" banger (ED25519)\n"));
+        assert!(anew.starts_with("ssh-ed25519 AAAA") && anew.ends_with(" banger\n"), "{anew}");
 
         let store = Store::open(Path::new(":memory:")).unwrap();
         store.change(|t| vms.iter().try_for_each(|vm| vms::save(t, vm))).unwrap();

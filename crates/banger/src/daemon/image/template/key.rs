@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use wire::firecracker::QEMU_PLACES;
 
 /// The version of the templates' own form: what is written into their disks, and how they are saved. What a guest with systemd is
@@ -141,12 +141,21 @@ impl Templates {
     /// The digest of a program, read once as long as it stays as it is.
     fn digest(&self, path: &Path) -> Result<String, Fault> {
         let now = identity(path)?;
-        let mut known = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(digest) = known.get(&now) {
+        let of_it = || {
+            let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(digests.entry(now.clone()).or_default())
+        };
+        // Who asks for another one needn't wait for this.
+        let of_it = of_it();
+        let mut known = of_it.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(digest) = &*known {
             return Ok(digest.clone());
         }
         let digest = digest_of(path, &Unwatched)?;
-        known.insert(now, digest.clone());
+        // One that was put in its place meanwhile is not known by the old one's facts.
+        if identity(path)? == now {
+            *known = Some(digest.clone());
+        }
         Ok(digest)
     }
 }

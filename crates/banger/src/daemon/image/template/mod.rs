@@ -30,7 +30,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// The folder of a template that is not whole yet has this behind its id.
 const DRAFT: &str = ".draft";
@@ -45,7 +45,7 @@ pub(crate) struct Templates {
     /// Those that nobody asked for.
     unasked: unasked::Unasked,
     /// Of programs, as they were.
-    digests: Mutex<HashMap<String, String>>,
+    digests: Mutex<HashMap<String, Arc<Mutex<Option<String>>>>>,
 }
 
 /// A template's folder.
