@@ -45,6 +45,32 @@ fn told(reply: &Value) -> &str {
     reply["error"]["message"].as_str().expect("a message")
 }
 
+isolated! { fn a_tap_that_comes_while_the_last_one_goes_is_filtered() {
+    let helper = Start::new().config("own_tables = false\nfault = \"delete_tap.rules:stop\"\n").start();
+    helper.ok("priv.create_tap", &tap("tap-fc-1"));
+    // Between the count and the change, as another call to the helper would.
+    let reply = with_a_stop(&helper, "priv.delete_tap", &json!({"tap_name": "tap-fc-1"}), || {
+        ip("tuntap add tap-fc-2 mode tap");
+        common::output("ip", &["link", "set", "tap-fc-2", "alias", "banger tap"]);
+        common::output("nft", &["add element bridge banger ports { tap-fc-2 }"]);
+    });
+    assert_eq!((reply["ok"].as_bool(), set("bridge", "ports")), (Some(true), vec!["tap-fc-2".to_owned()]), "{reply}");
+    drop(helper);
+    ip("link del tap-fc-2");
+
+    let helper = Helper::start();
+    helper.ok("priv.create_tap", &tap("tap-fc-1"));
+    for round in 1..100 {
+        let (goes, comes) = (format!("tap-fc-{round}"), format!("tap-fc-{}", round + 1));
+        std::thread::scope(|scope| {
+            scope.spawn(|| helper.ok("priv.delete_tap", &json!({"tap_name": goes})));
+            std::thread::sleep(std::time::Duration::from_micros(round * 10));
+            helper.ok("priv.create_tap", &tap(&comes));
+        });
+        assert_eq!(set("bridge", "ports"), [comes], "round {round}");
+    }
+} }
+
 isolated! { fn many_taps_go_at_once_with_all_that_is_theirs() {
     uplink();
     let helper = Helper::start();

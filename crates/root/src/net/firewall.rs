@@ -40,6 +40,8 @@ pub(crate) enum Tables {
     Made,
     /// Gone.
     Gone,
+    /// Gone, where no tap stands on them but those that are to be absent; else as they are.
+    GoneWithLast,
 }
 
 /// What a change changed, and how it is taken back.
@@ -173,6 +175,11 @@ impl Firewall {
         };
         match change.tables {
             Tables::Gone => self.drop_tables(&seen),
+            // Whoever counted the taps did so before: another one may have come since, which stands on the tables. This reads what
+            // the look has seen, or the change is refused.
+            Tables::GoneWithLast if !self.elements(Set::Ports)?.iter().any(|port| !change.absent.contains(port)) => {
+                self.drop_tables(&seen)
+            }
             Tables::Made if !seen.stands() => self.make_tables(&seen, &change.present),
             _ => self.change_elements(&seen, change, &asked),
         }

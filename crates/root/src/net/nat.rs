@@ -274,6 +274,17 @@ pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, taps: &[&str]) -
     connections(host, steps, &addresses)
 }
 
+/// The same of taps whose links are gone by now. Whoever has made the tables anew meanwhile, the last tap's having gone, may have
+/// found the links still there.
+pub(crate) fn forget_gone(host: &Host, method: &'static str, taps: &[&str]) -> Result<(), Fail> {
+    let ports: Vec<_> = taps.iter().map(|tap| Element::link(Set::Ports, tap)).collect();
+    let there = host.net.firewall(|fw| Ok(fw.look(&ports)?.there)).map_err(refused)?;
+    if !there.contains(&true) {
+        return Ok(());
+    }
+    steps::run(method, &host.faults, |steps| forget(host, steps, taps))
+}
+
 /// Takes guests' ways and other elements out of the tables. With the last guest forwarding is put back: before the
 /// rules that shield the opened links go.
 pub(crate) fn shut<'a>(
@@ -310,8 +321,9 @@ pub(crate) fn shut<'a>(
         steps.undo("forwarding", move || forward::switch(&back, true));
         steps.act("forwarding", || forward::switch(&open, false))?;
     }
-    let change = Change { tables: if no_taps { Tables::Gone } else { Tables::AsTheyAre }, absent, ..Change::default() };
-    if change.tables == Tables::Gone || !change.absent.is_empty() {
+    let change =
+        Change { tables: if no_taps { Tables::GoneWithLast } else { Tables::AsTheyAre }, absent, ..Change::default() };
+    if no_taps || !change.absent.is_empty() {
         let changed = steps.act("rules", || {
             net.firewall(|fw| fw.apply_seen(&change, Some(&seen)))
                 .map_err(|error| Fail::new("the rules could not be taken away").because(error))

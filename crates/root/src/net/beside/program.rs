@@ -39,7 +39,8 @@ pub(super) fn run(arguments: &[&str]) -> Result<Said, String> {
         |what: &str, error: &dyn std::fmt::Display| format!("{CALLED} {}: {what}: {error}", arguments.join(" "));
     // In the child the descriptor is there until the program is.
     #[allow(clippy::disallowed_methods, reason = "the file that was checked, by its descriptor; fixed arguments")]
-    let mut child = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    let mut command = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    command
         .arg0(CALLED)
         .args(["-w", "5"])
         .args(arguments)
@@ -47,9 +48,8 @@ pub(super) fn run(arguments: &[&str]) -> Result<Said, String> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(into(&out)?)
-        .stderr(into(&err)?)
-        .spawn()
-        .map_err(|error| failed("it did not start", &error))?;
+        .stderr(into(&err)?);
+    let mut child = sys::spawn::start(&mut command).map_err(|error| failed("it did not start", &error))?;
     let ended = sys::pidfd::open(child.id().cast_signed()).is_ok_and(|process| process.wait_end(LONGEST));
     if !ended {
         let _ = child.kill();
