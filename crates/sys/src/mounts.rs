@@ -45,6 +45,8 @@ impl Table {
         if let Some(known) = known.as_ref().filter(|known| !has_changed(&known.file)) {
             return Ok(Arc::clone(&known.text));
         }
+        // The change is told once: where the reading fails the next who asks reads too.
+        *known = None;
         // Changes are told from the opening on: one in the middle of the reading is one for the next who asks.
         let mut file = File::open(self.path)?;
         let mut bytes = Vec::with_capacity(USUAL);

@@ -27,6 +27,18 @@ pub fn open(pid: i32) -> Result<PidFd, CallError> {
     pidfd_open(number, PidfdFlags::empty()).map(|fd| PidFd { fd, pid }).map_err(failed)
 }
 
+/// The same; `None` where no process has the number, so that who has no descriptor left doesn't take one that runs for gone.
+///
+/// # Errors
+/// What else the kernel says: EMFILE.
+pub fn find(pid: i32) -> Result<Option<PidFd>, CallError> {
+    match open(pid) {
+        Ok(process) => Ok(Some(process)),
+        Err(error) if matches!(error.errno(), Errno::SRCH | Errno::INVAL) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl PidFd {
     /// The process of a descriptor that came with its start (`CLONE_PIDFD`).
     pub fn from_fd(fd: OwnedFd, pid: i32) -> PidFd {

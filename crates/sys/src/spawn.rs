@@ -35,8 +35,17 @@ pub(crate) fn inheriting() -> RwLockReadGuard<'static, ()> {
 
 /// Waits until no child that is being started has a copy of what this process closed before: for what others can only have
 /// when nobody has it any more.
-pub(crate) fn none_inherits() {
+pub fn none_inherits() {
     drop(INHERITING.write().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Starts a program of the standard library's making; no child has a copy of this process's descriptors when this returns.
+///
+/// # Errors
+/// What the start says.
+pub fn start(command: &mut std::process::Command) -> io::Result<std::process::Child> {
+    let _inheriting = inheriting();
+    command.spawn()
 }
 
 /// A program, and all that it is given. Its environment is empty, its directory `/`, its umask 077 (a jailer's 022); it leads a session

@@ -96,6 +96,7 @@ pub(crate) fn fsck(host: &Host, name: &DmName) -> Result<(), Fail> {
     let rdev = device.dev;
     // e2fsck opens it itself so that nobody else has it and nobody can mount it.
     drop(device);
+    sys::spawn::none_inherits();
     let program = e2fsck()?;
     let _turn = host.images.workers.turn(host)?;
     let mut place = host.images.workers.place(host)?;

@@ -14,7 +14,7 @@ use wire::name::signal::Signal;
 use wire::vm::{Kill, Pid, Running};
 
 /// How long a kill waits for the end that it has caused: the answer is to mean that the VM is gone.
-const KILL_TIME: Duration = Duration::from_secs(2);
+const KILL_TIME: Duration = Duration::from_secs(10);
 
 /// A VM's process that is proven to be one.
 enum Vm {

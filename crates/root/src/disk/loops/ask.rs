@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use wire::name::dm::LoopNumber;
 
-/// How long one gets to answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long one gets to answer: also where the thread that asks gets no processor for a while.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who is being asked, and since when.
 static ASKED: Mutex<BTreeMap<LoopNumber, Instant>> = Mutex::new(BTreeMap::new());
