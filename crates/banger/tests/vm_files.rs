@@ -445,8 +445,11 @@ fn figures_are_the_guest_s_own() {
 
         // One that works is seen to work, and to be sent something.
         guest("while :; do :; done </dev/null >/dev/null 2>&1 &");
-        until("its processor is seen to work", || number(&stats("web"), "cpu_percent") > 80.0);
-        assert!(number(&stats("db"), "cpu_percent") < 50.0, "the other one is idle");
+        // As much as this machine lets it: others may want its processors.
+        until("its processor is seen to work, and the other one's not", || {
+            let [web, db] = ["web", "db"].map(|name| number(&stats(name), "cpu_percent"));
+            web > 30.0 && db < web / 2.0
+        });
         let came = number(&stats("web"), "net_rx_bytes");
         here("ping", &["-c", "3", "-i", "0.2", "-s", "1000", "172.16.0.2"]);
         let more = number(&stats("web"), "net_rx_bytes") - came;
