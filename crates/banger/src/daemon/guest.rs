@@ -298,7 +298,7 @@ fn packed(entries: &[(tar::Entry, Vec<u8>)]) -> Vec<u8> {
 /// # Errors
 /// It could not be asked, or refuses.
 pub(crate) fn ask_down(vsock: &Path, patience: Duration) -> io::Result<()> {
-    let client = call(vsock, patience.min(ANSWER))?;
+    let client = call(vsock, patience)?;
     let grace_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).saturating_sub(500).max(500);
     // Only a reset ends every VMM.
     match client.down(Down::Reset, grace_ms) {

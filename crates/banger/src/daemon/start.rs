@@ -17,6 +17,7 @@ use crate::api::Fault;
 use crate::config::Config;
 use clap::{CommandFactory, Parser, ValueEnum};
 use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
+/// How many descriptors it takes where it may.
+const DESCRIPTORS: u64 = 16 << 10;
 /// How long a lock is waited for. Who has it for good answers on his socket meanwhile.
 const LOCK_TIME: Duration = Duration::from_secs(1);
 
@@ -95,6 +98,7 @@ fn run(given: Bangerd) -> Result<(), Fault> {
             .fix("run it as the user whom `banger helper init` named"));
     }
     let end = End::watch()?;
+    let _ = more_descriptors();
     // What is made here is this user's alone.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let given_names = given.names;
@@ -186,6 +190,14 @@ fn check(given: Bangerd, mut config: Config) -> Result<Settings, Fault> {
         disk: config.disk_method,
         synced: config.file_sync,
     })
+}
+
+/// A connection to a published port takes two descriptors, an attached command four: a session's usual 1,024 are few for many VMs.
+/// Where it may not have more it has those.
+fn more_descriptors() -> rustix::io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = DESCRIPTORS.min(limit.maximum.unwrap_or(u64::MAX)).max(limit.current.unwrap_or(u64::MAX));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
 }
 
 /// Without ssh's keys VMs have no ssh, and all else works.

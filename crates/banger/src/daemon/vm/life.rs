@@ -3,7 +3,7 @@
 use super::phases::{End, Launched, Ready};
 use super::places::Places;
 use super::run::{self, ms};
-use super::slots::START;
+use super::slots::{Held, START};
 use super::start::Way;
 use super::work::Work;
 use super::{disk, find, plan, show, stamps, start, whole, workspace};
@@ -32,6 +32,10 @@ const STOP_OF_INIT: [Duration; 2] = [Duration::from_secs(30), Duration::from_sec
 const OTHERS: Duration = Duration::from_secs(30);
 /// What is under way and unwanted is given up within this time.
 const GIVEN_UP: Duration = Duration::from_secs(60);
+/// It is told again after this time.
+const AGAIN: Duration = Duration::from_secs(1);
+/// What who holds one that is to go is doing with it.
+const REMOVAL: &str = "its removal";
 
 /// Who waits for nothing is told of what fails within this time.
 const EARLY: Duration = Duration::from_millis(300);
@@ -61,7 +65,7 @@ pub(crate) fn start(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, 
     let begun = Instant::now();
     let vm = daemon.store.change(|t| find(t, reference))?;
     let held = daemon.slots.hold(&vm.id, &vm.name, START, OTHERS)?;
-    let vm = daemon.store.change(|t| find(t, &vm.name))?;
+    let vm = now(daemon, &vm)?;
     if vm.state == State::Ready {
         return Ok(changed(daemon, vm, false, begun));
     }
@@ -93,7 +97,7 @@ pub(crate) fn start(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, 
 fn up(
     daemon: &Arc<Daemon>,
     caller: &mut Caller,
-    held: &super::slots::Held,
+    held: &Held,
     mut vm: Vm,
     how: How,
     begun: Instant,
@@ -136,7 +140,7 @@ pub(crate) fn stop(
     let begun = Instant::now();
     let vm = daemon.store.change(|t| find(t, reference))?;
     let _held = daemon.slots.hold(&vm.id, &vm.name, "its stop", OTHERS)?;
-    let vm = daemon.store.change(|t| find(t, &vm.name))?;
+    let vm = now(daemon, &vm)?;
     if vm.state.is_down() {
         return Ok(changed(daemon, vm, false, begun));
     }
@@ -226,11 +230,10 @@ pub(crate) fn rm(
         return Ok(Changed { freed_bytes, ..changed(daemon, vm, false, begun) });
     }
     let mut work = Work::new(daemon, caller.op_id());
-    let limit = if force { GIVEN_UP } else { OTHERS };
-    if force {
-        give_up(&work, &vm);
-    }
-    let _held = daemon.slots.hold(&vm.id, &vm.name, "its removal", limit)?;
+    let _held = match force {
+        true => hold_unwanted(&work, &vm.id, &vm.name)?,
+        false => daemon.slots.hold(&vm.id, &vm.name, REMOVAL, OTHERS)?,
+    };
     // What was under way may have taken it away itself.
     let Some(vm) = daemon.store.change(|t| vms::by_id(t, &vm.id))? else {
         return Ok(Changed { changed: true, ms: ms(begun), ..Changed::default() });
@@ -256,13 +259,35 @@ fn size_of(daemon: &Daemon, vm: &Vm) -> u64 {
     disk::used(&Places::of(&daemon.settings, vm)).unwrap_or(0)
 }
 
+/// As it is now that its caller holds it. Another VM may have its name by then.
+fn now(daemon: &Daemon, vm: &Vm) -> Result<Vm, Fault> {
+    daemon.store.change(|t| vms::by_id(t, &vm.id))?.ok_or_else(|| Fault::no_such_vm(&vm.name, None))
+}
+
+/// Holds one that is to go, whatever goes on with it.
+pub(super) fn hold_unwanted(work: &Work<'_>, id: &str, name: &str) -> Result<Held, Fault> {
+    let end = Instant::now() + GIVEN_UP;
+    let mut patience = Duration::ZERO;
+    loop {
+        match work.daemon.slots.hold(id, name, REMOVAL, patience) {
+            Err(busy) if Instant::now() >= end => return Err(busy),
+            Err(_) => give_up(work, id)?,
+            held => return held,
+        }
+        // What is under way may have started its VMM only now, and be followed by something else.
+        patience = AGAIN;
+    }
+}
+
 /// Has what goes on with it end soon.
-pub(crate) fn give_up(work: &Work<'_>, vm: &Vm) {
-    work.daemon.slots.unwant(&vm.id);
+pub(crate) fn give_up(work: &Work<'_>, id: &str) -> Result<(), Fault> {
+    work.daemon.slots.unwant(id);
     // A start waits for its agent, which answers no more: so it fails now.
-    if let Some(pid) = vm.pid.and_then(|pid| wire::vm::Pid::new(pid.into())) {
+    let vm = work.daemon.store.change(|t| vms::by_id(t, id))?;
+    if let Some(pid) = vm.and_then(|vm| vm.pid).and_then(|pid| wire::vm::Pid::new(pid.into())) {
         let _ = work.helper().kill_process(pid);
     }
+    Ok(())
 }
 
 /// Hands its console over, open for reading.

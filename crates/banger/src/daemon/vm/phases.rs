@@ -269,7 +269,7 @@ impl Ready {
         let here = pidfd::boot_id().ok();
         let (Some(pid), true) = (vm.pid, vm.boot_id.is_some() && vm.boot_id == here) else { return Ok(None) };
         // Opened first, asked about then: what the helper confirms is what the descriptor holds.
-        let Ok(process) = pidfd::open(pid) else { return Ok(None) };
+        let Some(process) = pidfd::find(pid).map_err(Fault::bug)? else { return Ok(None) };
         let Some(number) = wire::vm::Pid::new(pid.into()) else { return Ok(None) };
         let api = work.places(vm).api();
         let running = work.helper().process_running(number, &api.to_string_lossy());
@@ -394,12 +394,12 @@ fn kill(work: &Work<'_>, vm: &Vm, process: Option<&PidFd>) -> Result<(), Fault> 
         Some(process) => process,
         // A daemon that was killed may have launched it and not have heard so.
         None => match work.helper().find_firecracker_pid(&api.to_string_lossy()) {
-            Ok(pid) => match pidfd::open(pid.0) {
-                Ok(process) => {
+            Ok(pid) => match pidfd::find(pid.0).map_err(Fault::bug)? {
+                Some(process) => {
                     found = process;
                     &found
                 }
-                Err(_) => return Ok(()),
+                None => return Ok(()),
             },
             Err(wire::client::Error::Refused(_)) => return Ok(()),
             Err(error) => return Err(work.refused("finding the VMM", error)),

@@ -6,7 +6,7 @@ use super::plan::From;
 use super::slots::START;
 use super::start::Way;
 use super::work::Work;
-use super::{disk, find, launch, memory, plan, show, start, workspace};
+use super::{disk, find, launch, life, memory, plan, show, start, workspace};
 use crate::api::vm::{Changed, Disk, Machine, Network, Plan as Planned};
 use crate::api::{Attached, Fault, Handed, StageState};
 use crate::daemon::error::exit;
@@ -18,9 +18,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::pidfd;
-
-/// What else goes on with a VM whose run is over: its own end.
-const OTHERS: Duration = Duration::from_secs(60);
 
 /// Runs it.
 pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, keep: bool) -> Result<Changed, Fault> {
@@ -169,7 +166,7 @@ fn interrupted(work: &Work<'_>, fault: Fault) -> Fault {
 
 /// Ends it at once and takes it away: nobody is to see its disk again.
 pub(crate) fn remove(daemon: &Arc<Daemon>, work: &mut Work<'_>, id: &str, name: &str) -> Result<(), Fault> {
-    let _held = daemon.slots.hold(id, name, "its removal", OTHERS)?;
+    let _held = life::hold_unwanted(work, id, name)?;
     match daemon.store.change(|t| vms::by_id(t, id))? {
         Some(vm) => remove_held(work, vm),
         None => Ok(()),

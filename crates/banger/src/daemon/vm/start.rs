@@ -223,7 +223,7 @@ fn booted(vm: &Vm) -> &'static str {
 /// A template that could not be gone on from: for the log, and for who looks at how long it took.
 fn gone_wrong(daemon: &Daemon, pick: &Pick, fault: &Fault) -> String {
     log::fault("template", "", fault);
-    note(template::failed(daemon, &pick.id, fault));
+    note(template::failed(daemon, pick, fault));
     let why = fault.why.as_deref().map_or(String::new(), |why| format!(": {why}"));
     format!("template {}: {}{why}", pick.id, fault.message)
 }

@@ -30,8 +30,13 @@ const TRIES: usize = 3;
 pub(crate) fn begin(daemon: &Arc<Daemon>, ready: &Ready) {
     let (id, pid) = (ready.vm.id.clone(), ready.process().pid());
     // Opened while the caller's own descriptor says that the number is still this process's.
-    let watched = pidfd::open(pid).ok().filter(|_| ready.process().is_alive());
+    let watched = pidfd::find(pid).map(|process| process.filter(|_| ready.process().is_alive()));
     publish::begin(daemon, ready);
+    let watched = match watched {
+        Ok(watched) => watched,
+        // It runs; what it comes to is seen by who asks for it, and by the next daemon.
+        Err(error) => return log::fault("watch", "", &Fault::bug(error)),
+    };
     let places = Places::of(&daemon.settings, &ready.vm);
     let (vsock, console_log) = (places.vsock(), places.console());
     daemon.stamps.add(&console_log);

@@ -95,6 +95,8 @@ pub(crate) struct Pick {
     pub(crate) id: String,
     /// Its files.
     pub(crate) files: Files,
+    /// How often it had failed by then, one time after the other.
+    failures: u32,
 }
 
 fn place(daemon: &Daemon) -> PathBuf {
@@ -126,7 +128,7 @@ pub(crate) fn pick(work: &Work<'_>, vm: &Vm) -> Result<Pick, String> {
         Some(template) => {
             let files = Files::of(work.daemon, &template.id);
             if files.are_of(template) {
-                return Ok(Pick { id: template.id.clone(), files });
+                return Ok(Pick { id: template.id.clone(), files, failures: template.failures });
             }
             drop_it(work.daemon, &template.id).map_err(told)?;
             Err(format!("the files of template {} are not what they were", template.id))
@@ -173,11 +175,11 @@ pub(crate) fn used(daemon: &Daemon, id: &str) -> Result<(), Fault> {
 
 /// Writes down that a VM could not go on from it, where that says something of the template: a helper that is not there or has
 /// no room, or a full disk, says nothing.
-pub(crate) fn failed(daemon: &Daemon, id: &str, fault: &Fault) -> Result<(), Fault> {
+pub(crate) fn failed(daemon: &Daemon, pick: &Pick, fault: &Fault) -> Result<(), Fault> {
     if !OWN_FAULTS.contains(&fault.code.as_str()) {
         return Ok(());
     }
-    daemon.store.change(|t| templates::failed(t, id))?;
+    daemon.store.change(|t| templates::failed(t, &pick.id, pick.failures))?;
     sweep(daemon).map(drop)
 }
 
