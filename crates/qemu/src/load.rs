@@ -1,8 +1,6 @@
 //! `PUT /snapshot/load`: two files become a VM. What they say is checked before QEMU sees any of it.
 
 use std::fs::File;
-use std::io::Seek as _;
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +16,7 @@ use crate::host::Host;
 use crate::machine::Accelerator;
 use crate::memory::{self, Memory};
 use crate::qmp::{AGREE, Qmp};
+use crate::save::{state, without_memory};
 use crate::snapshot::Header;
 use crate::vmm::{State, Vmm, store_micros};
 
@@ -121,20 +120,14 @@ fn gather(parts: &mut Resources, config: VmConfig) -> Result<(), Fault> {
 pub(crate) fn incoming(
     qmp: &mut Qmp,
     header: &Header,
-    mut stream: &File,
+    stream: &File,
     program: &Path,
     accelerator: Accelerator,
 ) -> Result<(), String> {
     let here = Host::here(qmp.version(), program, accelerator).map_err(|error| error.to_string())?;
     here.takes(&header.host)?;
-    stream.rewind().map_err(|error| error.to_string())?;
-    let without_memory = json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]});
-    qmp.run_in_a_row(&[
-        (AGREE, json!({}), None),
-        ("migrate-set-capabilities", without_memory, None),
-        ("getfd", json!({"fdname": "state"}), Some(stream.as_fd())),
-        ("migrate-incoming", json!({"uri": "fd:state"}), None),
-    ])?;
+    let load = ("migrate-incoming", json!({"uri": "fd:state"}), None);
+    qmp.run_in_a_row(&[(AGREE, json!({}), None), without_memory(), state(stream)?, load])?;
     let until = Instant::now() + PATIENCE;
     loop {
         let told = qmp.run(&json!({"execute": "query-status"})).map_err(|error| error.to_string())?;

@@ -10,6 +10,9 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Deserialize;
 
+/// A command: its name, its arguments, a descriptor that becomes QEMU's too.
+pub(crate) type Command<'a> = (&'a str, serde_json::Value, Option<BorrowedFd<'a>>);
+
 /// The command that has to be the first.
 pub(crate) const AGREE: &str = "qmp_capabilities";
 
@@ -177,10 +180,7 @@ impl Qmp {
     ///
     /// # Errors
     /// Of the first that failed: its name, and [`QmpError`].
-    pub(crate) fn run_in_a_row(
-        &mut self,
-        commands: &[(&str, serde_json::Value, Option<BorrowedFd<'_>>)],
-    ) -> Result<(), String> {
+    pub(crate) fn run_in_a_row(&mut self, commands: &[Command<'_>]) -> Result<(), String> {
         let mut sent = Vec::new();
         for (name, arguments, fd) in commands {
             let id = self.send(&serde_json::json!({"execute": name, "arguments": arguments}), *fd);

@@ -14,7 +14,7 @@ use crate::draft::Draft;
 use crate::fault::Fault;
 use crate::guest::{Guest, Saved};
 use crate::host::Host;
-use crate::qmp::Qmp;
+use crate::qmp::{Command, Qmp};
 use crate::snapshot::{Header, stream_file};
 use crate::vmm::{Vmm, store_micros};
 
@@ -82,13 +82,9 @@ impl Guest {
 }
 
 /// Has QEMU write its stream into an empty file, without memory that is a file.
-fn outgoing(qmp: &mut Qmp, mut stream: &File) -> Result<(), String> {
-    stream.rewind().map_err(|error| error.to_string())?;
-    let capability = json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]});
-    run(qmp, "migrate-set-capabilities", capability)?;
-    run(qmp, "migrate-set-parameters", json!({"max-bandwidth": NO_LIMIT}))?;
-    let named = json!({"execute": "getfd", "arguments": {"fdname": "state"}});
-    qmp.run_with(&named, Some(stream.as_fd())).map_err(|error| format!("getfd: {error}"))?;
+fn outgoing(qmp: &mut Qmp, stream: &File) -> Result<(), String> {
+    let all = ("migrate-set-parameters", json!({"max-bandwidth": NO_LIMIT}), None);
+    qmp.run_in_a_row(&[without_memory(), all, state(stream)?])?;
     run(qmp, "migrate", json!({"uri": "fd:state"}))?;
     let until = Instant::now() + PATIENCE;
     loop {
@@ -106,4 +102,18 @@ fn outgoing(qmp: &mut Qmp, mut stream: &File) -> Result<(), String> {
             _ => std::thread::sleep(Duration::from_millis(1)),
         }
     }
+}
+
+/// Has QEMU's stream leave out memory that is a file.
+pub(crate) fn without_memory<'a>() -> Command<'a> {
+    ("migrate-set-capabilities", json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]}), None)
+}
+
+/// Gives QEMU a file under the name `state`, to be read or written from its beginning.
+///
+/// # Errors
+/// The file can't be rewound.
+pub(crate) fn state(mut stream: &File) -> Result<Command<'_>, String> {
+    stream.rewind().map_err(|error| error.to_string())?;
+    Ok(("getfd", json!({"fdname": "state"}), Some(stream.as_fd())))
 }

@@ -274,17 +274,6 @@ pub(crate) fn forget<'a>(host: &'a Host, steps: &mut Steps<'a>, taps: &[&str]) -
     connections(host, steps, &addresses)
 }
 
-/// The same of taps whose links are gone by now. Whoever has made the tables anew meanwhile, the last tap's having gone, may have
-/// found the links still there.
-pub(crate) fn forget_gone(host: &Host, method: &'static str, taps: &[&str]) -> Result<(), Fail> {
-    let ports: Vec<_> = taps.iter().map(|tap| Element::link(Set::Ports, tap)).collect();
-    let there = host.net.firewall(|fw| Ok(fw.look(&ports)?.there)).map_err(refused)?;
-    if !there.contains(&true) {
-        return Ok(());
-    }
-    steps::run(method, &host.faults, |steps| forget(host, steps, taps))
-}
-
 /// Takes guests' ways and other elements out of the tables. With the last guest forwarding is put back: before the
 /// rules that shield the opened links go.
 pub(crate) fn shut<'a>(

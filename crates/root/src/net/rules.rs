@@ -29,8 +29,8 @@ pub(crate) fn survey(net: &Net) -> Result<Vec<Element>, Refused> {
         let mut elements = Vec::new();
         for link in link::list(conn, None)? {
             if tap::is_ours(&link) {
-                // One that is half made is let in by whoever makes it.
-                if link.master == 0 && !link.tun.is_some_and(|tun| tun.persists) {
+                // One that is on no bridge comes or goes: whoever makes it lets it in.
+                if link.master == 0 {
                     continue;
                 }
                 elements.push(Element::link(Set::Ports, &link.name));

@@ -260,8 +260,7 @@ pub(crate) fn delete(host: &Host, name: &TapName) -> Result<(), Fail> {
             }
             _ => Ok(()),
         })
-    })?;
-    nat::forget_gone(host, "delete_tap", &[name.as_str()])
+    })
 }
 
 /// Off the bridge first: no frame passes once its rules are gone. And down before that: a tap that is up and on no

@@ -17,15 +17,14 @@ pub(crate) fn delete(host: &Host, names: &[TapName]) -> Result<(), Fail> {
     let names: BTreeSet<&TapName> = names.iter().collect();
     let _taps: Vec<_> = names.iter().map(|name| host.net.locks.hold(format!("tap:{name}"))).collect();
     let there = names.iter().filter_map(|name| tap::find(host, name).transpose()).collect::<Result<Vec<_>, _>>()?;
-    let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
     steps::run("delete_taps", &host.faults, |steps| {
         tap::detach(host, steps, &there)?;
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
         for some in names.chunks(AT_ONCE) {
             nat::forget(host, steps, some)?;
         }
         if there.is_empty() { Ok(()) } else { remove(host, steps, &there) }
-    })?;
-    names.chunks(AT_ONCE).try_for_each(|some| nat::forget_gone(host, "delete_taps", some))
+    })
 }
 
 /// Puts the links into a group of their own and removes the group.

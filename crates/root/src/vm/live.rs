@@ -20,7 +20,7 @@ use sys::pidfd::PidFd;
 use wire::code::shown;
 
 /// How long a VMM that was killed gets to be gone. The kernel may have gigabytes to give back.
-const END_TIME: Duration = Duration::from_secs(10);
+const END_TIME: Duration = Duration::from_secs(30);
 
 /// VMs that were launched here, or by an earlier helper, and still run.
 #[derive(Clone)]

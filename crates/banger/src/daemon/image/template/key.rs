@@ -141,12 +141,11 @@ impl Templates {
     /// The digest of a program, read once as long as it stays as it is.
     fn digest(&self, path: &Path) -> Result<String, Fault> {
         let now = identity(path)?;
-        let of_it = || {
+        // Who asks for another one needn't wait for this.
+        let of_it = {
             let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(digests.entry(now.clone()).or_default())
         };
-        // Who asks for another one needn't wait for this.
-        let of_it = of_it();
         let mut known = of_it.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(digest) = &*known {
             return Ok(digest.clone());
