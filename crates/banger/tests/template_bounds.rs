@@ -119,6 +119,18 @@ fn a_disk_that_fills_while_one_is_made_leaves_nothing() {
 }
 
 #[test]
+fn a_boot_that_takes_longer_than_it_may_leaves_nothing() {
+    isolated("a_boot_that_takes_longer_than_it_may_leaves_nothing", |_| {
+        let out = run(&["template", "build", "--memory", "128M", "--boot-timeout", "100ms"]);
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
+        let told = "error[agent_silent]: it runs, but its agent has not answered for 0.1 s";
+        assert!(text(&out.stderr).contains(told), "{}", text(&out.stderr));
+        assert_eq!((ids(), folders()), (Vec::new(), 0));
+        assert_eq!(json(&["vm", "list", "--json"]), serde_json::json!([]));
+    });
+}
+
+#[test]
 fn a_template_goes_with_its_image() {
     isolated("a_template_goes_with_its_image", |world| {
         ok(&["vm", "create", "of", "--memory", "128M"]);

@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod child;
 pub mod clock;
 pub mod confine;
+pub mod cpu;
 pub mod creds;
 pub mod dir;
 pub mod dm;

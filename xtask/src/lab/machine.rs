@@ -77,14 +77,14 @@ pub(super) struct Machine {
 
 /// The command line's part that is the same in each start; a part of a saved machine's key.
 pub(super) fn hardware(nested: Nested) -> Vec<String> {
-    let cpu = match nested {
-        Nested::No => "max",
-        Nested::Yes => "EPYC,+svm,+npt",
+    let (cpu, cpus) = match nested {
+        Nested::No => ("max", "2"),
+        Nested::Yes => ("EPYC,+svm,+npt", "1"),
     };
     let words = "-M microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=memory -accel tcg,thread=multi \
-                 -smp 2 -nodefaults -no-user-config -display none -no-reboot -device virtio-serial-device,max_ports=2 \
+                 -nodefaults -no-user-config -display none -no-reboot -device virtio-serial-device,max_ports=2 \
                  -device virtio-blk-device,drive=first -device virtio-blk-device,drive=second -m";
-    let words = words.split_whitespace().chain([MEMORY, "-cpu", cpu]);
+    let words = words.split_whitespace().chain([MEMORY, "-smp", cpus, "-cpu", cpu]);
     words
         .map(str::to_owned)
         .chain(["-device".to_owned(), format!("virtserialport,chardev=lab,name={},nr=1", lab::PORT)])
@@ -92,8 +92,23 @@ pub(super) fn hardware(nested: Nested) -> Vec<String> {
 }
 
 /// What the kernel is told, but for the rate of its clock.
+/// An NMI panics, with what each processor does: see [`Machine::looked_at`]. On this machine it counts as one of the bus.
 pub(super) const KERNEL_WORDS: &str = "console=ttyS0 panic=-1 quiet loglevel=3 cryptomgr.notests mitigations=off \
-                                       random.trust_cpu=on nokaslr systemd.show_status=false";
+                                       random.trust_cpu=on nokaslr systemd.show_status=false panic_print=0x40 \
+                                       sysctl.kernel.panic_on_unrecovered_nmi=1";
+
+/// What its processes do and what its services said, for one whose command doesn't end.
+const LOOK: &str = "ps -eLo pid,tid,ppid,stat,pcpu,time,wchan:24,comm,args --sort -pcpu | cut -c1-200; \
+                    for task in /proc/[0-9]*/task/*; do \
+                        case $(cut -d')' -f2 $task/stat) in ' R'*|' D'*) cat $task/comm $task/stack;; esac; \
+                    done 2>/dev/null; \
+                    journalctl -b -n 60 --no-pager; dmesg | tail -n 20";
+/// How long that may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(60);
+/// How often its registers are looked at: one that goes round in a loop is seen to.
+const LOOKS: usize = 3;
+/// How long a panic takes to be told.
+const PANIC_TIME: Duration = Duration::from_secs(5);
 
 impl Machine {
     /// Starts one, and speaks with QEMU; what runs in it isn't asked yet.
@@ -147,6 +162,24 @@ impl Machine {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// What it does, where its command's time is up: its processors by QEMU's word, its processes by its own. Behind this it
+    /// gets an NMI, so that its kernel's panic tells on the console what each processor was at, and is of no more use.
+    pub(super) fn looked_at(&mut self) -> String {
+        let mut text = String::new();
+        for _ in 0..LOOKS {
+            let registers = self.qmp.registers().unwrap_or_else(|e| format!("{e:#}"));
+            text += &programs::indented(&registers, usize::MAX);
+            text.push('\n');
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        text += &programs::indented(&self.session.looked_at(LOOK, LOOK_LIMIT), usize::MAX);
+        match self.qmp.ask("inject-nmi", serde_json::json!({})) {
+            Ok(_) => std::thread::sleep(PANIC_TIME),
+            Err(e) => text += &format!("\n{e:#}"),
+        }
+        text
     }
 
     /// Ends it, for that error, which a panic of its kernel explains.

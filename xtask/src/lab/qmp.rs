@@ -58,6 +58,13 @@ impl Qmp {
         }
     }
 
+    /// Where each processor is, and its general registers.
+    pub(super) fn registers(&mut self) -> Result<String> {
+        let said = self.ask("human-monitor-command", json!({ "command-line": "info registers -a" }))?;
+        let shown = |line: &&str| ["CPU#", "R", "CS", "GS", "CR"].iter().any(|start| line.starts_with(start));
+        Ok(said.as_str().unwrap_or_default().lines().filter(shown).collect::<Vec<_>>().join("\n"))
+    }
+
     /// Says that memory is a file that both sides have.
     pub(super) fn memory_is_shared(&mut self) -> Result<()> {
         let shared = json!([{ "capability": "x-ignore-shared", "state": true }]);

@@ -136,6 +136,17 @@ impl Session {
         }
     }
 
+    /// What a script says beside a command that still runs, or as much of it as comes until the limit.
+    pub(super) fn looked_at(&mut self, script: &str, limit: Duration) -> String {
+        let words = ["sh", "-c", script].map(str::as_bytes).to_vec();
+        let environment = ENVIRONMENT.map(str::as_bytes).to_vec();
+        let command = Command { folder: b"/", words, environment };
+        let mut said = Vec::new();
+        let done = self.run_until(Some(Instant::now() + limit), &command, io::empty(), &mut said);
+        let ended = done.map_or_else(|e| format!("{e:#}"), |status| format!("ended with {status}"));
+        format!("{}\n{ended}\n", String::from_utf8_lossy(&said))
+    }
+
     /// Carries all of an input to the command, in a thread of its own, until either ends.
     fn feed(&self, mut input: impl Read + Send + 'static) {
         let to = Arc::clone(&self.to);

@@ -27,9 +27,9 @@ use crate::console::Panic;
 use crate::programs;
 
 /// How long one test may take by the host's clock: the lab's own falls behind on a busy machine.
-const TEST_LIMIT: Duration = Duration::from_secs(420);
+const TEST_LIMIT: Duration = Duration::from_secs(900);
 /// For all of them together.
-const LIMIT: Duration = Duration::from_secs(30 * 60);
+const LIMIT: Duration = Duration::from_secs(45 * 60);
 /// So many machines run tests at once: each has one processor's work for most of its time.
 const MACHINES: usize = 2;
 
@@ -198,14 +198,17 @@ fn run_queue<'a>(
                 break;
             };
             children::check()?;
+            let looked = (begun.elapsed() >= TEST_LIMIT).then(|| machine.looked_at());
             let said = machine.end();
-            let once_more = said.panic() == Some(Panic::AtAGuest) && !panicked;
+            let once_more = said.panic() == Some(Panic::AtAGuest) && !panicked && looked.is_none();
             if once_more {
                 panicked = true;
                 panics.fetch_add(1, Ordering::Relaxed);
                 println!("{}\n    {PANICKED}; once more on a fresh machine\n{}", told("PANIC"), said.shown());
             } else {
-                println!("{}\n{}\n    {why}\n{}", told("FAIL"), String::from_utf8_lossy(&output), said.shown());
+                let output = String::from_utf8_lossy(&output);
+                let looked = looked.map(|looked| format!("    what it did then:\n{looked}\n")).unwrap_or_default();
+                println!("{}\n{output}\n    {why}\n{looked}{}", told("FAIL"), said.shown());
             }
             machine = enter(request, nested, &items)?;
             if !once_more {

@@ -3,13 +3,14 @@
 use super::asset::{gone, outcome};
 use super::documents::OneOrMore;
 use super::problem::Problem;
-use super::reach::Asked;
+use super::reach::{Asked, milliseconds};
 use super::{config, output, several, size, table, text};
 use crate::api::Request;
 use crate::api::template::{Removed, Template as Shown, Templates};
 use crate::api::vm::Machine;
-use crate::time;
+use crate::{duration, time};
 use clap::{Args, Subcommand};
+use std::time::Duration;
 
 const HEADER: [&str; 8] = ["ID", "IMAGE", "MEMORY", "CPUS", "INIT", "SIZE", "VMS", "AGE"];
 
@@ -44,6 +45,9 @@ pub(crate) struct Build {
     /// For VMs with --init: saved when the image's own systemd is up.
     #[arg(long)]
     init: bool,
+    /// How long its agent may take to answer, and its init to be up [default: 60s; 3m under emulation].
+    #[arg(long, value_name = "D", value_parser = duration::parse)]
+    boot_timeout: Option<Duration>,
     #[command(flatten)]
     asked: Asked,
 }
@@ -98,6 +102,7 @@ impl Build {
             cpus: self.cpus.or(config().vcpu),
             memory_mib: self.memory.or(config().memory_mib),
             init: self.init,
+            boot_timeout_ms: milliseconds(self.boot_timeout.or(config().boot_timeout)),
             ..Machine::default()
         };
         let made: Shown = self.asked.reach.ask(Request::TemplateBuild { machine })?;

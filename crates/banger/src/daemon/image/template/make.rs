@@ -82,7 +82,7 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
             return found.and_then(|(there, _)| there.ok_or_else(|| Fault::bug("a template that is none")));
         }
     };
-    let made = make_of(&mut work, caller, vm, &key, draft, manner);
+    let made = make_of(&mut work, caller, vm, &key, draft, (manner, machine.boot_timeout_ms));
     made.inspect_err(|fault| {
         if OWN_FAULTS.contains(&fault.code.as_str())
             && let Err(fault) = daemon.store.change(|t| templates::key_failed(t, &key.digest(), 1))
@@ -99,7 +99,7 @@ fn make_of(
     vm: Vm,
     key: &Key,
     draft: Draft,
-    manner: Manner,
+    boot: (Manner, Option<u64>),
 ) -> Result<Shown, Fault> {
     let (daemon, base) = (work.daemon, vm.base.clone());
     let (id, kind) = (draft.id.clone(), Kind::of(&vm));
@@ -113,7 +113,7 @@ fn make_of(
     };
     let made = room::need(daemon, &draft.files.0, &base.root, kind.memory_mib)
         .map_err(|fault| Failed::new(Planned { vm: vm.clone() }, fault));
-    let made = made.and_then(|()| save(work, caller, vm, &draft.files, manner));
+    let made = made.and_then(|()| save(work, caller, vm, &draft.files, boot));
     finish(work, made)?;
     draft.freeze()?;
     try_it(work, caller, &machine, &id, &draft.files)?;
@@ -197,23 +197,30 @@ fn of_making(machine: &Machine) -> Machine {
     Machine { name: None, no_nat: true, disk_mib: None, ports: Vec::new(), ..machine.clone() }
 }
 
-/// Boots a VM, arms its agent, saves it and ends it.
-fn save(work: &mut Work<'_>, caller: &mut Caller, vm: Vm, to: &Files, manner: Manner) -> Result<Planned, Box<Failed>> {
+/// Boots a VM, which may take so many milliseconds, arms its agent, saves it and ends it.
+fn save(
+    work: &mut Work<'_>,
+    caller: &mut Caller,
+    vm: Vm,
+    to: &Files,
+    (manner, boot_timeout_ms): (Manner, Option<u64>),
+) -> Result<Planned, Box<Failed>> {
     let held = match work.daemon.slots.hold(&vm.id, &vm.name, "a template's making", Duration::ZERO) {
         Ok(held) => held,
         Err(fault) => return Err(Failed::new(Planned { vm }, fault)),
     };
-    let (name, begun) = (vm.name.clone(), Instant::now());
+    let name = vm.name.clone();
     caller.stage("boot", StageState::Begun, &name, "");
     let disked = Planned { vm }.wire(work)?.blank(work)?;
     if let Err(fault) = caller.go_on() {
         return Err(Failed::new(disked.down(work), fault));
     }
+    let begun = Instant::now();
     let launched = disked.launch(work)?;
     if held.is_unwanted() {
         return Err(unwanted(&held, Failed::new(launched.down(work), Fault::interrupted(&[]))));
     }
-    let wait = start::wait_for(&launched.vm, begun, None);
+    let wait = start::wait_for(&launched.vm, begun, boot_timeout_ms);
     let api = work.places(&launched.vm).api();
     let slots = Arc::clone(&work.daemon.slots);
     let answered = match manner {

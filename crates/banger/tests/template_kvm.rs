@@ -1,5 +1,5 @@
-//! Templates on Firecracker itself: in the nested lab, where `BANGER_TEST_FIRECRACKER` and `BANGER_TEST_JAILER` name its
-//! programs (`docs/lab.md`).
+//! Templates where KVM runs the guests, in the nested lab: on QEMU, and on Firecracker itself where `BANGER_TEST_FIRECRACKER`
+//! and `BANGER_TEST_JAILER` name its programs (`docs/lab.md`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
@@ -15,9 +15,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 const TEMPLATES: &str = "/var/lib/banger/templates";
 const NOTHING: &str = "/run/banger/vms:\n\n/var/lib/banger/vms:\n";
 /// Less than elsewhere: all of it lies in the lab's memory.
-const SIZE: &str = "--memory 128M";
+const SIZE: &str = "--memory 128M --boot-timeout 5m";
 /// With systemd.
-const INIT: &str = "--init --memory 256M";
+const INIT: &str = "--init --memory 256M --boot-timeout 5m";
 
 /// What makes a VM another one, a line each.
 const FACTS: &str = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address; \
@@ -96,22 +96,31 @@ fn two_go_on(kind: &str, id: &str) -> ([Run; 2], Vec<Vec<String>>) {
     for fact in 0..7 {
         assert_ne!(told[0][fact], told[1][fact], "{told:?}");
     }
-    // Not by the daemon's own word: two processes of Firecracker's that map the one memory for themselves.
+    let removed = ended(&format!("template rm {id} 2>/dev/null"));
+    assert_eq!(removed, "4\n", "disks lie on it");
+    (runs, told)
+}
+
+/// Not by the daemon's own word: two processes of Firecracker's that map the one memory for themselves.
+fn are_firecrackers(id: &str) {
     let maps = shell(
         "for p in $(pgrep -f '[-]-api-sock'); do cmp /proc/$p/exe \"$BANGER_TEST_FIRECRACKER\"
              grep '/memory$' /proc/$p/maps | cut -d' ' -f2,5 | sort -u; done",
     );
     let memory = shell(&format!("stat -c %i {TEMPLATES}/{id}/memory"));
     assert_eq!(maps, format!("rw-p {memory}rw-p {memory}"));
-    let removed = ended(&format!("template rm {id} 2>/dev/null"));
-    assert_eq!(removed, "4\n", "disks lie on it");
-    (runs, told)
+}
+
+/// Two of QEMU's that hold KVM.
+fn are_qemus_with_kvm() {
+    let open = "for p in $(pgrep qemu-system); do ls -l /proc/$p/fd | grep -cx '.* -> anon_inode:kvm-vm'; done";
+    assert_eq!(shell(open), "1\n1\n");
 }
 
 /// It ends, and went on from the template.
-fn went_on(run: Run, id: &str) {
+fn went_on(run: Run, disk: &str, id: &str) {
     let [made, boot] = run.end();
-    assert_eq!(made, format!("dm-snapshot on template {id}"));
+    assert_eq!(made, format!("{disk} on template {id}"));
     assert!(boot.starts_with("no boot: "), "{boot}");
 }
 
@@ -147,7 +156,7 @@ fn ends_clean(name: &str, id: &str) {
     let vm: Value = serde_json::from_str(&banger(&format!("vm show {name} --json"))).unwrap();
     let kept = format!("/var/lib/banger/{name}.cow");
     shell(&format!("ln /var/lib/banger/vms/{}/root.cow {kept}", vm["id"].as_str().unwrap()));
-    let stopped = banger(&format!("vm stop {name} 2>&1"));
+    let stopped = banger(&format!("vm stop {name} --timeout 5m 2>&1"));
     assert!(
         stopped.starts_with(&format!("{name}\t")) && stopped.lines().count() == 1,
         "it had to be killed: {stopped}"
@@ -171,6 +180,23 @@ fn booted(why: &str) {
 
 mod lab {
     mod nested {
+        mod guests {
+            use crate::*;
+
+            #[test]
+            fn new_vms_go_on_from_a_template_on_qemu_with_kvm() {
+                let _installed = install_with("ROOT");
+                shell("systemctl start bangerd");
+                let id = build(SIZE);
+                let before = files(&id);
+                let (runs, _) = two_go_on(SIZE, &id);
+                are_qemus_with_kvm();
+                runs.into_iter().for_each(|run| went_on(run, "layer", &id));
+                assert_eq!((files(&id), left()), (before, NOTHING.to_owned()));
+                remove(&id);
+            }
+        }
+
         mod firecracker {
             use crate::*;
 
@@ -180,7 +206,8 @@ mod lab {
                 let id = build(SIZE);
                 let before = files(&id);
                 let (runs, _) = two_go_on(SIZE, &id);
-                runs.into_iter().for_each(|run| went_on(run, &id));
+                are_firecrackers(&id);
+                runs.into_iter().for_each(|run| went_on(run, "dm-snapshot", &id));
                 assert_eq!((files(&id), left()), (before, NOTHING.to_owned()));
                 remove(&id);
             }
@@ -191,10 +218,11 @@ mod lab {
                 let id = build(INIT);
                 let before = files(&id);
                 let ([one, mut other], told) = two_go_on(INIT, &id);
+                are_firecrackers(&id);
                 told.iter().for_each(|own| is_systemds([0, 1, 2].map(|fact| own[fact].as_str())));
                 ends_clean(&told[1][0], &id);
                 other.0.wait().unwrap();
-                went_on(one, &id);
+                went_on(one, "dm-snapshot", &id);
                 assert_eq!((files(&id), left()), (before, NOTHING.to_owned()));
                 remove(&id);
             }
