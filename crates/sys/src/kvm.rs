@@ -74,9 +74,10 @@ pub fn runs_guests() -> io::Result<()> {
     let (sender, receiver) = std::sync::mpsc::channel();
     // On a thread of its own: a broken KVM must not hold up its caller. One that hangs is left behind.
     std::thread::Builder::new().name("kvm-trial".into()).spawn(move || sender.send(trial()))?;
-    receiver
-        .recv_timeout(LONGEST)
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the guest did not stop within 10 seconds")))
+    receiver.recv_timeout(LONGEST).unwrap_or_else(|_| {
+        let why = format!("the guest did not stop within {} s", LONGEST.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
 }
 
 fn trial() -> io::Result<()> {

@@ -124,13 +124,8 @@ impl Session {
 
     /// Runs a command without input that is expected to succeed.
     pub(super) fn must(&mut self, words: &[&str]) -> Result<()> {
-        let command = Command {
-            folder: b"/",
-            words: words.iter().map(|w| w.as_bytes()).collect(),
-            environment: ENVIRONMENT.map(str::as_bytes).to_vec(),
-        };
         let mut said = Vec::new();
-        match self.run(&command, io::empty(), &mut said)? {
+        match self.run(&own(words), io::empty(), &mut said)? {
             0 => Ok(()),
             status => bail!("in the lab, {} ended with {status}: {}", words.join(" "), String::from_utf8_lossy(&said)),
         }
@@ -138,11 +133,9 @@ impl Session {
 
     /// What a script says beside a command that still runs, or as much of it as comes until the limit.
     pub(super) fn looked_at(&mut self, script: &str, limit: Duration) -> String {
-        let words = ["sh", "-c", script].map(str::as_bytes).to_vec();
-        let environment = ENVIRONMENT.map(str::as_bytes).to_vec();
-        let command = Command { folder: b"/", words, environment };
         let mut said = Vec::new();
-        let done = self.run_until(Some(Instant::now() + limit), &command, io::empty(), &mut said);
+        let words = own(&["sh", "-c", script]);
+        let done = self.run_until(Some(Instant::now() + limit), &words, io::empty(), &mut said);
         let ended = done.map_or_else(|e| format!("{e:#}"), |status| format!("ended with {status}"));
         format!("{}\n{ended}\n", String::from_utf8_lossy(&said))
     }
@@ -174,5 +167,14 @@ impl Session {
 
     fn send(&self, kind: Kind, body: &[u8]) -> Result<()> {
         Ok(lab::send(&mut *self.to.lock().unwrap_or_else(PoisonError::into_inner), kind, body)?)
+    }
+}
+
+/// A command of the lab's own.
+fn own<'a>(words: &[&'a str]) -> Command<'a> {
+    Command {
+        folder: b"/",
+        words: words.iter().map(|w| w.as_bytes()).collect(),
+        environment: ENVIRONMENT.map(str::as_bytes).to_vec(),
     }
 }
