@@ -1,7 +1,7 @@
 //! What the lab's two ends say to each other over one virtio-serial port.
 //!
 //! A frame is a kind, one byte, the length of its body, four bytes, little-endian, and the body. The host asks, the lab
-//! answers; one command runs at a time.
+//! answers; one command runs at a time, but for one that looks at another that hangs.
 //!
 //! | kind | from | body |
 //! |---|---|---|

@@ -144,7 +144,8 @@ fn those_that_wait_make_room_for_a_vm_that_somebody_wants() {
         mount_bind("/mnt/meminfo", "/proc/meminfo").unwrap();
         ok(&["vm", "create", "--memory", "512M", "big"]);
         ok(&["vm", "start", "big"]);
-        assert_eq!(vmms().len(), vmms_of("big"), "both of {before:?} are gone");
+        let big = field("big", "/id");
+        assert_eq!(vmms(), vmms_of(big.as_str().unwrap()), "both of {before:?} are gone");
         assert!(waiting().is_empty());
         // They come again when it is gone.
         ok(&["vm", "rm", "-f", "big"]);
@@ -157,9 +158,34 @@ fn those_that_wait_make_room_for_a_vm_that_somebody_wants() {
     });
 }
 
-/// How many processes of VMMs are a VM's.
-fn vmms_of(name: &str) -> usize {
-    let id = field(name, "/id").as_str().unwrap().to_owned();
-    let is_its = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| text(&line).contains(&id));
-    vmms().iter().filter(|pid| is_its(pid)).count()
+#[test]
+fn one_that_is_stopped_or_has_ended_is_nobodys_any_more() {
+    isolated("one_that_is_stopped_or_has_ended_is_nobodys_any_more", |world| {
+        keep(world, 2);
+        build();
+        let before = wait_for(2);
+        let stopped = before.first().unwrap();
+        ok(&["vm", "stop", &format!("pool-{stopped}")]);
+        let out = run(&["vm", "show", &format!("pool-{stopped}")]);
+        assert_eq!(out.status.code(), Some(3), "no row stays");
+        let second = wait_for(2);
+        assert!(!second.contains(stopped), "{second:?}");
+        // The one that waits longer is dead.
+        let dead = before.last().unwrap();
+        for pid in vmms_of(dead) {
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        }
+        until("its VMM is gone", || vmms_of(dead).is_empty());
+        let (out, how) = sh(&[], "echo done");
+        assert!(out == "done\n" && how.starts_with("pool, "), "{how}");
+        assert!(wait_for(2).is_disjoint(&before));
+        ok(&["template", "rm", "files"]);
+        until("nothing is left", || left().is_empty());
+    });
+}
+
+/// The processes of VMMs that are a VM's.
+fn vmms_of(id: &str) -> Vec<i32> {
+    let is_its = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| text(&line).contains(id));
+    vmms().into_iter().filter(is_its).collect()
 }

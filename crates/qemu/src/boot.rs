@@ -163,10 +163,10 @@ impl Vmm {
             true => Err("it is asked for".to_owned()),
             false => sys::kvm::runs_guests().map_err(|error| format!("/dev/kvm runs no guest ({error})")),
         };
+        let tsc_khz = self.counter.khz_since();
         match why {
-            Ok(()) => Accelerator::Kvm,
+            Ok(()) => Accelerator::Kvm { tsc_khz },
             Err(why) => {
-                let tsc_khz = self.counter.khz_since();
                 self.log.info(&format!("QEMU emulates the CPU: {why}."));
                 if tsc_khz.is_none() {
                     self.log.warn("The rate of the time stamp counter is unknown; the guest's kernel may stop early.");

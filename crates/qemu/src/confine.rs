@@ -40,7 +40,7 @@ pub(crate) fn rules(
     }
     // QEMU tries on /dev/null how files are locked.
     let devices: &[&str] = match accelerator {
-        Accelerator::Kvm => &["/dev/null", "/dev/kvm"],
+        Accelerator::Kvm { .. } => &["/dev/null", "/dev/kvm"],
         Accelerator::Tcg { .. } => &["/dev/null"],
     };
     for (paths, access) in [(&PROGRAMS[..], Access::Execute), (&DATA, Access::Read), (devices, Access::Device)] {

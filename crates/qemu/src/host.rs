@@ -1,4 +1,5 @@
-//! What a saved state is bound to: it is right only for the same QEMU, and for a CPU that can do and counts the same.
+//! What a saved state is bound to: it is right only for the same QEMU, for a CPU that can do and counts the same, and with KVM for
+//! the same kernel.
 
 use std::path::Path;
 
@@ -23,6 +24,9 @@ pub(crate) struct Host {
     /// The SHA-256 of what the CPU is and can do; under emulation it doesn't matter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cpu: Option<String>,
+    /// The kernel whose KVM it is: what a guest is shown of the CPU, and which registers are saved, is its doing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernel: Option<String>,
     /// The rate of the time stamp counter in kHz, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tsc_khz: Option<u64>,
@@ -36,12 +40,14 @@ impl Host {
     pub(crate) fn here(version: &str, program: &Path, accelerator: Accelerator) -> std::io::Result<Self> {
         let mut head = Vec::new();
         std::io::Read::read_to_end(&mut std::io::Read::take(std::fs::File::open(program)?, HEAD), &mut head)?;
-        let (accelerator, cpu, tsc_khz) = match accelerator {
-            Accelerator::Kvm => ("kvm", Some(cpu()), None),
-            Accelerator::Tcg { tsc_khz } => ("tcg", None, tsc_khz),
+        let (accelerator, cpu, kernel, tsc_khz) = match accelerator {
+            Accelerator::Kvm { tsc_khz } => {
+                ("kvm", Some(digest(&sys::cpu::identity())), Some(sys::kernel::identity()), tsc_khz)
+            }
+            Accelerator::Tcg { tsc_khz } => ("tcg", None, None, tsc_khz),
         };
         let program = hex(&Sha256::digest(&head));
-        Ok(Self { version: version.to_owned(), program, accelerator: accelerator.to_owned(), cpu, tsc_khz })
+        Ok(Self { version: version.to_owned(), program, accelerator: accelerator.to_owned(), cpu, kernel, tsc_khz })
     }
 
     /// Whether the CPU of the guest was emulated.
@@ -63,6 +69,10 @@ impl Host {
         if self.cpu != saved.cpu {
             return Err("it was saved on a CPU of another kind or with other flags".to_owned());
         }
+        if self.kernel != saved.kernel {
+            let [here, there] = [self, saved].map(|one| one.kernel.as_deref().unwrap_or("one that is not known"));
+            return Err(format!("it was saved under another kernel ({there}), this one is {here}"));
+        }
         match (self.tsc_khz, saved.tsc_khz) {
             // Two measurements agree within a tenth of this.
             (Some(here), Some(there)) if here.abs_diff(there) > there / 1000 => Err(format!(
@@ -73,9 +83,8 @@ impl Host {
     }
 }
 
-/// The digest of what the CPU is and can do.
-fn cpu() -> String {
-    let words = sys::cpu::identity();
+/// Of what the CPU is and can do.
+fn digest(words: &[u32]) -> String {
     hex(&Sha256::digest(words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()))
 }
 
@@ -98,7 +107,20 @@ mod tests {
             (Host { version: "10.0.2".into(), ..here.clone() }, "10.0.2"),
             (Host { program: "0".into(), ..here.clone() }, "another QEMU"),
             (Host { accelerator: "kvm".into(), ..here.clone() }, "kvm"),
-            (Host { cpu: Some(cpu()), ..here.clone() }, "CPU"),
+            (Host { tsc_khz: Some(2_860_000), ..here.clone() }, "2860000 kHz"),
+        ] {
+            let error = here.takes(&other).expect_err(said);
+            assert!(error.contains(said), "{error}");
+        }
+        let here = Host::here("7.2.22", program, Accelerator::Kvm { tsc_khz: Some(2_600_000) }).expect("readable");
+        here.takes(&here).expect("itself");
+        let mut words = sys::cpu::identity();
+        assert_eq!(here.cpu.as_deref(), Some(digest(&words).as_str()));
+        *words.last_mut().expect("a CPU") ^= 1;
+        for (other, said) in [
+            (Host { cpu: Some(digest(&words)), ..here.clone() }, "CPU"),
+            (Host { kernel: Some("6.1.0".into()), ..here.clone() }, "kernel (6.1.0)"),
+            (Host { kernel: None, ..here.clone() }, "not known"),
             (Host { tsc_khz: Some(2_860_000), ..here.clone() }, "2860000 kHz"),
         ] {
             let error = here.takes(&other).expect_err(said);

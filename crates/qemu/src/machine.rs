@@ -17,8 +17,8 @@ const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042
 /// Who executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accelerator {
-    /// The CPU.
-    Kvm,
+    /// The CPU, whose counter has this rate.
+    Kvm { tsc_khz: Option<u64> },
     /// QEMU's emulation; the guest reads the host's counter, so its kernel is told the rate.
     Tcg { tsc_khz: Option<u64> },
 }
@@ -151,7 +151,7 @@ pub(crate) fn arguments(machine: &Machine<'_>) -> Vec<String> {
     add(&["-object", &format!("memory-backend-file,id=ram,size={mib}M,mem-path={path},share={share},align=2M")]);
     add(&["-M", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=ram"]);
     match machine.accelerator {
-        Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+        Accelerator::Kvm { .. } => add(&["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Tcg { .. } => add(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
     }
     let vcpus = machine.vcpus;

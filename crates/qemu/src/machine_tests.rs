@@ -2,6 +2,8 @@
 
 use super::*;
 
+const KVM: Accelerator = Accelerator::Kvm { tsc_khz: None };
+
 fn machine<'a>(command_line: &'a str, mac: &'a MacAddr) -> Machine<'a> {
     Machine {
         accelerator: Accelerator::Tcg { tsc_khz: Some(2_600_000) },
@@ -44,7 +46,7 @@ fn the_machine_is_the_one_that_was_measured() {
     for option in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         assert!(args.iter().any(|arg| arg == option), "{option}");
     }
-    let kvm = Machine { accelerator: Accelerator::Kvm, smt: true, ..machine("x", &mac) };
+    let kvm = Machine { accelerator: KVM, smt: true, ..machine("x", &mac) };
     let args = arguments(&kvm);
     assert_eq!((values(&args, "-accel"), values(&args, "-cpu")), (vec!["kvm"], vec!["host"]));
     assert_eq!(values(&args, "-smp"), ["2,sockets=1,cores=1,threads=2"]);
@@ -87,9 +89,9 @@ fn the_command_line_gets_what_the_machine_needs() {
     let args = |text: &str| BootArgs::new(text).expect("good arguments");
     let line = |text: &str, root, accelerator| command_line(Some(&args(text)), root, accelerator).expect("a line");
     assert_eq!(line(" quiet ", None, tcg), "quiet tsc_early_khz=2596146 tsc=reliable");
-    assert_eq!(line("quiet", None, Accelerator::Kvm), "quiet");
-    assert_eq!(line("", Some((None, true)), Accelerator::Kvm), "root=/dev/vda ro");
-    assert_eq!(line("a", Some((Some("6ea1-02"), false)), Accelerator::Kvm), "a root=PARTUUID=6ea1-02 rw");
+    assert_eq!(line("quiet", None, KVM), "quiet");
+    assert_eq!(line("", Some((None, true)), KVM), "root=/dev/vda ro");
+    assert_eq!(line("a", Some((Some("6ea1-02"), false)), KVM), "a root=PARTUUID=6ea1-02 rw");
     assert_eq!(line("tsc_early_khz=5", None, tcg), "tsc_early_khz=5 tsc=reliable");
     assert_eq!(line("tsc=unstable", None, tcg), "tsc=unstable tsc_early_khz=2596146");
     assert_eq!(
@@ -97,9 +99,9 @@ fn the_command_line_gets_what_the_machine_needs() {
         "a root=/dev/vda rw tsc_early_khz=2596146 tsc=reliable -- b c"
     );
     let quoted = r#"run="x -- y" -- b"#;
-    assert_eq!(line(quoted, Some((None, false)), Accelerator::Kvm), r#"run="x -- y" root=/dev/vda rw -- b"#);
+    assert_eq!(line(quoted, Some((None, false)), KVM), r#"run="x -- y" root=/dev/vda rw -- b"#);
     assert!(command_line(None, None, tcg).expect("a line").starts_with("reboot=k panic=1 nomodule"));
-    assert!(command_line(Some(&args(&"x".repeat(2047))), None, Accelerator::Kvm).is_ok());
+    assert!(command_line(Some(&args(&"x".repeat(2047))), None, KVM).is_ok());
     assert!(command_line(Some(&args(&"x".repeat(2040))), None, tcg).is_err());
 }
 

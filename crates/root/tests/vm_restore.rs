@@ -162,8 +162,12 @@ isolated! {
         assert!(file.metadata().expect("its blocks").blocks() * 512 < 5 << 20);
         let helper = Start::new().config("[limits]\nmemory_mebibytes = 8\n").start();
         let (_, message) = helper.err(RESTORE, &restored(1, 64));
-        assert!(message.contains("more pages than its blocks"), "{message}");
+        assert!(message.contains("limits.memory_mebibytes"), "{message}");
         assert_gone(1, "refused");
+        drop(helper);
+        let helper = Start::new().config("[limits]\nmemory_mebibytes = 17\n").start();
+        let pid = pid_of(&helper.ok(RESTORE, &restored(1, 64)));
+        helper.ok("priv.kill_process", &json!({"pid": pid}));
     }
 }
 

@@ -222,11 +222,11 @@ impl Drop for Mapping {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn answers_at_once_whatever_this_machine_has() {
+    fn answers_within_its_time_whatever_this_machine_has() {
         let start = std::time::Instant::now();
         if let Err(error) = super::runs_guests() {
             assert!(!error.to_string().is_empty());
         }
-        assert!(start.elapsed() < std::time::Duration::from_millis(1500));
+        assert!(start.elapsed() < super::LONGEST + std::time::Duration::from_secs(5));
     }
 }

@@ -15,6 +15,7 @@ pub mod fork;
 pub mod ground;
 pub mod guest;
 pub mod handle;
+pub mod kernel;
 pub mod kvm;
 pub mod landlock;
 pub mod loopdev;

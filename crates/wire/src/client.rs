@@ -67,6 +67,20 @@ pub struct Refused {
     pub op_id: Option<String>,
 }
 
+/// Stands between why a VMM does not run its VM and the last lines of its log, which are its guest's words too.
+pub const LAST_WORDS: &str = "; its last words: ";
+/// What of it says that one was killed.
+pub const KILLED: &str = "was ended by signal 9 ";
+/// Stands there of one whose log is empty.
+pub const NO_WORDS: &str = "; it said nothing";
+
+impl Refused {
+    /// Of a VMM that was started and does not run its VM: how it failed, without its last words.
+    pub fn of_vmm(&self) -> Option<&str> {
+        [LAST_WORDS, NO_WORDS].iter().find_map(|mark| self.message.split_once(mark)).map(|(how, _)| how)
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

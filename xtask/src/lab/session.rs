@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use lab::{Command, Kind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// What a command has beside its own variables.
 pub(super) const ENVIRONMENT: [&str; 5] = [
@@ -16,6 +17,9 @@ pub(super) const ENVIRONMENT: [&str; 5] = [
     "LANG=C.UTF-8",
     "TERM=dumb",
 ];
+
+/// What the lab has begun to say it has said by then.
+const FRAME: Duration = Duration::from_secs(30);
 
 pub(super) struct Session {
     from: UnixStream,
@@ -115,9 +119,13 @@ impl Session {
     fn next(&mut self, end: Option<Instant>) -> Result<(Kind, Vec<u8>)> {
         let Some(end) = end else { return lab::receive(&mut self.from).context("the lab has ended") };
         let left = end.saturating_duration_since(Instant::now());
-        // None at all would be no limit.
-        self.from.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        let received = lab::receive(&mut self.from).context("the lab has ended, or the time is up");
+        let time = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        if poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&time))? == 0 {
+            bail!("the time is up");
+        }
+        // What has begun is read to its end: who looks on finds a whole one behind it.
+        self.from.set_read_timeout(Some(FRAME))?;
+        let received = lab::receive(&mut self.from).context("the lab has ended");
         self.from.set_read_timeout(None)?;
         received
     }

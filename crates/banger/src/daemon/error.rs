@@ -4,7 +4,7 @@ use crate::api::Fault;
 use std::fmt::Display;
 use std::io;
 use std::path::Path;
-use wire::client::Error;
+use wire::client::{Error, KILLED};
 
 /// Exit statuses of commands that run nothing in a guest.
 pub mod exit {
@@ -96,14 +96,21 @@ impl Fault {
             Error::Reply(what) => {
                 Fault::new("bad_reply", exit::FAILED, format!("what answers on {at} is no root helper")).why(what)
             }
-            // The helper names the limit that was reached.
-            Error::Refused(refused) if refused.message.contains("limits.") => {
-                Fault::new("helper_limit", exit::ROOM, format!("{doing}: the root helper has no room for it"))
-                    .why(format!("the root helper: {}", refused.message))
-                    .fix("wait until others are done; /etc/banger/root.toml has the limits")
+            Error::Refused(refused) => {
+                let fault = match refused.of_vmm() {
+                    Some(how) if how.contains(KILLED) => {
+                        Fault::new("vmm_killed", exit::FAILED, format!("{doing} failed"))
+                    }
+                    Some(_) => Fault::new("vmm_failed", exit::FAILED, format!("{doing} failed")),
+                    // The helper names the limit that was reached.
+                    None if refused.message.contains("limits.") => {
+                        Fault::new("helper_limit", exit::ROOM, format!("{doing}: the root helper has no room for it"))
+                            .fix("wait until others are done; /etc/banger/root.toml has the limits")
+                    }
+                    None => Fault::new("helper_refused", exit::FAILED, format!("{doing} failed")),
+                };
+                fault.why(format!("the root helper: {}", refused.message))
             }
-            Error::Refused(refused) => Fault::new("helper_refused", exit::FAILED, format!("{doing} failed"))
-                .why(format!("the root helper: {}", refused.message)),
         }
     }
 
@@ -139,6 +146,21 @@ impl From<rusqlite::Error> for Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_vmm_said_last_does_not_say_whose_fault_it_is() {
+        for (message, code) in [
+            ("banger-qemu: waited 30 s (limits.launch_seconds) for its API; it said nothing", "vmm_failed"),
+            ("banger-qemu ended with status 1 before its VM ran; its last words: limits.vms", "vmm_failed"),
+            ("banger-qemu ended with status 1 before its VM ran; its last words: was ended by signal 9 ", "vmm_failed"),
+            ("banger-qemu was ended by signal 9 before its VM ran; its last words: a; its last words: b", "vmm_killed"),
+            ("there are 64 VMs, and limits.vms is 64", "helper_limit"),
+            ("snapshot.mem_path: can't be copied", "helper_refused"),
+        ] {
+            let refused = wire::client::Refused { code: None, message: message.into(), op_id: None };
+            assert_eq!(&*Fault::helper("the launch", Path::new("/s"), Error::Refused(refused)).code, code, "{message}");
+        }
+    }
 
     #[test]
     fn a_full_disk_is_no_room() {

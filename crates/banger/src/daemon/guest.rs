@@ -244,15 +244,19 @@ pub(crate) fn set_clock(vsock: &Path, is_over: &dyn Fn() -> bool) -> Result<(), 
         // It was so far behind at least when the question was there, and at most when the answer was; a part of a millisecond
         // is not told.
         let took = i64::try_from(asked.elapsed().as_millis()).unwrap_or(i64::MAX / 2);
-        least = least.max(told.behind_ms.saturating_sub(1));
-        most = most.min(told.behind_ms.saturating_add(took + 2));
+        let (now_least, now_most) = (told.behind_ms.saturating_sub(1), told.behind_ms.saturating_add(took + 2));
+        (least, most) = (least.max(now_least), most.min(now_most));
+        if least > most {
+            // This machine's clock was set meanwhile.
+            (least, most) = (now_least, now_most);
+        }
         if most.saturating_sub(least) <= PRECISE_MS {
             break;
         }
         std::thread::sleep(AGAIN);
     }
     // As far as these tell it may be right.
-    if least > most || (least <= 0 && most >= 0) {
+    if least <= 0 && most >= 0 {
         return Ok(());
     }
     let by_ns = (least + (most - least) / 2).saturating_mul(1_000_000);

@@ -27,6 +27,7 @@ use std::time::Instant;
 use sys::dir::{CallError, Facts};
 use sys::pidfd::PidFd;
 use sys::spawn::{self, Groups, Held, Plan, User};
+use wire::client::{self, NO_WORDS};
 use wire::code::shown;
 use wire::firecracker::VmConfig;
 use wire::image::Image;
@@ -414,8 +415,8 @@ impl<'a> New<'a> {
             NotRunning::Said(what) => format!("{program}: {what}"),
         };
         match self.last_words(said_before) {
-            Some(words) => message.push_str(&format!("; its last words: {words}")),
-            None => message.push_str("; it said nothing"),
+            Some(words) => message.push_str(&format!("{}{words}", client::LAST_WORDS)),
+            None => message.push_str(NO_WORDS),
         }
         if self.asked.jailer.is_none() && !tap::can_be_opened(&self.host.owner) {
             message.push_str(

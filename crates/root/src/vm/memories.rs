@@ -64,26 +64,25 @@ struct Version {
 }
 
 impl Version {
-    /// The version, and how many bytes of the file are there; `None` where it has no name any more.
-    fn of(file: &File) -> Result<Option<(Version, u64)>, Fail> {
+    /// `None` where the file has no name any more.
+    fn of(file: &File) -> Result<Option<Version>, Fail> {
         let seen = rustix::fs::fstat(file)
             .map_err(|errno| Fail::new("snapshot.mem_path: can't be looked at").because(format!("fstat: {errno}")))?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let size = number(seen.st_size);
         let version = Version {
             dev: seen.st_dev,
             ino: seen.st_ino,
-            size,
+            size: number(seen.st_size),
             modified: (seen.st_mtime, seen.st_mtime_nsec),
             changed: (seen.st_ctime, seen.st_ctime_nsec),
         };
-        Ok((seen.st_nlink > 0).then(|| (version, (number(seen.st_blocks) * 512).min(size))))
+        Ok((seen.st_nlink > 0).then_some(version))
     }
 }
 
 impl Kept {
     fn is_current(&self) -> bool {
-        matches!(Version::of(&self.file), Ok(Some((now, _))) if now == self.of)
+        matches!(Version::of(&self.file), Ok(Some(now)) if now == self.of)
     }
 
     /// By a VM, or by whoever got it from one: a VMM is its owner's process, and what it was passed can outlive it. Where
@@ -97,11 +96,20 @@ impl Memories {
     /// The memory that `file` holds, sealed, opened to be read. Who is made to wait waits until `until`.
     pub(super) fn take(&self, file: &File, bounds: Bounds, until: Instant) -> Result<OwnedFd, Fail> {
         let gone = || Fail::new("snapshot.mem_path: it was removed meanwhile");
-        let (of, bytes) = Version::of(file)?.ok_or_else(gone)?;
+        let of = Version::of(file)?.ok_or_else(gone)?;
+        let mut bytes = None;
         let mut table = self.0.lock();
-        loop {
+        let bytes = loop {
             match table.kept.iter_mut().find(|kept| kept.of == of) {
-                None => break,
+                None => match bytes {
+                    Some(bytes) => break bytes,
+                    // Many small parts take their time, and nobody is to wait for that.
+                    None => {
+                        drop(table);
+                        bytes = Some(size_of_copy(file, of, until)?);
+                        table = self.0.lock();
+                    }
+                },
                 Some(Kept { memory: Some(memory), used, .. }) => {
                     *used = Instant::now();
                     return reopened(memory);
@@ -112,7 +120,7 @@ impl Memories {
                 }
                 Some(_) => return Err(Fail::new("snapshot.mem_path: another restore copies it still")),
             }
-        }
+        };
         table.make_room(bytes, bounds)?;
         let again = file.try_clone().map_err(|error| Fail::new("snapshot.mem_path: a descriptor").because(error))?;
         table.kept.push(Kept { of, file: again, memory: None, bytes, used: Instant::now() });
@@ -208,47 +216,66 @@ fn reopened(memory: &OwnedFd) -> Result<OwnedFd, Fail> {
         .map_err(|errno| Fail::new("snapshot.mem_path: its copy can't be opened").because(format!("open: {errno}")))
 }
 
-/// Copies what is there of `file`, at most `bytes` bytes, into memory that nobody can change.
-fn copy(file: &File, of: Version, bytes: u64, until: Instant) -> Result<OwnedFd, Fail> {
-    let failed = |call: &'static str| {
-        move |errno: Errno| Fail::new("snapshot.mem_path: can't be copied").because(format!("{call}: {errno}"))
-    };
-    let changed = || Fail::new("snapshot.mem_path: it changed while it was copied");
-    let memory = rustix::fs::memfd_create("vm-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map_err(failed("memfd_create"))?;
-    let memory = File::from(memory);
-    rustix::fs::ftruncate(&memory, of.size).map_err(failed("ftruncate"))?;
-    let mut piece = vec![0; PIECE];
-    let (mut at, mut copied) = (0, 0);
-    while at < of.size {
+/// Gives begin and end of each part of the file that is no hole, in whole pages: so many a copy takes, however small the parts
+/// are, and however the file system packs them.
+fn each_part(
+    file: &File,
+    size: u64,
+    until: Instant,
+    mut act: impl FnMut(u64, u64) -> Result<(), Fail>,
+) -> Result<(), Fail> {
+    let mut at = 0;
+    while at < size {
+        if Instant::now() > until {
+            return Err(late());
+        }
         let begin = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(begin) => begin,
             // Nothing but a hole is left.
             Err(Errno::NXIO) => break,
             Err(errno) => return Err(failed("lseek(SEEK_DATA)")(errno)),
         };
-        let end = rustix::fs::seek(file, SeekFrom::Hole(begin)).map_err(failed("lseek(SEEK_HOLE)"))?.min(of.size);
-        // Whole pages: so many the copy takes, and so they count, however small the parts of the file are.
-        let end = end.next_multiple_of(PAGE).min(of.size);
-        at = begin - begin % PAGE;
+        let end = rustix::fs::seek(file, SeekFrom::Hole(begin)).map_err(failed("lseek(SEEK_HOLE)"))?.min(size);
+        let end = end.next_multiple_of(PAGE).min(size);
+        act(begin - begin % PAGE, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn size_of_copy(file: &File, of: Version, until: Instant) -> Result<u64, Fail> {
+    let mut bytes = 0;
+    each_part(file, of.size, until, |begin, end| {
+        bytes += end - begin;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Copies what is there of `file`, at most `bytes` bytes, into memory that nobody can change.
+fn copy(file: &File, of: Version, bytes: u64, until: Instant) -> Result<OwnedFd, Fail> {
+    let changed = || Fail::new("snapshot.mem_path: it changed while it was copied");
+    let memory = rustix::fs::memfd_create("vm-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(failed("memfd_create"))?;
+    let memory = File::from(memory);
+    rustix::fs::ftruncate(&memory, of.size).map_err(failed("ftruncate"))?;
+    let mut piece = vec![0; PIECE];
+    let mut left = bytes;
+    each_part(file, of.size, until, |mut at, end| {
+        left = left.checked_sub(end - at).ok_or_else(changed)?;
         while at < end {
-            let room = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-            copied += room as u64;
-            if copied > bytes.next_multiple_of(PIECE as u64) + PIECE as u64 {
-                return Err(Fail::new(
-                    "snapshot.mem_path: it takes more pages than its blocks are, or changed meanwhile",
-                ));
-            }
             if Instant::now() > until {
-                return Err(Fail::new("snapshot.mem_path: its copy took longer than limits.launch_seconds"));
+                return Err(late());
             }
+            let room = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
             let whole = file.read_exact_at(&mut piece[..room], at);
             let whole = whole.and_then(|()| memory.write_all_at(&piece[..room], at));
             whole.map_err(|error| Fail::new("snapshot.mem_path: can't be copied").because(error))?;
             at += room as u64;
         }
-    }
-    if !matches!(Version::of(file)?, Some((now, _)) if now == of) {
+        Ok(())
+    })?;
+    if Version::of(file)? != Some(of) {
         return Err(changed());
     }
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
@@ -256,12 +283,21 @@ fn copy(file: &File, of: Version, bytes: u64, until: Instant) -> Result<OwnedFd,
     reopened(&memory.into())
 }
 
+fn failed(call: &'static str) -> impl Fn(Errno) -> Fail {
+    move |errno| Fail::new("snapshot.mem_path: can't be copied").because(format!("{call}: {errno}"))
+}
+
+fn late() -> Fail {
+    Fail::new("snapshot.mem_path: its copy took longer than limits.launch_seconds")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn version(file: &File) -> (Version, u64) {
-        Version::of(file).unwrap().unwrap()
+        let of = Version::of(file).unwrap().unwrap();
+        (of, size_of_copy(file, of, Instant::now() + Duration::from_secs(10)).unwrap())
     }
 
     #[test]
@@ -272,6 +308,7 @@ mod tests {
         file.write_all_at(b"begin", 0).unwrap();
         file.write_all_at(b"end", (8 << 20) - 3).unwrap();
         let (of, bytes) = version(file);
+        assert_eq!(bytes, 2 * PAGE);
         let until = Instant::now() + Duration::from_secs(10);
         let memory = File::from(copy(file, of, bytes, until).unwrap());
         let mut all = vec![0; 8 << 20];
@@ -280,7 +317,10 @@ mod tests {
         assert!(rustix::fs::fstat(&memory).unwrap().st_blocks < 100);
         assert!(memory.write_all_at(b"x", 0).is_err() && memory.set_len(0).is_err());
         assert!(rustix::fs::fcntl_add_seals(&memory, SealFlags::empty()).is_err());
-        file.write_all_at(b"other", 4096).unwrap();
+        file.write_all_at(b"other", 8).unwrap();
+        assert!(copy(file, of, bytes, until).unwrap_err().message.contains("changed"));
+        // More of it than was counted.
+        file.write_all_at(b"other", 1 << 20).unwrap();
         assert!(copy(file, of, bytes, until).unwrap_err().message.contains("changed"));
     }
 }

@@ -43,7 +43,8 @@ impl Making<'_> {
     /// Waits until it is up, for so long.
     ///
     /// # Errors
-    /// `interrupted`; `boot_failed` where the VMM ended; `template_failed` where it does not come up, or is no systemd.
+    /// `interrupted`; `boot_failed` where the VMM ended; `init_silent` where it does not come up; `template_failed` where it is no
+    /// systemd.
     pub(crate) fn await_up(&mut self, limit: Duration) -> Result<(), Fault> {
         let end = Instant::now() + limit;
         loop {
@@ -59,7 +60,8 @@ impl Making<'_> {
                 return Ok(());
             }
             if Instant::now() >= end {
-                return Err(failed(&format!("its init is not up after {} s", limit.as_secs()), &said.escape_default()));
+                let message = format!("a template can't be made: its init is not up after {} s", limit.as_secs());
+                return Err(Fault::new("init_silent", exit::FAILED, message).why(said.escape_default()));
             }
             self.wait(AGAIN)?;
         }

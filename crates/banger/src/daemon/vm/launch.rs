@@ -23,7 +23,7 @@ const STAGES: &str = "banger.stages=1";
 const GROW: &str = "banger.grow=1";
 /// Has the agent make the image's init the first process. No login is to be offered on the console, which nobody writes to.
 const INIT: &str = "banger.init=1 systemd.getty_auto=0";
-/// Has `banger-qemu` emulate the CPU where KVM runs guests too.
+/// Has `banger-qemu` emulate the CPU without a trial of its own: it is one decision for both.
 const EMULATED: &str = "banger.accel=emulation";
 /// Where a jailer may be, beside the VMM's own directory; the contract's directories.
 const DIRECTORIES: [&str; 3] = ["/usr/libexec/banger", "/usr/local/bin", "/usr/bin"];
@@ -36,7 +36,7 @@ pub(super) fn launch(work: &Work<'_>, vm: &mut Vm) -> Result<i32, Fault> {
     let state = Root::State;
     // Where the image is gone by now, an earlier boot has done it.
     let longer = disk::is_longer(vm).unwrap_or(false);
-    let emulated = work.daemon.settings.vmm.accel == Some(Accel::Emulation);
+    let emulated = choice.accel == Accel::Emulation;
     let words = [(work.stages, STAGES), (longer, GROW), (vm.init, INIT), (emulated, EMULATED)];
     let wanted = words.into_iter().filter(|(wanted, _)| *wanted);
     let kernel_args = wanted.fold(KERNEL_ARGS.to_owned(), |args, (_, word)| format!("{args} {word}"));

@@ -6,7 +6,7 @@ use super::run::{self, ms};
 use super::slots::{Held, START};
 use super::start::Way;
 use super::work::Work;
-use super::{disk, find, plan, show, stamps, start, whole, workspace};
+use super::{disk, find, plan, pool, show, stamps, start, whole, workspace};
 use crate::api::vm::{Changed, LogTimes, Machine, Vm as Shown};
 use crate::api::{Attached, Fault, Handed, WaitFor};
 use crate::daemon::error::exit;
@@ -111,7 +111,7 @@ fn up(
     match start::start(daemon, &mut work, caller, held, vm, way, how.boot_timeout_ms) {
         Ok(ready) => {
             if is_first && !how.cold {
-                template::wanted(daemon, &ready.vm);
+                template::wanted(daemon, &ready.vm, how.boot_timeout_ms);
             }
             Ok(Changed { warnings: work.warnings, ..changed(daemon, ready.vm, true, begun) })
         }
@@ -145,6 +145,11 @@ pub(crate) fn stop(
         return Ok(changed(daemon, vm, false, begun));
     }
     let mut work = Work::new(daemon, caller.op_id());
+    if pool::is_of(&vm) {
+        // It is nobody's to keep.
+        run::remove_held(&mut work, vm)?;
+        return Ok(Changed { changed: true, ms: ms(begun), ..Changed::default() });
+    }
     let (vm, warnings) = stop_held(&mut work, vm, timeout_ms, None)?;
     Ok(Changed { warnings, ..changed(daemon, vm, true, begun) })
 }

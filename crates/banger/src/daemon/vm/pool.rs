@@ -89,7 +89,12 @@ impl Pool {
     /// The one that waits longest of those that are as `wanted`.
     pub(super) fn fitting<'a>(&self, all: &'a [Vm], wanted: &Vm) -> Option<&'a Vm> {
         let kind = |vm: &Vm| (vm.base.clone(), vm.cpus, vm.memory_mib, vm.nat, vm.init);
-        self.longest(all, |vm| kind(vm) == kind(wanted))
+        self.longest(all, |vm| kind(vm) == kind(wanted) && self.is_alive(&vm.id))
+    }
+
+    /// Whether the VMM of one that waits has not ended meanwhile.
+    fn is_alive(&self, id: &str) -> bool {
+        self.processes().iter().any(|(known, process)| known == id && process.is_alive())
     }
 
     /// From now on one waits, whose VMM this is.
@@ -211,14 +216,12 @@ fn make(daemon: &Daemon) -> Result<bool, Fault> {
     // Where there is no image yet, say: who asks for a VM hears of that.
     let Ok(vm) = plan::plan(&work, &machine, false, None, From::ForPool) else { return Ok(false) };
     let held = daemon.slots.hold(&vm.id, &vm.name, "its making", Duration::ZERO)?;
-    // Where disks are layers: others take too long to be made ahead of nobody.
-    let is_layer = super::launch::choice(&work).is_ok_and(|choice| choice.is_qemu());
-    let pick = template::pick(&work, &vm).ok().filter(|_| is_layer);
-    // What they lie on is of the past.
-    while end_one(daemon, |vm| pick.as_ref().is_none_or(|pick| vm.template.as_ref() != Some(&pick.id)))? {}
-    let count = daemon.store.change(|t| vms::all(t))?.iter().filter(|vm| daemon.pool.place(vm).is_some()).count();
-    let Some(pick) = pick.filter(|_| count < daemon.pool.most()) else {
-        return Planned { vm }.remove(&mut work).map(|()| false);
+    let pick = match missing(&work, &vm) {
+        Ok(Some(pick)) => pick,
+        none => {
+            Planned { vm }.remove(&mut work)?;
+            return none.map(|_| false);
+        }
     };
     let failed = match restored(&mut work, vm, &pick) {
         Ok(launched) => {
@@ -227,13 +230,29 @@ fn make(daemon: &Daemon) -> Result<bool, Fault> {
             launched.given_to(&daemon.pool);
             return Ok(true);
         }
-        Err(Back::Cold(wired, fault)) => Failed::new(wired.down(&mut work), *fault),
+        Err(Back::Cold(wired, fault)) => {
+            template::failed(daemon, &pick, &fault).unwrap_or_else(|fault| log::fault("pool", &op_id, &fault));
+            Failed::new(wired.down(&mut work), *fault)
+        }
         Err(Back::Failed(failed)) => failed,
     };
     let Failed { planned, fault } = *failed;
     planned.remove(&mut work)?;
     // There may be some later.
     if fault.code == "no_memory" { Ok(false) } else { Err(fault) }
+}
+
+/// Ends those that are of no use any more. The template of one more, where one is missing.
+fn missing(work: &Work<'_>, vm: &Vm) -> Result<Option<Pick>, Fault> {
+    let daemon = work.daemon;
+    // Where disks are layers: others take too long to be made ahead of nobody.
+    let is_layer = super::launch::choice(work).is_ok_and(|choice| choice.is_qemu());
+    let pick = template::pick(work, vm).ok().filter(|_| is_layer);
+    // What they lie on is of the past, or their VMM has ended.
+    let is_on = |vm: &Vm| pick.as_ref().is_some_and(|pick| vm.template.as_ref() == Some(&pick.id));
+    while end_one(daemon, |vm| !is_on(vm) || !daemon.pool.is_alive(&vm.id))? {}
+    let count = daemon.store.change(|t| vms::all(t))?.iter().filter(|vm| daemon.pool.place(vm).is_some()).count();
+    Ok(pick.filter(|_| count < daemon.pool.most()))
 }
 
 fn restored(work: &mut Work<'_>, vm: Vm, pick: &Pick) -> Result<Launched, Back> {

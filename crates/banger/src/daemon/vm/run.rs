@@ -47,7 +47,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     let used = hand_over(daemon, caller, &vm, call);
     if keep {
         if !machine.cold {
-            template::wanted(daemon, &vm);
+            template::wanted(daemon, &vm, machine.boot_timeout_ms);
         }
         used?;
         let vm = show::one(daemon, &id)?;
@@ -59,7 +59,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     let taken = remove(daemon, &mut work, &id, &name);
     caller.stage("down", StageState::Ended, &name, "");
     if !machine.cold {
-        template::wanted(daemon, &vm);
+        template::wanted(daemon, &vm, machine.boot_timeout_ms);
     }
     used?;
     let warnings = work.warnings.into_iter().chain(taken.err().map(|fault| fault.message.into())).collect();
@@ -177,6 +177,10 @@ pub(crate) fn remove(daemon: &Arc<Daemon>, work: &mut Work<'_>, id: &str, name: 
 pub(super) fn remove_held(work: &mut Work<'_>, mut vm: Vm) -> Result<(), Fault> {
     let name = vm.name.clone();
     (vm.kept, vm.caller) = (false, None);
+    if work.daemon.pool.take(&vm.id).is_some() {
+        // It waits no more, and is missing.
+        work.daemon.pool.wake();
+    }
     work.reach(&mut vm, State::Stopping)?;
     let planned = match Ready::again(work, &vm) {
         Ok(Some(ready)) => ready.down(work, End::Kill).planned,

@@ -29,10 +29,12 @@ fi
 [ -z "$failed$timers$servers" ] || systemctl stop -- $failed $timers $servers || exit
 systemctl reset-failed || exit
 find /var/lib/systemd/timers -type f -newer $boot -delete 2>/dev/null
+mkdir -p /run/banger && : >$later || exit
+# What the image has is older than the boot, or younger than now, where the clock was behind.
 for key in /etc/ssh/ssh_host_*; do
-    ! [ "$key" -nt $boot ] || rm -f -- "$key" || exit
+    ! [ "$key" -nt $boot ] || [ "$key" -nt $later ] || rm -f -- "$key" || exit
 done
-mkdir -p /run/banger && printf '%s ' $failed $without $servers $timers >$later || exit
+printf '%s ' $failed $without $servers $timers >$later || exit
 
 # Its journal, its id and its seed are nobody's. What is said from here on waits in journald's sockets, for a journald that knows
 # whose it is.

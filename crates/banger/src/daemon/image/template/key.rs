@@ -7,7 +7,7 @@ use crate::daemon::guest::systemd;
 use crate::daemon::store::templates::Template;
 use crate::daemon::store::vms::{Base, Vm};
 use crate::daemon::vm::launch::KERNEL_ARGS;
-use crate::daemon::vmm::Choice;
+use crate::daemon::vmm::{Accel, Choice};
 use crate::image::progress::Unwatched;
 use crate::image::store::{digest_of, hex};
 use sha2::{Digest, Sha256};
@@ -54,7 +54,6 @@ impl Key {
         let mut parts = vec![
             ("form", FORM.to_string()),
             ("VMM", templates.digest(Path::new(&choice.program))?),
-            beneath(templates, choice)?,
             ("way of running", choice.accel.name().to_owned()),
             ("CPU", cpu().map_err(|error| Fault::file("reading", Path::new(CPUINFO), &error))?),
             ("kernel", identity(&base.vmlinux)?),
@@ -65,6 +64,7 @@ impl Key {
             ("memory", kind.memory_mib.to_string()),
             ("owner's ssh key", hex(&Sha256::digest(authorized))),
         ];
+        parts.extend(beneath(templates, choice)?);
         if kind.init {
             parts.push(("first process", "the image's own".to_owned()));
             parts.push(("what systemd is told", systemd::version()));
@@ -90,13 +90,16 @@ impl Key {
     }
 }
 
-/// What the VMM stands on: QEMU, or the kernel whose KVM its state is of.
-fn beneath(templates: &Templates, choice: &Choice) -> Result<(&'static str, String), Fault> {
+/// What the VMM stands on: QEMU, and the kernel whose KVM its state is of.
+fn beneath(templates: &Templates, choice: &Choice) -> Result<Vec<(&'static str, String)>, Fault> {
+    let mut parts = Vec::new();
     if choice.is_qemu() {
-        return Ok(("QEMU", templates.digest(qemu())?));
+        parts.push(("QEMU", templates.digest(qemu())?));
     }
-    let host = rustix::system::uname();
-    Ok(("host's kernel", [host.release(), host.version()].map(|text| text.to_string_lossy()).join(" ")))
+    if choice.accel == Accel::Kvm {
+        parts.push(("host's kernel", sys::kernel::identity()));
+    }
+    Ok(parts)
 }
 
 fn qemu() -> &'static Path {
@@ -105,7 +108,8 @@ fn qemu() -> &'static Path {
 
 const CPUINFO: &str = "/proc/cpuinfo";
 
-/// The digest of the first CPU's names and flags.
+/// The digest of the first CPU's names and flags, as the kernel tells them, which may have turned some off, and as the CPU does,
+/// which is what a VMM in a jail can ask.
 fn cpu() -> io::Result<String> {
     let info = fs::read_to_string(CPUINFO)?;
     let wanted = ["vendor_id", "cpu family", "model", "stepping", "flags"];
@@ -115,6 +119,7 @@ fn cpu() -> io::Result<String> {
             digest.update(format!("{}\n", value.trim()));
         }
     }
+    digest.update(sys::cpu::identity().iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
     Ok(hex(&digest.finalize()))
 }
 

@@ -22,6 +22,7 @@ use crate::daemon::{addresses, log};
 use crate::image::store::{sync, taken};
 use crate::time::unix_now;
 use agent::client::Program;
+use rustix::time::ClockId;
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -42,6 +43,10 @@ const TRIED: usize = 4 << 10;
 /// when its VMM has worked no more than so long in such a time, and after all of the last one in any case.
 const LULL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 const NO_LULL: Duration = Duration::from_secs(20);
+/// Codes of a boot that took longer than it may.
+const LATE: [&str; 2] = ["agent_silent", "init_silent"];
+/// What the helper refuses twice it will refuse again.
+const REFUSED: &str = "helper_refused";
 /// How often a caller is listened to while another template is made.
 const PULSE: Duration = Duration::from_millis(200);
 /// And how often it is looked whether a making that is given up is over.
@@ -84,9 +89,11 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
     };
     let made = make_of(&mut work, caller, vm, &key, draft, (manner, machine.boot_timeout_ms));
     made.inspect_err(|fault| {
-        if OWN_FAULTS.contains(&fault.code.as_str())
-            && let Err(fault) = daemon.store.change(|t| templates::key_failed(t, &key.digest(), 1))
-        {
+        // A time that was too short is its asker's.
+        let is_askers = manner == Manner::Asked && machine.boot_timeout_ms.is_some();
+        let code = fault.code.as_str();
+        let is_own = if LATE.contains(&code) { !is_askers } else { OWN_FAULTS.contains(&code) || code == REFUSED };
+        if is_own && let Err(fault) = daemon.store.change(|t| templates::key_failed(t, &key.digest(), 1)) {
             // It is tried once more, that is all.
             log::fault("template", &op_id, &fault);
         }
@@ -234,12 +241,11 @@ fn save(
     caller.stage("boot", StageState::Ended, &name, "");
     caller.stage("save", StageState::Begun, &name, "");
     let places = work.places(&launched.vm);
-    let jail = places.root();
     let note = match arm_and_save(&launched, caller, &places, &work.own_files()) {
         Ok(note) => note,
         Err(fault) => return Err(unwanted(&held, Failed::new(launched.down(work), fault.at("save")))),
     };
-    let planned = launched.into_files(work, [&jail.join("run/state"), &jail.join("run/memory")], to)?;
+    let planned = launched.into_files(work, to)?;
     caller.stage("save", StageState::Ended, &name, note);
     Ok(planned)
 }
@@ -354,6 +360,7 @@ fn keeps_time(caller: &mut Caller, vsock: &Path) -> Result<(), Fault> {
         let told = call.time().map_err(|failure| wrong(&failure))?;
         Ok::<_, Fault>((told, i64::try_from(asked.elapsed().as_millis()).unwrap_or(i64::MAX / 2)))
     };
+    let offset = offset_ms();
     let (first, took) = look()?;
     // One that was set has the time of the question.
     let first = ahead(if first.stepped { 0 } else { first.behind_ms }, took);
@@ -362,11 +369,22 @@ fn keeps_time(caller: &mut Caller, vsock: &Path) -> Result<(), Fault> {
         _ => return Err(Fault::interrupted(&[])),
     }
     let (second, took) = look()?;
-    let off = apart(first, ahead(second.behind_ms, took));
+    // This machine's clock may have been set between the two, or have gone on while all stood still.
+    let set = offset_ms().saturating_sub(offset);
+    let off = apart(first, ahead(second.behind_ms.saturating_sub(set), took));
     if u128::from(off) <= (WATCHED / WRONG).as_millis() {
         return Ok(());
     }
     Err(wrong(&format!("in {} ms it was {off} ms off at least", WATCHED.as_millis())))
+}
+
+/// How far this machine's clock is from the one that nobody sets.
+fn offset_ms() -> i64 {
+    let ms = |clock| {
+        let now = rustix::time::clock_gettime(clock);
+        now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000)
+    };
+    ms(ClockId::Realtime).saturating_sub(ms(ClockId::Monotonic))
 }
 
 /// How far a clock was ahead at least and at most that was read as `behind`, some time before the answer came.

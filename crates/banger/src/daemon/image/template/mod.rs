@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex};
 /// The folder of a template that is not whole yet has this behind its id.
 const DRAFT: &str = ".draft";
 /// Codes of failures that are the template's own.
-const OWN_FAULTS: [&str; 4] = ["template_failed", "helper_refused", "boot_failed", "agent_silent"];
+const OWN_FAULTS: [&str; 4] = ["template_failed", "vmm_failed", "boot_failed", "agent_silent"];
 
 /// What is kept of templates beside their rows.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ pub(crate) struct Templates {
 
 /// A template's folder.
 #[derive(Clone, Debug)]
-pub(crate) struct Files(PathBuf);
+pub(crate) struct Files(pub(crate) PathBuf);
 
 impl Files {
     /// Of the template of that id.
@@ -75,6 +75,21 @@ impl Files {
 
     fn all(&self) -> [PathBuf; 3] {
         [self.state(), self.memory(), self.disk()]
+    }
+
+    /// A VMM that was taken over may have left links and pipes in their place.
+    ///
+    /// # Errors
+    /// `template_failed`, where one is no regular file.
+    pub(crate) fn are_regular(&self) -> Result<(), Fault> {
+        for path in self.all() {
+            let facts = fs::symlink_metadata(&path).map_err(|error| Fault::file("reading", &path, &error))?;
+            if !facts.is_file() {
+                let message = "a template can't be made: what its VMM saved is no file";
+                return Err(Fault::new("template_failed", exit::FAILED, message).why(path.display()));
+            }
+        }
+        Ok(())
     }
 
     /// Whether they are what they were when the template was made.

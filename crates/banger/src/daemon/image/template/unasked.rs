@@ -67,8 +67,9 @@ impl Unasked {
     }
 }
 
-/// The run of a VM that was booted is over: the next one like it is to go on from a template.
-pub(crate) fn wanted(daemon: &Daemon, vm: &Vm) {
+/// The run of a VM that was booted, which might take so many milliseconds, is over: the next one like it is to go on from a
+/// template, whose own boot may take as long.
+pub(crate) fn wanted(daemon: &Daemon, vm: &Vm, boot_timeout_ms: Option<u64>) {
     let is_layer = vm.vmm.as_deref() == Some(vmm::QEMU) && daemon.settings.disk.is_none();
     let can_be = is_layer && vm.template.is_none();
     if !daemon.settings.templates.unasked || !can_be || disk::is_longer(vm).unwrap_or(true) {
@@ -80,11 +81,13 @@ pub(crate) fn wanted(daemon: &Daemon, vm: &Vm) {
         cpus: Some(vm.cpus),
         memory_mib: Some(vm.memory_mib),
         init: vm.init,
+        boot_timeout_ms,
         ..Machine::default()
     };
     let unasked = &daemon.images.templates.unasked;
     let mut state = unasked.lock();
-    if state.wanted.len() < WAITING && !state.wanted.contains(&machine) {
+    let is_same = |other: &Machine| Machine { boot_timeout_ms, ..other.clone() } == machine;
+    if state.wanted.len() < WAITING && !state.wanted.iter().any(is_same) {
         state.wanted.push_back(machine);
         unasked.changed.notify_all();
     }

@@ -15,6 +15,7 @@ use crate::daemon::vm::pool::Pool;
 use crate::daemon::vm::work::Work;
 use crate::daemon::vm::{disk, effort, identity, launch, told, whole};
 use crate::daemon::vmm::Over;
+use rustix::fs::{CWD, Mode, OFlags};
 use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -243,17 +244,16 @@ impl Launched {
         self.process.as_ref().ok_or_else(|| Fault::bug("no process"))
     }
 
-    /// Moves what the VMM saved in its jail to `to`, ends it, and moves its disk there too. Some write memory that was never
-    /// touched as zeros.
-    pub(crate) fn into_files(self, work: &mut Work<'_>, saved: [&Path; 2], to: &Files) -> Step<Planned> {
-        let disk = work.places(&self.vm).disk();
-        let [state, memory] = saved;
-        let moved = renamed(state, &to.state()).and_then(|()| renamed(memory, &to.memory()));
+    /// Moves what the VMM saved as `state` and `memory` in its jail's `/run` to `to`, ends it, and moves its disk there too. Some
+    /// write memory that was never touched as zeros.
+    pub(crate) fn into_files(self, work: &mut Work<'_>, to: &Files) -> Step<Planned> {
+        let (run, disk) = (work.places(&self.vm).root().join("run"), work.places(&self.vm).disk());
+        let moved = taken_out(&run, "state", &to.state()).and_then(|()| taken_out(&run, "memory", &to.memory()));
         let planned = self.down(work);
         // Nobody writes it any more, unless the VMM could not be ended.
         let all = match work.troubles.first() {
             Some(trouble) => Err(trouble.clone()),
-            None => moved.and_then(|()| renamed(&disk, &to.disk())).and_then(|()| {
+            None => moved.and_then(|()| renamed(&disk, &to.disk())).and_then(|()| to.are_regular()).and_then(|()| {
                 disk::dig(&to.memory()).map_err(|error| Fault::file("making holes in", &to.memory(), &error))
             }),
         };
@@ -303,6 +303,50 @@ fn identify(work: &Work<'_>, vm: &mut Vm) -> Result<(Became, Option<guest::Asked
     Ok((Became { answered, identity: begun.elapsed().saturating_sub(answered) }, call))
 }
 
+/// Moves what a VMM left under a name in a directory of its jail, which is its own to change: what was put in that one's place is
+/// not followed. Of what kind it is nobody may rely on before the VMM has ended ([`Files::are_regular`]).
+fn taken_out(dir: &Path, name: &str, to: &Path) -> Result<(), Fault> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let moved = rustix::fs::open(dir, flags, Mode::empty()).and_then(|dir| rustix::fs::renameat(dir, name, CWD, to));
+    moved.map_err(|errno| Fault::file(&format!("moving {}/{name} to", dir.display()), to, &errno.into()))
+}
+
 fn renamed(from: &Path, to: &Path) -> Result<(), Fault> {
     fs::rename(from, to).map_err(|error| Fault::file(&format!("moving {} to", from.display()), to, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_a_vmm_put_in_the_place_of_a_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for made in ["owners", "jail", "jail/run", "draft"] {
+            fs::create_dir(at(made)).unwrap();
+        }
+        fs::write(at("owners/state"), "secret").unwrap();
+        // A directory that leads elsewhere: nothing is moved.
+        symlink(at("owners"), at("jail/link")).unwrap();
+        assert!(taken_out(&at("jail/link"), "state", &at("draft/state")).is_err());
+        assert_eq!(fs::read(at("owners/state")).unwrap(), b"secret");
+        // A link, and a pipe that would be waited for: what is moved is they, and no template is made of them.
+        let to = Files(at("draft"));
+        symlink(at("owners/state"), at("jail/run/state")).unwrap();
+        let pipe = at("jail/run/pipe");
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        fs::write(at("jail/run/memory"), "").unwrap();
+        fs::write(to.disk(), "").unwrap();
+        taken_out(&at("jail/run"), "memory", &to.memory()).unwrap();
+        for name in ["state", "pipe"] {
+            taken_out(&at("jail/run"), name, &to.state()).unwrap();
+            assert_eq!(to.are_regular().unwrap_err().code, "template_failed");
+            fs::remove_file(to.state()).unwrap();
+        }
+        fs::write(at("jail/run/state"), "").unwrap();
+        taken_out(&at("jail/run"), "state", &to.state()).unwrap();
+        to.are_regular().unwrap();
+    }
 }
