@@ -6,6 +6,7 @@ mod world;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -190,6 +191,38 @@ fn whatever_is_killed_the_list_is_true() {
         assert_eq!(field("web", "/last_error/code"), "ended");
         ok(&["vm", "rm", "web"]);
         assert_eq!(left(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_run_that_is_stopped_ends_in_order() {
+    isolated("a_run_that_is_stopped_ends_in_order", |_| {
+        // The command ends as soon as it is told to; what else runs has two seconds' work left.
+        let script = "trap 'exit 3' TERM; (trap 'sleep 2; exit' TERM; while :; do sleep 0.1; done) >/dev/null 2>&1 & \
+                      echo up; while :; do sleep 0.1; done";
+        let running = ["vm", "run", "--memory", "256M", "--", "sh", "-c", script];
+        let mut child = banger(&running).stdout(Stdio::piped()).spawn().unwrap();
+        read_until(child.stdout.as_mut().unwrap(), "up");
+        let name = ok(&["vm", "list", "-q"]).trim().to_owned();
+        let out = run(&["vm", "stop", &name]);
+        assert_eq!((out.status.code(), text(&out.stderr)), (Some(0), ""), "it was not killed");
+        assert_eq!(child.wait().unwrap().code(), Some(3), "the command's own");
+        let log = fs::read_to_string("/mnt/helper.log").unwrap();
+        let ended: Vec<&str> = log.lines().filter(|line| line.contains(r#""msg":"vm ended""#)).collect();
+        assert!(ended.len() == 1 && ended[0].contains("ended with status 0"), "{ended:?}");
+        assert_eq!(left(), Vec::<String>::new());
+        assert_eq!(json(&["vm", "list", "--json"]), Value::Array(vec![]));
+
+        // Whoever interrupts it as well has it gone at once.
+        let mut child = banger(&running).stdout(Stdio::piped()).spawn().unwrap();
+        read_until(child.stdout.as_mut().unwrap(), "up");
+        let name = ok(&["vm", "list", "-q"]).trim().to_owned();
+        let stopping = banger(&["vm", "stop", &name]).spawn().unwrap();
+        kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+        child.wait().unwrap();
+        until("it is gone", || left().is_empty());
+        stopping.wait_with_output().unwrap();
+        assert_eq!(json(&["vm", "list", "--json"]), Value::Array(vec![]));
     });
 }
 

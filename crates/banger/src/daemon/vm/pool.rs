@@ -140,6 +140,13 @@ pub(super) fn give_way(daemon: &Daemon) -> Result<bool, Fault> {
     end_one(daemon, |_| true)
 }
 
+/// Ends one that somebody calls by its name; `false` where it does not wait, or is somebody's by now.
+pub(super) fn end(daemon: &Daemon, id: &str) -> Result<bool, Fault> {
+    let is_ended = end_one(daemon, |vm| vm.id == id)?;
+    daemon.pool.wake();
+    Ok(is_ended)
+}
+
 /// Ends all, and has none made until what comes back is dropped: what they lie on is to go.
 pub(crate) fn empty(daemon: &Daemon) -> Result<MutexGuard<'_, ()>, Fault> {
     let making = daemon.pool.making.lock().unwrap_or_else(PoisonError::into_inner);
@@ -260,7 +267,7 @@ fn restored(work: &mut Work<'_>, vm: Vm, pick: &Pick) -> Result<Launched, Back> 
     if let Err(fault) = template::is_there(work.daemon, &pick.id) {
         return Err(disked.back(work, fault));
     }
-    Ok(disked.restore(work, &pick.files)?.paused(work)?)
+    disked.restore(work, &pick.files)?.paused(work)
 }
 
 #[cfg(test)]

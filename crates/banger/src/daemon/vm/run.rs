@@ -19,6 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::pidfd;
 
+/// How often it is looked whether a stop is over.
+const PULSE: Duration = Duration::from_millis(20);
+
 /// Runs it.
 pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, keep: bool) -> Result<Changed, Fault> {
     let begun = Instant::now();
@@ -56,6 +59,13 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     }
     let ended = Instant::now();
     caller.stage("down", StageState::Begun, &name, "");
+    // Whoever stops it waits for its guest, whose way down has ended the command: it is not killed meanwhile, unless the caller
+    // wants that.
+    while !matches!(used, Ok(Woken::Cancel | Woken::Gone)) && daemon.slots.stops(&id) {
+        if caller.wait(&[], Some(Instant::now() + PULSE)) != Woken::Time {
+            break;
+        }
+    }
     let taken = remove(daemon, &mut work, &id, &name);
     caller.stage("down", StageState::Ended, &name, "");
     if !machine.cold {
@@ -104,13 +114,13 @@ pub(crate) fn exec(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, l
     let vm = daemon.store.change(|t| find(t, reference))?;
     is_running(&vm)?;
     if looks {
-        return hand_over(daemon, caller, &vm, None);
+        return hand_over(daemon, caller, &vm, None).map(drop);
     }
     // Before and after: what is written down while the command runs is not true of what it does then.
     workspace::touch(daemon, &vm)?;
     let done = hand_over(daemon, caller, &vm, None);
     workspace::touch(daemon, &vm)?;
-    done
+    done.map(drop)
 }
 
 /// Refuses one that isn't.
@@ -123,8 +133,9 @@ pub(super) fn is_running(vm: &Vm) -> Result<(), Fault> {
         .fix(format!("banger vm start {name}")))
 }
 
-/// Connects, or takes what was asked for ahead, hands over, and stays until the caller is done or the VM has ended.
-fn hand_over(daemon: &Arc<Daemon>, caller: &mut Caller, vm: &Vm, ahead: Option<guest::Asked>) -> Result<(), Fault> {
+/// Connects, or takes what was asked for ahead, hands over, and stays until the caller is done, which it then says how, or the VM
+/// has ended.
+fn hand_over(daemon: &Arc<Daemon>, caller: &mut Caller, vm: &Vm, ahead: Option<guest::Asked>) -> Result<Woken, Fault> {
     let _counted = daemon.slots.connect(&vm.id, &vm.name)?;
     let work = Work::new(daemon, caller.op_id());
     let process = vm.pid.and_then(|pid| pidfd::open(pid).ok()).ok_or_else(|| lost(vm))?;
@@ -146,7 +157,7 @@ fn hand_over(daemon: &Arc<Daemon>, caller: &mut Caller, vm: &Vm, ahead: Option<g
     match caller.wait(&[process.as_fd()], None) {
         Woken::Ready(_) => Err(lost(vm)),
         // Who is gone needs no answer, and who cancels has its connection's end to tell the guest.
-        Woken::Finished | Woken::Cancel | Woken::Gone | Woken::Time => Ok(()),
+        done @ (Woken::Finished | Woken::Cancel | Woken::Gone | Woken::Time) => Ok(done),
     }
 }
 

@@ -11,6 +11,8 @@ const MAX_CONNECTIONS: usize = 32;
 
 /// What a VM is held for while it comes up.
 pub(crate) const START: &str = "its start";
+/// And while its guest is asked to end: for somebody, or for want of use.
+pub(crate) const STOPS: [&str; 2] = ["its stop", "its stop, since nothing uses it"];
 
 /// What is going on, by VM's id.
 #[derive(Debug, Default)]
@@ -129,6 +131,11 @@ impl Slots {
     /// Whether another VM than that is being started.
     pub(crate) fn starting(&self, id: &str) -> bool {
         self.lock().held.iter().any(|(other, doing)| other != id && doing.what == START)
+    }
+
+    /// Whether its guest is asked to end.
+    pub(crate) fn stops(&self, id: &str) -> bool {
+        self.lock().held.get(id).is_some_and(|doing| STOPS.contains(&doing.what))
     }
 
     /// One more connection to the guest.

@@ -45,8 +45,6 @@ const LULL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_mi
 const NO_LULL: Duration = Duration::from_secs(20);
 /// Codes of a boot that took longer than it may.
 const LATE: [&str; 2] = ["agent_silent", "init_silent"];
-/// What the helper refuses twice it will refuse again.
-const REFUSED: &str = "helper_refused";
 /// How often a caller is listened to while another template is made.
 const PULSE: Duration = Duration::from_millis(200);
 /// And how often it is looked whether a making that is given up is over.
@@ -92,7 +90,7 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
         // A time that was too short is its asker's.
         let is_askers = manner == Manner::Asked && machine.boot_timeout_ms.is_some();
         let code = fault.code.as_str();
-        let is_own = if LATE.contains(&code) { !is_askers } else { OWN_FAULTS.contains(&code) || code == REFUSED };
+        let is_own = if LATE.contains(&code) { !is_askers } else { OWN_FAULTS.contains(&code) };
         if is_own && let Err(fault) = daemon.store.change(|t| templates::key_failed(t, &key.digest(), 1)) {
             // It is tried once more, that is all.
             log::fault("template", &op_id, &fault);
@@ -227,7 +225,11 @@ fn save(
     if held.is_unwanted() {
         return Err(unwanted(&held, Failed::new(launched.down(work), Fault::interrupted(&[]))));
     }
-    let wait = start::wait_for(&launched.vm, begun, boot_timeout_ms);
+    let mut wait = start::wait_for(&launched.vm, begun, boot_timeout_ms);
+    if manner == Manner::Unasked {
+        // It stands still for others meanwhile, which whoever chose a short time did not reckon with.
+        wait.limit = wait.limit.max(start::wait_for(&launched.vm, begun, None).limit);
+    }
     let api = work.places(&launched.vm).api();
     let slots = Arc::clone(&work.daemon.slots);
     let answered = match manner {

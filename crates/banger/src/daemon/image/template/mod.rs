@@ -34,8 +34,8 @@ use std::sync::{Arc, Mutex};
 
 /// The folder of a template that is not whole yet has this behind its id.
 const DRAFT: &str = ".draft";
-/// Codes of failures that are the template's own.
-const OWN_FAULTS: [&str; 4] = ["template_failed", "vmm_failed", "boot_failed", "agent_silent"];
+/// Codes of failures that are the template's own. What the helper refuses twice in a row it will refuse again.
+const OWN_FAULTS: [&str; 5] = ["template_failed", "vmm_failed", "boot_failed", "agent_silent", "helper_refused"];
 
 /// What is kept of templates beside their rows.
 #[derive(Debug, Default)]
