@@ -14,6 +14,7 @@
 //! | 7 output, 8 errors | lab | bytes of its standard output, of its standard error |
 //! | 9 ended | lab | its exit status as a shell would say it, 4 bytes |
 //! | 10 failed | lab | a text: why the last request could not be done |
+//! | 11 poke | host | none; it is not answered |
 //!
 //! Texts are bytes without a NUL, each with a NUL behind it.
 
@@ -52,9 +53,11 @@ pub enum Kind {
     Ended = 9,
     /// A request could not be done.
     Failed = 10,
+    /// Nothing: that it comes is an interrupt.
+    Poke = 11,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::Wake,
     Kind::Awake,
     Kind::Attach,
@@ -65,6 +68,7 @@ const KINDS: [Kind; 10] = [
     Kind::Errors,
     Kind::Ended,
     Kind::Failed,
+    Kind::Poke,
 ];
 
 /// Writes one frame, in one write.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +21,9 @@ pub(super) const ENVIRONMENT: [&str; 5] = [
 
 /// What the lab has begun to say it has said by then.
 const FRAME: Duration = Duration::from_secs(30);
+
+/// How often it gets an interrupt.
+const POKES: Duration = Duration::from_millis(250);
 
 pub(super) struct Session {
     from: UnixStream,
@@ -104,6 +108,7 @@ impl Session {
     ) -> Result<i32> {
         self.send(Kind::Run, &command.to_body())?;
         self.feed(input);
+        let _poked = self.poked();
         loop {
             let (kind, body) = self.next(end)?;
             match kind {
@@ -162,6 +167,22 @@ impl Session {
                 }
             }
         });
+    }
+
+    /// Has it get an interrupt now and then, until what comes back is dropped. QEMU's emulation of SVM changes the word in which its
+    /// processor is told of one without a lock, where a guest is entered and left (7.2, `helper_vmrun`, `do_vmexit`): one that comes
+    /// in that moment is lost, and a processor that waits for its timer then waits for ever. The next one brings the lost one along.
+    fn poked(&self) -> Sender<()> {
+        let to = Arc::clone(&self.to);
+        let (until, over) = channel();
+        std::thread::spawn(move || {
+            while over.recv_timeout(POKES) == Err(RecvTimeoutError::Timeout) {
+                if lab::send(&mut *to.lock().unwrap_or_else(PoisonError::into_inner), Kind::Poke, &[]).is_err() {
+                    return;
+                }
+            }
+        });
+        until
     }
 
     fn ask(&mut self, kind: Kind, body: &[u8], expected: Kind) -> Result<Vec<u8>> {
