@@ -14,7 +14,8 @@
 //! | 7 output, 8 errors | lab | bytes of its standard output, of its standard error |
 //! | 9 ended | lab | its exit status as a shell would say it, 4 bytes |
 //! | 10 failed | lab | a text: why the last request could not be done |
-//! | 11 poke | host | none; it is not answered |
+//! | 11 poke | host | none |
+//! | 12 poked | lab | none |
 //!
 //! Texts are bytes without a NUL, each with a NUL behind it.
 
@@ -55,9 +56,11 @@ pub enum Kind {
     Failed = 10,
     /// Nothing: that it comes is an interrupt.
     Poke = 11,
+    /// It came.
+    Poked = 12,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Wake,
     Kind::Awake,
     Kind::Attach,
@@ -69,6 +72,7 @@ const KINDS: [Kind; 11] = [
     Kind::Ended,
     Kind::Failed,
     Kind::Poke,
+    Kind::Poked,
 ];
 
 /// Writes one frame, in one write.

@@ -63,7 +63,7 @@ fn serve(mut port: File) -> io::Result<()> {
                 feed(&mut input, &body);
                 Ok(())
             }
-            Kind::Poke => Ok(()),
+            Kind::Poke => say(&answers, Kind::Poked, &[]),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the host said what only the lab says")),
         };
         if let Err(e) = done {

@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use world::*;
 
 #[test]
@@ -213,14 +213,22 @@ fn a_run_that_is_stopped_ends_in_order() {
         assert_eq!(left(), Vec::<String>::new());
         assert_eq!(json(&["vm", "list", "--json"]), Value::Array(vec![]));
 
-        // Whoever interrupts it as well has it gone at once.
+        // Its command is over, and something else in the guest never ends: whoever interrupts the run has it gone at once.
+        let script = "trap 'echo down; exit 3' TERM; (trap '' TERM; while :; do sleep 0.1; done) >/dev/null 2>&1 & \
+                      echo up; while :; do sleep 0.1; done";
+        let running = ["vm", "run", "--memory", "256M", "--", "sh", "-c", script];
         let mut child = banger(&running).stdout(Stdio::piped()).spawn().unwrap();
         read_until(child.stdout.as_mut().unwrap(), "up");
         let name = ok(&["vm", "list", "-q"]).trim().to_owned();
-        let stopping = banger(&["vm", "stop", &name]).spawn().unwrap();
-        kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+        let stopping = banger(&["vm", "stop", &name, "--timeout", "100s"]).spawn().unwrap();
+        read_until(child.stdout.as_mut().unwrap(), "down");
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(field(&name, "/state"), "stopping");
+        let begun = Instant::now();
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         child.wait().unwrap();
         until("it is gone", || left().is_empty());
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
         stopping.wait_with_output().unwrap();
         assert_eq!(json(&["vm", "list", "--json"]), Value::Array(vec![]));
     });

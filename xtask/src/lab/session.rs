@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,15 +20,18 @@ pub(super) const ENVIRONMENT: [&str; 5] = [
     "TERM=dumb",
 ];
 
-/// What the lab has begun to say it has said by then.
+/// How long a frame takes that has begun.
 const FRAME: Duration = Duration::from_secs(30);
-
 /// How often it gets an interrupt.
 const POKES: Duration = Duration::from_millis(250);
+/// So many wait unread at most: fewer than its port takes.
+const MOST_POKES: u32 = 64;
 
 pub(super) struct Session {
     from: UnixStream,
     to: Arc<Mutex<UnixStream>>,
+    /// Pokes that the lab has not answered.
+    unanswered: Arc<AtomicU32>,
 }
 
 /// Where a command's streams go.
@@ -64,7 +68,9 @@ impl Streams for Vec<u8> {
 
 impl Session {
     pub(super) fn new(channel: UnixStream) -> Result<Self> {
-        Ok(Self { to: Arc::new(Mutex::new(channel.try_clone()?)), from: channel })
+        // What the lab has begun to say it has said by then.
+        channel.set_read_timeout(Some(FRAME))?;
+        Ok(Self { to: Arc::new(Mutex::new(channel.try_clone()?)), from: channel, unanswered: Arc::default() })
     }
 
     /// Gives the guest the time and fresh random numbers, and waits for its answer.
@@ -72,9 +78,8 @@ impl Session {
         let random: [u8; 64] = super::random()?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
         let body = [&now.to_le_bytes()[..], &random].concat();
-        self.from.set_read_timeout(Some(limit))?;
-        let answer = self.ask(Kind::Wake, &body, Kind::Awake).context("the lab doesn't answer");
-        self.from.set_read_timeout(None)?;
+        let end = Some(Instant::now() + limit);
+        let answer = self.ask(end, Kind::Wake, &body, Kind::Awake).context("the lab doesn't answer");
         if answer? != random[..16] {
             bail!("the lab answers something else");
         }
@@ -84,7 +89,7 @@ impl Session {
     /// Mounts the second disk and makes links, from the first of each pair to the second.
     pub(super) fn attach(&mut self, links: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
         let body = lab::join(links.iter().flat_map(|(link, to)| [link, to]));
-        self.ask(Kind::Attach, &body, Kind::Attached).context("what was brought can't be mounted in the lab")?;
+        self.ask(None, Kind::Attach, &body, Kind::Attached).context("what was brought can't be mounted in the lab")?;
         Ok(())
     }
 
@@ -121,18 +126,21 @@ impl Session {
         }
     }
 
+    /// The next frame but for answers to pokes, which has begun by `end`.
     fn next(&mut self, end: Option<Instant>) -> Result<(Kind, Vec<u8>)> {
-        let Some(end) = end else { return lab::receive(&mut self.from).context("the lab has ended") };
-        let left = end.saturating_duration_since(Instant::now());
-        let time = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
-        if poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&time))? == 0 {
-            bail!("the time is up");
+        loop {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let time =
+                left.map(|left| Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() });
+            if poll(&mut [PollFd::new(&self.from, PollFlags::IN)], time.as_ref())? == 0 {
+                bail!("the time is up");
+            }
+            // What has begun is read to its end: who looks on finds a whole one behind it.
+            match lab::receive(&mut self.from).context("the lab has ended")? {
+                (Kind::Poked, _) => self.unanswered.store(0, Ordering::Relaxed),
+                frame => return Ok(frame),
+            }
         }
-        // What has begun is read to its end: who looks on finds a whole one behind it.
-        self.from.set_read_timeout(Some(FRAME))?;
-        let received = lab::receive(&mut self.from).context("the lab has ended");
-        self.from.set_read_timeout(None)?;
-        received
     }
 
     /// Runs a command without input that is expected to succeed.
@@ -173,10 +181,14 @@ impl Session {
     /// processor is told of one without a lock, where a guest is entered and left (7.2, `helper_vmrun`, `do_vmexit`): one that comes
     /// in that moment is lost, and a processor that waits for its timer then waits for ever. The next one brings the lost one along.
     fn poked(&self) -> Sender<()> {
-        let to = Arc::clone(&self.to);
+        let (to, unanswered) = (Arc::clone(&self.to), Arc::clone(&self.unanswered));
         let (until, over) = channel();
         std::thread::spawn(move || {
             while over.recv_timeout(POKES) == Err(RecvTimeoutError::Timeout) {
+                // One that hears none of so many hears no more, and who looks at it finds room for his question.
+                if unanswered.fetch_add(1, Ordering::Relaxed) >= MOST_POKES {
+                    continue;
+                }
                 if lab::send(&mut *to.lock().unwrap_or_else(PoisonError::into_inner), Kind::Poke, &[]).is_err() {
                     return;
                 }
@@ -185,9 +197,9 @@ impl Session {
         until
     }
 
-    fn ask(&mut self, kind: Kind, body: &[u8], expected: Kind) -> Result<Vec<u8>> {
+    fn ask(&mut self, end: Option<Instant>, kind: Kind, body: &[u8], expected: Kind) -> Result<Vec<u8>> {
         self.send(kind, body)?;
-        match lab::receive(&mut self.from)? {
+        match self.next(end)? {
             (Kind::Failed, why) => bail!("the lab: {}", String::from_utf8_lossy(&why)),
             (kind, body) if kind == expected => Ok(body),
             (kind, _) => bail!("the lab says {kind:?}, not {expected:?}"),

@@ -119,7 +119,11 @@ impl Memories {
                     let left = until.saturating_duration_since(Instant::now());
                     table = self.0.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0;
                 }
-                Some(_) => return Err(Fail::new("snapshot.mem_path: another restore copies it still")),
+                Some(_) => {
+                    return Err(Fail::new(
+                        "snapshot.mem_path: another restore copies it still, after limits.launch_seconds",
+                    ));
+                }
             }
         };
         table.make_room(bytes, bounds)?;
@@ -318,6 +322,8 @@ mod tests {
         assert!(rustix::fs::fstat(&memory).unwrap().st_blocks < 100);
         assert!(memory.write_all_at(b"x", 0).is_err() && memory.set_len(0).is_err());
         assert!(rustix::fs::fcntl_add_seals(&memory, SealFlags::empty()).is_err());
+        let other = Version { changed: (0, 0), ..of };
+        assert!(copy(file, other, bytes, until).unwrap_err().message.contains("changed"));
         // More of it than was counted.
         file.write_all_at(b"other", 1 << 20).unwrap();
         assert!(copy(file, of, bytes, until).unwrap_err().message.contains("changed"));

@@ -3,7 +3,7 @@
 use super::phases::{End, Launched, Ready};
 use super::places::Places;
 use super::run::{self, ms};
-use super::slots::{Held, START, STOPS};
+use super::slots::{Held, START, STOPPING};
 use super::start::Way;
 use super::work::Work;
 use super::{disk, find, plan, pool, show, stamps, start, whole, workspace};
@@ -138,20 +138,26 @@ pub(crate) fn stop(
     timeout_ms: Option<u64>,
 ) -> Result<Changed, Fault> {
     let begun = Instant::now();
-    let vm = daemon.store.change(|t| find(t, reference))?;
-    if pool::is_of(&vm) {
-        // It is nobody's to keep; and where it is somebody's by now, it isn't called so any more.
-        return match pool::end(daemon, &vm.id)? {
-            true => Ok(Changed { changed: true, ms: ms(begun), ..Changed::default() }),
-            false => Err(Fault::no_such_vm(reference, None)),
-        };
+    let found = daemon.store.change(|t| find(t, reference))?;
+    let gone = || Ok(Changed { changed: true, ms: ms(begun), ..Changed::default() });
+    if pool::is_of(&found) && pool::end(daemon, &found.id)? {
+        return gone();
     }
-    let _held = daemon.slots.hold(&vm.id, &vm.name, STOPS[0], OTHERS)?;
-    let vm = now(daemon, &vm)?;
+    let _held = daemon.slots.hold(&found.id, &found.name, STOPPING, OTHERS)?;
+    let vm = now(daemon, &found)?;
+    if vm.name != found.name {
+        // It waited, and is somebody's by now.
+        return Err(Fault::no_such_vm(&found.name, None));
+    }
     if vm.state.is_down() {
         return Ok(changed(daemon, vm, false, begun));
     }
     let mut work = Work::new(daemon, caller.op_id());
+    if pool::is_of(&vm) {
+        // It is nobody's to keep.
+        run::remove_held(&mut work, vm)?;
+        return gone();
+    }
     let (vm, warnings) = stop_held(&mut work, vm, timeout_ms, None)?;
     Ok(Changed { warnings, ..changed(daemon, vm, true, begun) })
 }

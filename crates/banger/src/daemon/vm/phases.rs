@@ -106,10 +106,10 @@ impl Planned {
         work.daemon.published.let_go(&self.vm.id);
         self.vm.pid = None;
         self.vm.boot_id = None;
-        // Where something of it is left, a VMM may still write its disk.
+        // Where something of it is left, a VMM may still write its disk. One that isn't kept needs none.
         let whole = match work.troubles.first() {
-            None => whole::make(work, &mut self.vm).and_then(|()| whole::name(work, &self.vm)),
-            Some(_) => Ok(()),
+            None if self.vm.kept => whole::make(work, &mut self.vm).and_then(|()| whole::name(work, &self.vm)),
+            _ => Ok(()),
         };
         self.vm.last_error = whole.err().or(error).or_else(|| work.troubles.first().cloned());
         let state = if work.troubles.is_empty() { state } else { State::Lost };
@@ -125,7 +125,10 @@ impl Planned {
     /// its disk perhaps, they stay too.
     pub(crate) fn remove(self, work: &mut Work<'_>) -> Result<(), Fault> {
         work.daemon.published.let_go(&self.vm.id);
-        let _ = work.daemon.pool.take(&self.vm.id);
+        if work.daemon.pool.take(&self.vm.id).is_some() {
+            // It waits no more, and is missing.
+            work.daemon.pool.wake();
+        }
         if work.troubles.is_empty() {
             let places = work.places(&self.vm);
             let gone = work.daemon.aside.remove(&places.dir()).and(remove_tree(&places.sockets()));

@@ -141,10 +141,13 @@ pub(super) fn give_way(daemon: &Daemon) -> Result<bool, Fault> {
 }
 
 /// Ends one that somebody calls by its name; `false` where it does not wait, or is somebody's by now.
+///
+/// # Errors
+/// `lost`, where not all of it could be taken away.
 pub(super) fn end(daemon: &Daemon, id: &str) -> Result<bool, Fault> {
-    let is_ended = end_one(daemon, |vm| vm.id == id)?;
+    let Some(gone) = ended(daemon, |vm| vm.id == id)? else { return Ok(false) };
     daemon.pool.wake();
-    Ok(is_ended)
+    gone.map(|()| true)
 }
 
 /// Ends all, and has none made until what comes back is dropped: what they lie on is to go.
@@ -158,20 +161,27 @@ pub(crate) fn empty(daemon: &Daemon) -> Result<MutexGuard<'_, ()>, Fault> {
 /// Ends the one that waits longest of those that are so; `false` where there is none. What of it can't be taken away is tried
 /// again later, as any VM's.
 fn end_one(daemon: &Daemon, is_so: impl Fn(&Vm) -> bool) -> Result<bool, Fault> {
+    let Some(gone) = ended(daemon, is_so)? else { return Ok(false) };
+    gone.unwrap_or_else(|fault| log::fault("pool", "", &fault));
+    Ok(true)
+}
+
+/// The same, and whether all of it is gone.
+fn ended(daemon: &Daemon, is_so: impl Fn(&Vm) -> bool) -> Result<Option<Result<(), Fault>>, Fault> {
     let taken = daemon.store.change(|t| {
         let all = vms::all(t)?;
         let Some(vm) = daemon.pool.longest(&all, &is_so).cloned() else { return Ok(None) };
         let vm = Vm { state: State::Stopping, ..vm };
         vms::save(t, &vm).map(|()| Some(vm))
     })?;
-    let Some(vm) = taken else { return Ok(false) };
+    let Some(vm) = taken else { return Ok(None) };
+    let name = vm.name.clone();
     log::say("INFO", "one of the pool is ended", &vm.id);
     let _held = daemon.slots.hold(&vm.id, &vm.name, "its end", OTHERS)?;
     let op_id = serve::new_op_id();
     let mut work = Work::new(daemon, &op_id);
     Launched::pooled(&work, vm).down(&mut work).remove(&mut work)?;
-    work.troubles.iter().for_each(|fault| log::fault("pool", &op_id, fault));
-    Ok(true)
+    Ok(Some(work.all_gone(&name, "goes then")))
 }
 
 /// Makes what is missing, on a thread of its own; nothing where none is wanted.
@@ -238,7 +248,9 @@ fn make(daemon: &Daemon) -> Result<bool, Fault> {
             return Ok(true);
         }
         Err(Back::Cold(wired, fault)) => {
-            template::failed(daemon, &pick, &fault).unwrap_or_else(|fault| log::fault("pool", &op_id, &fault));
+            // Who takes it away meanwhile has found nothing wrong with its template.
+            let counted = if held.is_unwanted() { Ok(()) } else { template::failed(daemon, &pick, &fault) };
+            counted.unwrap_or_else(|fault| log::fault("pool", &op_id, &fault));
             Failed::new(wired.down(&mut work), *fault)
         }
         Err(Back::Failed(failed)) => failed,
@@ -267,7 +279,8 @@ fn restored(work: &mut Work<'_>, vm: Vm, pick: &Pick) -> Result<Launched, Back> 
     if let Err(fault) = template::is_there(work.daemon, &pick.id) {
         return Err(disked.back(work, fault));
     }
-    disked.restore(work, &pick.files)?.paused(work)
+    // One whose guest is late says nothing of its template: it has no bounds of its VMM's work, as a run's has.
+    Ok(disked.restore(work, &pick.files)?.paused(work)?)
 }
 
 #[cfg(test)]

@@ -188,10 +188,6 @@ pub(crate) fn remove(daemon: &Arc<Daemon>, work: &mut Work<'_>, id: &str, name: 
 pub(super) fn remove_held(work: &mut Work<'_>, mut vm: Vm) -> Result<(), Fault> {
     let name = vm.name.clone();
     (vm.kept, vm.caller) = (false, None);
-    if work.daemon.pool.take(&vm.id).is_some() {
-        // It waits no more, and is missing.
-        work.daemon.pool.wake();
-    }
     work.reach(&mut vm, State::Stopping)?;
     let planned = match Ready::again(work, &vm) {
         Ok(Some(ready)) => ready.down(work, End::Kill).planned,

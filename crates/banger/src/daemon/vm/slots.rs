@@ -11,8 +11,8 @@ const MAX_CONNECTIONS: usize = 32;
 
 /// What a VM is held for while it comes up.
 pub(crate) const START: &str = "its start";
-/// And while its guest is asked to end: for somebody, or for want of use.
-pub(crate) const STOPS: [&str; 2] = ["its stop", "its stop, since nothing uses it"];
+/// And while its guest is asked to end for somebody.
+pub(crate) const STOPPING: &str = "its stop";
 
 /// What is going on, by VM's id.
 #[derive(Debug, Default)]
@@ -133,9 +133,9 @@ impl Slots {
         self.lock().held.iter().any(|(other, doing)| other != id && doing.what == START)
     }
 
-    /// Whether its guest is asked to end.
+    /// Whether its guest is asked to end for somebody.
     pub(crate) fn stops(&self, id: &str) -> bool {
-        self.lock().held.get(id).is_some_and(|doing| STOPS.contains(&doing.what))
+        self.lock().held.get(id).is_some_and(|doing| doing.what == STOPPING)
     }
 
     /// One more connection to the guest.

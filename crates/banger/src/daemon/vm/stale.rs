@@ -5,7 +5,6 @@
 //! what comes to it is no measure, since each hears who looks for another. What it computes for itself is no use. After a daemon's start every VM counts as used just then.
 
 use super::life;
-use super::slots::STOPS;
 use super::work::Work;
 use crate::api::Fault;
 use crate::daemon::error::exit;
@@ -61,7 +60,7 @@ fn look(daemon: &Daemon, uses: &mut Uses, after: Duration) -> Result<(), Fault> 
 
 fn stop(daemon: &Daemon, uses: &mut Uses, vm: &Vm, after: Duration) -> Result<(), Fault> {
     let Some(_place) = daemon.calls.take() else { return Ok(()) };
-    let _held = daemon.slots.hold(&vm.id, &vm.name, STOPS[1], OTHERS)?;
+    let _held = daemon.slots.hold(&vm.id, &vm.name, "its stop, since nothing uses it", OTHERS)?;
     let vm = daemon.store.change(|t| vms::by_id(t, &vm.id))?;
     let Some(vm) = vm.filter(|vm| vm.state == State::Ready) else { return Ok(()) };
     // Whoever came in between has it.

@@ -45,6 +45,8 @@ const LULL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_mi
 const NO_LULL: Duration = Duration::from_secs(20);
 /// Codes of a boot that took longer than it may.
 const LATE: [&str; 2] = ["agent_silent", "init_silent"];
+/// What killed its VMM, for want of memory perhaps, may do so each time.
+const KILLED: &str = "vmm_killed";
 /// How often a caller is listened to while another template is made.
 const PULSE: Duration = Duration::from_millis(200);
 /// And how often it is looked whether a making that is given up is over.
@@ -90,7 +92,7 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
         // A time that was too short is its asker's.
         let is_askers = manner == Manner::Asked && machine.boot_timeout_ms.is_some();
         let code = fault.code.as_str();
-        let is_own = if LATE.contains(&code) { !is_askers } else { OWN_FAULTS.contains(&code) };
+        let is_own = if LATE.contains(&code) { !is_askers } else { OWN_FAULTS.contains(&code) || code == KILLED };
         if is_own && let Err(fault) = daemon.store.change(|t| templates::key_failed(t, &key.digest(), 1)) {
             // It is tried once more, that is all.
             log::fault("template", &op_id, &fault);

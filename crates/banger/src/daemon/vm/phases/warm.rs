@@ -165,13 +165,13 @@ impl Launched {
     }
 
     /// Stops its guest, which has answered once: it is nobody's yet, and takes no time of the processor's until it is.
-    pub(crate) fn paused(self, work: &mut Work<'_>) -> Result<Launched, Back> {
+    pub(crate) fn paused(self, work: &mut Work<'_>) -> Step<Launched> {
         let places = work.places(&self.vm);
         let answered = guest::call(&places.vsock(), ANSWER).map(drop);
         let paused = answered.and_then(|()| told::ask_for(&places.api(), VMM, "PATCH", "/vm", PAUSED));
         match paused {
             Ok(()) => Ok(self),
-            Err(error) => Err(self.back(work, not_going_on("can't be paused", &error).at("launch"))),
+            Err(error) => Err(Failed::new(self.down(work), not_going_on("can't be paused", &error).at("launch"))),
         }
     }
 
