@@ -9,8 +9,11 @@ mod installed;
 use installed::*;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::panic::catch_unwind;
 use std::process::{Child, Command, Stdio};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const TEMPLATES: &str = "/var/lib/banger/templates";
 const NOTHING: &str = "/run/banger/vms:\n\n/var/lib/banger/vms:\n";
@@ -199,6 +202,31 @@ mod lab {
                 let _installed = install_with("ROOT");
                 shell("systemctl start bangerd");
                 new_vms_go_on("layer", are_qemus_with_kvm);
+            }
+
+            #[test]
+            fn a_clock_that_is_set_back_is_no_templates_fault() {
+                let _installed = install_with("ROOT");
+                shell("systemctl start bangerd");
+                // Again and again while one is made and tried; by more than a guest's clock is let be wrong.
+                let over = AtomicBool::new(false);
+                let id = thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !over.load(Ordering::Relaxed) {
+                            shell("date -s '-1 minute'");
+                            thread::sleep(Duration::from_millis(1500));
+                        }
+                    });
+                    let made = catch_unwind(|| build(SIZE));
+                    over.store(true, Ordering::Relaxed);
+                    made.unwrap()
+                });
+                // And before the template's own time.
+                shell("date -s '-1 day'");
+                let (runs, _) = two_go_on(SIZE, &id);
+                runs.into_iter().for_each(|run| went_on(run, "layer", &id));
+                assert_eq!(left(), NOTHING);
+                remove(&id);
             }
         }
 
