@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -194,16 +194,21 @@ fn whatever_is_killed_the_list_is_true() {
     });
 }
 
+/// A run of a script that has said `up`, and its VM's name, the only one's.
+fn up(script: &str) -> (Child, String) {
+    let running = ["vm", "run", "--memory", "256M", "--", "sh", "-c", script];
+    let mut child = banger(&running).stdout(Stdio::piped()).spawn().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "up");
+    (child, ok(&["vm", "list", "-q"]).trim().to_owned())
+}
+
 #[test]
 fn a_run_that_is_stopped_ends_in_order() {
     isolated("a_run_that_is_stopped_ends_in_order", |_| {
         // The command ends as soon as it is told to; what else runs has two seconds' work left.
         let script = "trap 'exit 3' TERM; (trap 'sleep 2; exit' TERM; while :; do sleep 0.1; done) >/dev/null 2>&1 & \
                       echo up; while :; do sleep 0.1; done";
-        let running = ["vm", "run", "--memory", "256M", "--", "sh", "-c", script];
-        let mut child = banger(&running).stdout(Stdio::piped()).spawn().unwrap();
-        read_until(child.stdout.as_mut().unwrap(), "up");
-        let name = ok(&["vm", "list", "-q"]).trim().to_owned();
+        let (mut child, name) = up(script);
         let out = run(&["vm", "stop", &name]);
         assert_eq!((out.status.code(), text(&out.stderr)), (Some(0), ""), "it was not killed");
         assert_eq!(child.wait().unwrap().code(), Some(3), "the command's own");
@@ -216,10 +221,7 @@ fn a_run_that_is_stopped_ends_in_order() {
         // Its command is over, and something else in the guest never ends: whoever interrupts the run has it gone at once.
         let script = "trap 'echo down; exit 3' TERM; (trap '' TERM; while :; do sleep 0.1; done) >/dev/null 2>&1 & \
                       echo up; while :; do sleep 0.1; done";
-        let running = ["vm", "run", "--memory", "256M", "--", "sh", "-c", script];
-        let mut child = banger(&running).stdout(Stdio::piped()).spawn().unwrap();
-        read_until(child.stdout.as_mut().unwrap(), "up");
-        let name = ok(&["vm", "list", "-q"]).trim().to_owned();
+        let (mut child, name) = up(script);
         let stopping = banger(&["vm", "stop", &name, "--timeout", "100s"]).spawn().unwrap();
         read_until(child.stdout.as_mut().unwrap(), "down");
         thread::sleep(Duration::from_secs(1));

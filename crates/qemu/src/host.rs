@@ -42,7 +42,7 @@ impl Host {
         std::io::Read::read_to_end(&mut std::io::Read::take(std::fs::File::open(program)?, HEAD), &mut head)?;
         let (accelerator, cpu, kernel, tsc_khz) = match accelerator {
             Accelerator::Kvm { tsc_khz } => {
-                ("kvm", Some(digest(&sys::cpu::identity())), Some(sys::kernel::identity()), tsc_khz)
+                ("kvm", Some(hex(&Sha256::digest(sys::cpu::identity()))), Some(sys::kernel::identity()), tsc_khz)
             }
             Accelerator::Tcg { tsc_khz } => ("tcg", None, None, tsc_khz),
         };
@@ -85,11 +85,6 @@ impl Host {
     }
 }
 
-/// Of what the CPU is and can do.
-fn digest(words: &[u32]) -> String {
-    hex(&Sha256::digest(words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()))
-}
-
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -117,11 +112,11 @@ mod tests {
         let here = Host::here("7.2.22", program, Accelerator::Kvm { tsc_khz: Some(2_600_000) }).expect("readable");
         here.takes(&here).expect("itself");
         here.takes(&Host { tsc_khz: Some(2_605_200), ..here.clone() }).expect("the same counter");
-        let mut words = sys::cpu::identity();
-        assert_eq!(here.cpu.as_deref(), Some(digest(&words).as_str()));
-        *words.last_mut().expect("a CPU") ^= 1;
+        let mut cpu = sys::cpu::identity();
+        assert_eq!(here.cpu, Some(hex(&Sha256::digest(&cpu))));
+        *cpu.last_mut().expect("a CPU") ^= 1;
         for (other, said) in [
-            (Host { cpu: Some(digest(&words)), ..here.clone() }, "CPU"),
+            (Host { cpu: Some(hex(&Sha256::digest(&cpu))), ..here.clone() }, "CPU"),
             (Host { kernel: Some("6.1.0".into()), ..here.clone() }, "kernel (6.1.0)"),
             (Host { kernel: None, ..here.clone() }, "not known"),
             (Host { tsc_khz: Some(2_860_000), ..here.clone() }, "2860000 kHz"),

@@ -4,8 +4,8 @@
 /// however fast it runs. What it has not is 0. Empty where the CPU has no such instruction.
 ///
 /// Source: AMD64 Architecture Programmer's Manual 3, appendix E; Intel 64 and IA-32 Software Developer's Manual 2A, `CPUID`.
-pub fn identity() -> Vec<u32> {
-    words()
+pub fn identity() -> Vec<u8> {
+    words().iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -81,7 +81,7 @@ mod tests {
     /// Against what the kernel says of it.
     #[test]
     fn it_is_the_cpu_that_the_kernel_knows_on_each_core() {
-        let here = super::identity();
+        let here = super::words();
         let vendor: Vec<u8> = here[..3].iter().flat_map(|word| word.to_le_bytes()).collect();
         let info = std::fs::read_to_string("/proc/cpuinfo").expect("the kernel's word");
         let said = |key: &str| info.lines().filter_map(|line| line.split_once(':')).find(|(k, _)| k.trim() == key);
@@ -102,7 +102,7 @@ mod tests {
                 let mut one = CpuSet::new();
                 one.set(core);
                 sched_setaffinity(None, &one).expect("allowed");
-                super::identity()
+                super::words()
             });
             assert_eq!(there.join().expect("joined"), here, "{core}");
         }

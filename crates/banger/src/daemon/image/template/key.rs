@@ -119,7 +119,7 @@ fn cpu() -> io::Result<String> {
             digest.update(format!("{}\n", value.trim()));
         }
     }
-    digest.update(sys::cpu::identity().iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
+    digest.update(sys::cpu::identity());
     Ok(hex(&digest.finalize()))
 }
 
