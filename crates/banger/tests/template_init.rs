@@ -122,7 +122,7 @@ fn vms_with_systemd_go_on_from_a_template_and_each_is_a_machine_of_its_own() {
         let [disk, boot] = notes(&INIT);
         assert!(disk.contains("no template of files with 512 MiB and 1 CPU and its own init"), "{disk}");
         assert!(!boot.starts_with("no boot"));
-        until("a template is made", || templates().len() == 1);
+        templates_made(1);
         until("nothing else is left", || left().is_empty());
         let made = templates().remove(0);
         assert_eq!(made["init"], true);

@@ -45,15 +45,6 @@ fn times(words: &str) -> usize {
     log().matches(words).count()
 }
 
-/// How many makings failed for reasons of their own.
-fn failures() -> usize {
-    let is_one = |line: &&str| {
-        let has = |word: &str| line.contains(word);
-        has(r#""op":"template","#) && has("ERROR") && !has("interrupted")
-    };
-    log().lines().filter(is_one).count()
-}
-
 /// Waits for the VMM of a making, whose run is over.
 fn making() -> i32 {
     let mut found = None;
@@ -101,7 +92,7 @@ fn the_first_run_leaves_a_template_behind_and_the_next_goes_on_from_it() {
         println!("figure: stands still: {stands_still}");
         drop(command.stdin.take());
         command.wait().unwrap();
-        until("both are made", || ids().len() == 2);
+        templates_made(2);
         until("nothing is left", || left().is_empty());
         let made = json(&["template", "list", "--json"]);
         let of_256 = made.as_array().unwrap().iter().find(|one| one["memory_bytes"] == 256 << 20).unwrap();
@@ -114,7 +105,7 @@ fn the_first_run_leaves_a_template_behind_and_the_next_goes_on_from_it() {
         assert!(disk("256M", "true").starts_with("layer on"), "those that are there are used all the same");
         unasked(world, "auto");
         assert!(disk("224M", "true").contains("no template"));
-        until("the third is made", || ids().len() == 3);
+        templates_made(3);
         let sizes = json(&["template", "list", "--json"]);
         let sizes: Vec<u64> =
             sizes.as_array().unwrap().iter().map(|one| one["memory_bytes"].as_u64().unwrap() >> 20).collect();
@@ -147,7 +138,7 @@ fn what_is_cut_off_leaves_nothing_and_what_fails_twice_is_given_up() {
             disk("256M", "true");
             let pid = making();
             kill(pid);
-            until("it has failed", || failures() == n);
+            until("it has failed", || failed_makings().len() == n);
             until("nothing is left", || left().is_empty() && folders() == 0);
         }
         unasked(world, "auto");
@@ -160,7 +151,7 @@ fn what_is_cut_off_leaves_nothing_and_what_fails_twice_is_given_up() {
         std::os::unix::fs::chown("/var/lib/banger/new", Some(OWNER), Some(OWNER)).unwrap();
         fs::rename("/var/lib/banger/new", initrd).unwrap();
         disk("256M", "true");
-        until("it is made", || ids().len() == 1);
+        templates_made(1);
     });
 }
 
@@ -181,11 +172,11 @@ fn a_making_gives_its_memory_to_a_vm_that_needs_it() {
         let begun = Instant::now();
         assert!(disk("640M", "true").contains("no template"));
         println!("figure: a run that had to wait for the memory took {} ms", begun.elapsed().as_millis());
-        assert_eq!(failures(), 0, "it was none");
-        until("what is asked for last is made", || ids().len() == 1);
+        assert_eq!(failed_makings(), [""; 0], "it was none");
+        templates_made(1);
         assert_eq!(json(&["template", "list", "--json"])[0]["memory_bytes"], 640 << 20);
         until("nothing is left", || left().is_empty());
         disk("256M", "true");
-        until("and then the other", || ids().len() == 2);
+        templates_made(2);
     });
 }

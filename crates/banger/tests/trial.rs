@@ -31,16 +31,25 @@ fn default_name() -> String {
     format!("debian-{}", number.trim_matches('"'))
 }
 
-/// A daemon without a helper, as the one that `try` starts.
-struct Daemon(Child, PathBuf);
+/// Copies the programs to where anybody reaches them: a clone in a home directory is its owner's alone.
+fn programs(to: &Path) {
+    fs::create_dir(to).unwrap();
+    let built = Path::new(env!("CARGO_BIN_EXE_banger"));
+    for program in ["banger", "bangerd", "banger-image"] {
+        fs::copy(built.with_file_name(program), to.join(program)).unwrap();
+    }
+}
+
+/// A daemon without a helper, as the one that `try` starts; its process, its socket, where its programs are.
+struct Daemon(Child, PathBuf, PathBuf);
 
 impl Daemon {
-    fn start(state: &Path, runtime: &Path) -> Daemon {
+    fn start(bin: &Path, state: &Path, runtime: &Path) -> Daemon {
         let socket = runtime.join("bangerd.sock");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bangerd"));
+        let mut command = Command::new(bin.join("bangerd"));
         command.arg("--state-dir").arg(state).arg("--runtime-dir").arg(runtime).args(["--names", "127.0.0.1:0"]);
         let child = command.uid(NOBODYS).gid(NOBODYS).stderr(Stdio::null()).spawn().unwrap();
-        let daemon = Daemon(child, socket);
+        let daemon = Daemon(child, socket, bin.to_owned());
         let end = Instant::now() + Duration::from_secs(10);
         while std::os::unix::net::UnixStream::connect(&daemon.1).is_err() {
             assert!(Instant::now() < end, "bangerd does not listen");
@@ -50,7 +59,7 @@ impl Daemon {
     }
 
     fn ask(&self, arguments: &[&str]) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
+        let mut command = Command::new(self.2.join("banger"));
         command.uid(NOBODYS).gid(NOBODYS).env("BANGER_SOCKET", &self.1).args(arguments);
         let out = command.output().unwrap();
         assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -95,7 +104,8 @@ fn a_command_in_a_vm_and_nothing_is_left() {
     }
     {
         let text = |name: &str| at(name).to_str().unwrap().to_owned();
-        let daemon = Daemon::start(&at("try"), &at("run"));
+        programs(&at("bin"));
+        let daemon = Daemon::start(&at("bin"), &at("try"), &at("run"));
         daemon.ask(&["kernel", "import", &text("files/vmlinux"), "--initrd", &text("files/initrd"), "--name", "k"]);
         daemon.ask(&["image", "import", &text("files/root.tar"), "--size", "1G", "--name", &default_name()]);
     }

@@ -23,8 +23,11 @@ pub(crate) const OWNER: u32 = 5501;
 pub(crate) const OTHER: u32 = 5502;
 const PROGRAMS: &str = "/run/bin";
 const STATE: &str = "/var/lib/banger";
-/// A guest boots within this time, on a busy machine without KVM too.
-pub(crate) const LONG: Duration = Duration::from_secs(120);
+/// A guest boots within this time, on a busy machine without KVM too: longer than bangerd waits for one (180 s), whose own word on it
+/// comes first.
+pub(crate) const LONG: Duration = Duration::from_secs(300);
+/// A template is made within this time: a boot, an init that comes up, a save and a try, each with a limit of its own.
+const MAKING: Duration = Duration::from_secs(900);
 
 /// Runs `body` in a process of its own in fresh namespaces: this very test, once more.
 pub(crate) fn isolated(test: &str, body: impl FnOnce(&mut World)) {
@@ -275,12 +278,37 @@ pub(crate) fn read_until(from: &mut impl Read, word: &str) {
 }
 
 /// Waits for something, as long as a guest may take to boot.
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, is_so: impl FnMut() -> bool) {
+    within(LONG, what, is_so);
+}
+
+fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < LONG, "{what}: not so after {} s", LONG.as_secs());
+        assert!(begun.elapsed() < limit, "{what}: not so after {} s", limit.as_secs());
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Waits until so many templates are there; no making may fail meanwhile.
+#[allow(dead_code, reason = "each file of tests has its own copy of this one")]
+pub(crate) fn templates_made(count: usize) {
+    let before = failed_makings().len();
+    within(MAKING, "templates are made", || {
+        assert_eq!(failed_makings()[before..], [""; 0], "a making failed");
+        // To ask takes a process, which takes its time from the making.
+        std::thread::sleep(Duration::from_millis(200));
+        ok(&["template", "list", "--quiet"]).lines().count() == count
+    });
+}
+
+/// What bangerd said of unasked makings that failed for reasons of their own.
+#[allow(dead_code, reason = "each file of tests has its own copy of this one")]
+pub(crate) fn failed_makings() -> Vec<String> {
+    let has = |line: &str, word: &str| line.contains(word);
+    let is_one = |line: &&str| has(line, r#""op":"template","#) && has(line, "ERROR") && !has(line, "interrupted");
+    let log = fs::read_to_string("/mnt/daemon.log").unwrap_or_default();
+    log.lines().filter(is_one).map(str::to_owned).collect()
 }
 
 /// The last part of the address that the daemon answers for a name.

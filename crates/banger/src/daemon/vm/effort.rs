@@ -23,6 +23,11 @@ impl Wanted {
     pub(crate) fn since(self, then: Wanted) -> Duration {
         self.ran.saturating_sub(then.ran) + self.waited.saturating_sub(then.waited)
     }
+
+    /// Whether others had the processors for most of it.
+    pub(crate) fn is_starved(self) -> bool {
+        self.waited > self.ran
+    }
 }
 
 /// The VMM and its children, whichever of its threads started them.
@@ -79,6 +84,7 @@ mod tests {
         assert_eq!(wanted(700, 90).since(wanted(400, 80)), Duration::from_millis(310));
         assert_eq!(wanted(700, 5).since(wanted(400, 9_000)), Duration::from_millis(300));
         assert_eq!(wanted(0, 50).since(wanted(400, 20)), Duration::from_millis(30));
+        assert!(wanted(400, 401).is_starved() && !wanted(400, 400).is_starved());
     }
 
     #[test]

@@ -13,9 +13,10 @@ mod warm;
 
 pub(crate) use warm::{Back, Became};
 
+use super::effort::Wanted;
 use super::places::Places;
 use super::work::Work;
-use super::{disk, identity, launch, memory, told, whole};
+use super::{disk, identity, is_of_template, launch, memory, told, whole};
 use crate::api::Fault;
 use crate::daemon::error::exit;
 use crate::daemon::guest::{self, Doorbell};
@@ -248,6 +249,11 @@ impl Launched {
 
     /// Ends its VMM alone.
     fn ended(self, work: &mut Work<'_>) -> Disked {
+        if let Some(process) = &self.process
+            && is_of_template(&self.vm.name)
+        {
+            work.starved |= Wanted::of(process.pid()).is_starved();
+        }
         let ended = kill(work, &self.vm, self.process.as_ref());
         work.undo("VMM", ended);
         let jail = work.places(&self.vm).jail().and_then(|jail| {

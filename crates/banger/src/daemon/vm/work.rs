@@ -18,6 +18,8 @@ pub(crate) struct Work<'a> {
     pub(crate) stages: bool,
     /// Whether a command follows the start.
     pub(crate) command: bool,
+    /// A VMM of a template's that was ended had waited for a processor longer than it had one.
+    pub(crate) starved: bool,
     /// What was taken away, for a person.
     pub(crate) undone: Vec<&'static str>,
     /// What could not be.
@@ -29,7 +31,8 @@ pub(crate) struct Work<'a> {
 impl<'a> Work<'a> {
     pub(crate) fn new(daemon: &'a Daemon, op_id: &str) -> Work<'a> {
         let (undone, troubles, warnings) = (Vec::new(), Vec::new(), Vec::new());
-        Work { daemon, op_id: op_id.to_owned(), stages: false, command: false, undone, troubles, warnings }
+        let op_id = op_id.to_owned();
+        Work { daemon, op_id, stages: false, command: false, starved: false, undone, troubles, warnings }
     }
 
     pub(crate) fn places<'b>(&self, vm: &'b Vm) -> Places<'b>

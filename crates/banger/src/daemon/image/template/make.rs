@@ -45,6 +45,8 @@ const LULL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_mi
 const NO_LULL: Duration = Duration::from_secs(20);
 /// Codes of a boot that took longer than it may.
 const LATE: [&str; 2] = ["agent_silent", "init_silent"];
+/// That, and what its guest was told and had not done in time.
+const SLOW: [&str; 3] = [LATE[0], LATE[1], "template_failed"];
 /// What killed its VMM, for want of memory perhaps, may do so each time.
 const KILLED: &str = "vmm_killed";
 /// How often a caller is listened to while another template is made.
@@ -89,11 +91,17 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
     };
     let made = make_of(&mut work, caller, vm, &key, draft, (manner, machine.boot_timeout_ms));
     made.inspect_err(|fault| {
-        // A time that was too short is its asker's.
-        let is_askers = manner == Manner::Asked && machine.boot_timeout_ms.is_some();
+        // A time that was too short is its asker's, and one in which it had no processor is nobody's.
         let code = fault.code.as_str();
-        let is_own = if LATE.contains(&code) { !is_askers } else { OWN_FAULTS.contains(&code) || code == KILLED };
-        if is_own && let Err(fault) = daemon.store.change(|t| templates::key_failed(t, &key.digest(), 1)) {
+        let is_others = match manner {
+            Manner::Asked => LATE.contains(&code) && machine.boot_timeout_ms.is_some(),
+            Manner::Unasked => SLOW.contains(&code) && work.starved,
+        };
+        let is_own = LATE.contains(&code) || OWN_FAULTS.contains(&code) || code == KILLED;
+        if is_own
+            && !is_others
+            && let Err(fault) = daemon.store.change(|t| templates::key_failed(t, &key.digest(), 1))
+        {
             // It is tried once more, that is all.
             log::fault("template", &op_id, &fault);
         }
