@@ -70,7 +70,7 @@ pub(crate) fn await_agent(
         Fault::new("agent_silent", exit::FAILED, format!("it runs, but its agent has not answered for {limit} s"))
             .fix("--boot-timeout 5m waits longer")
     };
-    let end = wait.begun + wait.limit;
+    let end = wait.boots + wait.limit;
     let mut ring = Instant::now() + wait.ring;
     // One CONNECT at a time; while it waits for its answer, nobody listens to the bell.
     let mut pending: Option<UnixStream> = None;

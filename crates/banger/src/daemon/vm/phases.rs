@@ -316,6 +316,8 @@ pub(crate) struct Downed {
 pub(crate) struct Wait {
     /// When the start began.
     pub(crate) begun: Instant,
+    /// When its boot did, from which the limit counts: a try with a template takes nothing of it.
+    pub(crate) boots: Instant,
     /// Without a ring for so long, the agent is called.
     pub(crate) ring: Duration,
     /// And then the start fails.

@@ -105,6 +105,7 @@ fn start_wired(
             }
         },
     };
+    let boots = Instant::now();
     stage.begin(caller, "disk");
     let disked = wired.disk(work)?;
     let method = disked.vm().disk_method.clone().unwrap_or_default();
@@ -116,7 +117,7 @@ fn start_wired(
     let launched = disked.launch(work)?;
     stage.end(caller, "launch", run_by(&launched.vm));
     stage.begin(caller, "boot");
-    let wait = wait_for(&launched.vm, stage.begun, boot_timeout_ms);
+    let wait = Wait { begun: stage.begun, ..wait_for(&launched.vm, boots, boot_timeout_ms) };
     let ready = match stage.go_on(caller) {
         Ok(()) => launched.ready(work, caller, wait)?,
         Err(fault) => return Err(Failed::new(launched.down(work), fault.at("boot"))),
@@ -239,12 +240,12 @@ fn run_by(vm: &Vm) -> String {
     format!("{}, {}", vm.vmm.as_deref().unwrap_or_default(), vm.accel.as_deref().unwrap_or_default())
 }
 
-/// How long a start waits for the VM's agent.
-pub(crate) fn wait_for(vm: &Vm, begun: Instant, boot_timeout_ms: Option<u64>) -> Wait {
+/// How long a start waits for the agent of a VM whose boot began then.
+pub(crate) fn wait_for(vm: &Vm, boots: Instant, boot_timeout_ms: Option<u64>) -> Wait {
     let accel = if vm.accel.as_deref() == Some(Accel::Kvm.name()) { Accel::Kvm } else { Accel::Emulation };
     let (_, limit, ring) = BOOT.into_iter().find(|(known, ..)| *known == accel).unwrap_or(BOOT[1]);
     let limit = boot_timeout_ms.map_or(Duration::from_secs(limit), Duration::from_millis);
-    Wait { begun, ring: Duration::from_secs(ring), limit }
+    Wait { begun: boots, boots, ring: Duration::from_secs(ring), limit }
 }
 
 struct Stages<'a> {
