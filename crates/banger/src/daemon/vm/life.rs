@@ -217,6 +217,8 @@ pub(crate) fn kill(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, s
         ));
     };
     let work = Work::new(daemon, caller.op_id());
+    // A start of it is given up: the VMM's end is nobody's fault, and nobody wants another one.
+    daemon.slots.unwant(&vm.id);
     work.helper().signal_process(pid, signal).map_err(|error| work.refused("the signal", error))?;
     Ok(changed(daemon, vm, true, begun))
 }

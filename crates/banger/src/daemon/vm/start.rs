@@ -101,7 +101,12 @@ fn start_wired(
             Err(Back::Failed(failed)) => return Err(failed),
             Err(Back::Cold(wired, fault)) => {
                 stage.goes_cold(wired.vm());
-                (*wired, Some(gone_wrong(daemon, &pick, &fault)))
+                let why = gone_wrong(daemon, stage.held, &pick, &fault);
+                // Before a whole disk is made for nobody.
+                if let Err(fault) = stage.go_on(caller) {
+                    return Err(Failed::new(wired.down(work), fault.at("disk")));
+                }
+                (*wired, Some(why))
             }
         },
     };
@@ -221,10 +226,13 @@ fn booted(vm: &Vm) -> &'static str {
     if vm.init { "init" } else { "cold" }
 }
 
-/// A template that could not be gone on from: for the log, and for who looks at how long it took.
-fn gone_wrong(daemon: &Daemon, pick: &Pick, fault: &Fault) -> String {
+/// A template that could not be gone on from: for the log, and for who looks at how long it took. Who takes the VM away
+/// meanwhile has found nothing wrong with it.
+fn gone_wrong(daemon: &Daemon, held: &Held, pick: &Pick, fault: &Fault) -> String {
     log::fault("template", "", fault);
-    note(template::failed(daemon, pick, fault));
+    if !held.is_unwanted() {
+        note(template::failed(daemon, pick, fault));
+    }
     let why = fault.why.as_deref().map_or(String::new(), |why| format!(": {why}"));
     format!("template {}: {}{why}", pick.id, fault.message)
 }
