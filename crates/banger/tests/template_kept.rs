@@ -150,6 +150,10 @@ fn what_a_vm_wrote_outlives_a_daemon_that_is_killed_while_its_disk_is_made() {
         });
         until("dead: it is whole", || is_whole("dead"));
         assert_eq!(read(&file("dead", "root.ext4"), "/kept"), "dead\n");
+        // Cut off when the row said so already.
+        fs::write(file("dead", "root.qcow2"), "").unwrap();
+        ok(&["vm", "start", "dead"]);
+        assert!(!Path::new(&file("dead", "root.qcow2")).exists());
         ok(&["template", "rm", &id]);
         // Cut off before it was itself: nothing of it is kept, and the next start is the first.
         let id = build();

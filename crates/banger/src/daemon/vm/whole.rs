@@ -26,10 +26,15 @@ const SENT: &str = "/etc/ssh/ssh_host_ed25519_key";
 /// # Errors
 /// `no_space`, or what else is in the way: then all is as before, and it can be tried again.
 pub(crate) fn make(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
-    let (Some(disk::LAYER), Some(id)) = (vm.disk_method.as_deref(), vm.template.clone()) else { return Ok(()) };
     let (from, to, machine_id) = {
         let places = work.places(vm);
         (places.layer(), places.disk(), places.machine_id())
+    };
+    let no_more = || disk::remove_file(&from).unwrap_or_else(|fault| log::fault("disk", "", &fault));
+    let (Some(disk::LAYER), Some(id)) = (vm.disk_method.as_deref(), vm.template.clone()) else {
+        // What was cut off behind the row's end left it.
+        no_more();
+        return Ok(());
     };
     // A guest that never became this VM has run nobody's command: there is nothing in it to keep.
     let method = match vm.ready_ms {
@@ -38,7 +43,7 @@ pub(crate) fn make(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
     };
     (vm.disk_method, vm.template) = (method.map(str::to_owned), None);
     work.save(vm)?;
-    disk::remove_file(&from).unwrap_or_else(|fault| log::fault("disk", "", &fault));
+    no_more();
     Ok(())
 }
 
