@@ -145,10 +145,6 @@ pub(crate) fn stop(
     }
     let _held = daemon.slots.hold(&found.id, &found.name, STOPPING, OTHERS)?;
     let vm = now(daemon, &found)?;
-    if vm.name != found.name {
-        // It waited, and is somebody's by now.
-        return Err(Fault::no_such_vm(&found.name, None));
-    }
     if vm.state.is_down() {
         return Ok(changed(daemon, vm, false, begun));
     }
@@ -244,15 +240,20 @@ pub(crate) fn rm(
         let freed_bytes = size_of(daemon, &vm);
         return Ok(Changed { freed_bytes, ..changed(daemon, vm, false, begun) });
     }
+    let gone = || Ok(Changed { changed: true, ms: ms(begun), ..Changed::default() });
+    if force && pool::is_of(&vm) && pool::end(daemon, &vm.id)? {
+        return gone();
+    }
     let mut work = Work::new(daemon, caller.op_id());
     let _held = match force {
         true => hold_unwanted(&work, &vm.id, &vm.name)?,
         false => daemon.slots.hold(&vm.id, &vm.name, REMOVAL, OTHERS)?,
     };
     // What was under way may have taken it away itself.
-    let Some(vm) = daemon.store.change(|t| vms::by_id(t, &vm.id))? else {
-        return Ok(Changed { changed: true, ms: ms(begun), ..Changed::default() });
-    };
+    if daemon.store.change(|t| vms::by_id(t, &vm.id))?.is_none() {
+        return gone();
+    }
+    let vm = now(daemon, &vm)?;
     if !force {
         must_be_down(&vm)?;
     }
@@ -274,9 +275,11 @@ fn size_of(daemon: &Daemon, vm: &Vm) -> u64 {
     disk::used(&Places::of(&daemon.settings, vm)).unwrap_or(0)
 }
 
-/// As it is now that its caller holds it. Another VM may have its name by then.
+/// As it is now that its caller holds it. Another VM may have its name by then; and it another one, where it waited in the
+/// pool and is somebody's by now.
 fn now(daemon: &Daemon, vm: &Vm) -> Result<Vm, Fault> {
-    daemon.store.change(|t| vms::by_id(t, &vm.id))?.ok_or_else(|| Fault::no_such_vm(&vm.name, None))
+    let now = daemon.store.change(|t| vms::by_id(t, &vm.id))?;
+    now.filter(|now| now.name == vm.name).ok_or_else(|| Fault::no_such_vm(&vm.name, None))
 }
 
 /// Holds one that is to go, whatever goes on with it.
@@ -286,7 +289,7 @@ pub(super) fn hold_unwanted(work: &Work<'_>, id: &str, name: &str) -> Result<Hel
     loop {
         match work.daemon.slots.hold(id, name, REMOVAL, patience) {
             Err(busy) if Instant::now() >= end => return Err(busy),
-            Err(_) => give_up(work, id)?,
+            Err(_) => give_up(work, id, name)?,
             held => return held,
         }
         // What is under way may have started its VMM only now, and be followed by something else.
@@ -294,11 +297,17 @@ pub(super) fn hold_unwanted(work: &Work<'_>, id: &str, name: &str) -> Result<Hel
     }
 }
 
-/// Has what goes on with it end soon.
-pub(crate) fn give_up(work: &Work<'_>, id: &str) -> Result<(), Fault> {
-    work.daemon.slots.unwant(id);
+/// Has what goes on with it end soon; not where it has another name by now, and is somebody's.
+pub(crate) fn give_up(work: &Work<'_>, id: &str, name: &str) -> Result<(), Fault> {
+    let vm = work.daemon.store.change(|t| {
+        let vm = vms::by_id(t, id)?.filter(|vm| vm.name == name);
+        if vm.is_some() {
+            // While nobody can be given it.
+            work.daemon.slots.unwant(id);
+        }
+        Ok(vm)
+    })?;
     // A start waits for its agent, which answers no more: so it fails now.
-    let vm = work.daemon.store.change(|t| vms::by_id(t, id))?;
     if let Some(pid) = vm.and_then(|vm| vm.pid).and_then(|pid| wire::vm::Pid::new(pid.into())) {
         let _ = work.helper().kill_process(pid);
     }

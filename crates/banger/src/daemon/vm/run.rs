@@ -3,7 +3,7 @@
 
 use super::phases::{End, Launched, Ready};
 use super::plan::From;
-use super::slots::START;
+use super::slots::{Held, START};
 use super::start::Way;
 use super::work::Work;
 use super::{disk, find, launch, life, memory, plan, show, start, workspace};
@@ -21,6 +21,8 @@ use sys::pidfd;
 
 /// How often it is looked whether a stop is over.
 const PULSE: Duration = Duration::from_millis(20);
+/// Who holds what was just planned sees within this time whose it is.
+const OTHERS: Duration = Duration::from_secs(10);
 
 /// Runs it.
 pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, keep: bool) -> Result<Changed, Fault> {
@@ -33,7 +35,7 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     let (id, name) = (vm.id.clone(), vm.name.clone());
     caller.stage("plan", StageState::Ended, &name, format!("{}, {}", vm.base.image, vm.address));
     let started = {
-        let held = daemon.slots.hold(&id, &name, START, Duration::ZERO)?;
+        let held = hold(daemon, &mut work, &vm)?;
         let way = Way::of_first(&work, &vm, machine.cold);
         start::start(daemon, &mut work, caller, &held, vm, way, machine.boot_timeout_ms)
     };
@@ -74,6 +76,25 @@ pub(crate) fn run(daemon: &Arc<Daemon>, caller: &mut Caller, machine: &Machine, 
     used?;
     let warnings = work.warnings.into_iter().chain(taken.err().map(|fault| fault.message.into())).collect();
     Ok(Changed { changed: true, ms: ms(ended), warnings, ..Changed::default() })
+}
+
+/// Holds what was planned, for its start. Who called it by its name in the pool may hold it for a moment; where somebody began
+/// something else with it, the run is over, and nothing stays of it.
+fn hold(daemon: &Arc<Daemon>, work: &mut Work<'_>, vm: &Vm) -> Result<Held, Fault> {
+    let fault = match daemon.slots.hold(&vm.id, &vm.name, START, OTHERS) {
+        Ok(held) => {
+            let now = daemon.store.change(|t| vms::by_id(t, &vm.id))?;
+            if now.is_some_and(|now| now.state == vm.state) {
+                return Ok(held);
+            }
+            Fault::interrupted(&[]).why("somebody else has begun something with the VM")
+        }
+        Err(busy) => busy,
+    };
+    match vm.kept {
+        true => Err(fault),
+        false => Err(remove(daemon, work, &vm.id, &vm.name).err().unwrap_or(fault)),
+    }
 }
 
 /// What [`run`], or a `vm.create`, would make: by the same looks, and nothing is made.
@@ -187,8 +208,12 @@ pub(crate) fn remove(daemon: &Arc<Daemon>, work: &mut Work<'_>, id: &str, name: 
 /// The same, of one that the caller holds. From here on it is kept no more: what can't be taken away now goes later.
 pub(super) fn remove_held(work: &mut Work<'_>, mut vm: Vm) -> Result<(), Fault> {
     let name = vm.name.clone();
-    (vm.kept, vm.caller) = (false, None);
-    work.reach(&mut vm, State::Stopping)?;
+    (vm.kept, vm.caller, vm.state) = (false, None, State::Stopping);
+    work.daemon.store.change(|t| match vms::by_id(t, &vm.id)? {
+        // It waited in the pool until just now.
+        Some(now) if now.name != name => Err(Fault::no_such_vm(&name, None)),
+        _ => vms::save(t, &vm),
+    })?;
     let planned = match Ready::again(work, &vm) {
         Ok(Some(ready)) => ready.down(work, End::Kill).planned,
         _ => Launched::of_row(vm).down(work),

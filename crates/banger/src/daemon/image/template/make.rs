@@ -181,7 +181,7 @@ pub(crate) fn stop<'a>(work: &Work<'a>) -> Result<MutexGuard<'a, ()>, Fault> {
         }
         // The one that is saved, or behind it the one that tries.
         for vm in work.daemon.store.change(|t| vms::all(t))?.iter().filter(|vm| is_of_template(&vm.name)) {
-            life::give_up(work, &vm.id)?;
+            life::give_up(work, &vm.id, &vm.name)?;
         }
         std::thread::sleep(SOON);
     }
