@@ -3,13 +3,13 @@
 use super::{find, template};
 use crate::api::Fault;
 use crate::api::asset::{About, Asset as Shown, Assets, Removed};
-use crate::daemon::Daemon;
 use crate::daemon::error::exit;
 use crate::daemon::store::Act;
 use crate::daemon::store::assets::{self, Asset, Kind};
 use crate::daemon::store::usual;
 use crate::daemon::store::vms::{self, Base, Vm};
-use crate::daemon::vm::pool;
+use crate::daemon::vm::{pool, work::Work};
+use crate::daemon::{Daemon, serve};
 use crate::image::debian;
 use crate::image::store::{Shelf, Stored};
 use crate::time::of_unix;
@@ -150,7 +150,7 @@ pub(crate) fn rm(daemon: &Daemon, kind: Kind, reference: &str, force: bool, act:
     let _none = match act {
         Act::Do => {
             // A template that nobody asked for is no use of it.
-            template::give_way(daemon);
+            template::give_way(&Work::new(daemon, &serve::new_op_id()));
             // Nobody's VMs are in nobody's way.
             Some(pool::empty(daemon)?)
         }

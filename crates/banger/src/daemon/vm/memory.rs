@@ -46,7 +46,7 @@ pub(super) fn admit(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
     loop {
         match admit_now(work, vm) {
             Err(fault) if fault.code == "no_memory" && is_somebodys => {
-                if !template::give_way(work.daemon) && !pool::give_way(work.daemon)? {
+                if !template::give_way(work) && !pool::give_way(work.daemon)? {
                     return Err(fault);
                 }
             }

@@ -82,6 +82,9 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
     let id = addresses::id()?;
     let draft = Draft::begin(daemon, &id)?;
     let vm = plan::of_template(&work, &of_making(machine), &id)?;
+    if manner == Manner::Unasked {
+        daemon.images.templates.unasked.made_of(vm.name.clone());
+    }
     let key = match key(&work, &vm.base, Kind::of(&vm)).and_then(|key| Ok((there(daemon, &key)?, key))) {
         Ok((None, key)) => key,
         found => {
@@ -130,7 +133,10 @@ fn make_of(
         .map_err(|fault| Failed::new(Planned { vm: vm.clone() }, fault));
     let made = made.and_then(|()| save(work, caller, vm, &draft.files, boot));
     finish(work, made)?;
+    // Both may take long, and who gives way is waited for.
+    caller.go_on()?;
     draft.freeze()?;
+    caller.go_on()?;
     try_it(work, caller, &machine, &id, &draft.files)?;
     if self::key(work, &base, kind)? != *key {
         return Err(Fault::new("changed", exit::FAILED, "a template can't be made of what is changed meanwhile")
@@ -179,12 +185,15 @@ pub(crate) fn stop<'a>(work: &Work<'a>) -> Result<MutexGuard<'a, ()>, Fault> {
             Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => {}
         }
-        // The one that is saved, or behind it the one that tries.
-        for vm in work.daemon.store.change(|t| vms::all(t))?.iter().filter(|vm| is_of_template(&vm.name)) {
-            life::give_up(work, &vm.id, &vm.name)?;
-        }
+        give_up(work, |vm| is_of_template(&vm.name))?;
         std::thread::sleep(SOON);
     }
+}
+
+/// Has the VMs of makings end that are so: the one that is saved, or behind it the one that tries.
+pub(super) fn give_up(work: &Work<'_>, is_so: impl Fn(&Vm) -> bool) -> Result<(), Fault> {
+    let all = work.daemon.store.change(|t| vms::all(t))?;
+    all.iter().filter(|vm| is_so(vm)).try_for_each(|vm| life::give_up(work, &vm.id, &vm.name))
 }
 
 /// The one of that key, where it can be gone on from; one that can't makes room for another.
@@ -231,7 +240,7 @@ fn save(
         return Err(Failed::new(disked.down(work), fault));
     }
     let begun = Instant::now();
-    let launched = disked.launch(work)?;
+    let launched = disked.launch(work).map_err(|failed| unwanted(&held, failed))?;
     if held.is_unwanted() {
         return Err(unwanted(&held, Failed::new(launched.down(work), Fault::interrupted(&[]))));
     }
@@ -257,7 +266,7 @@ fn save(
         Ok(note) => note,
         Err(fault) => return Err(unwanted(&held, Failed::new(launched.down(work), fault.at("save")))),
     };
-    let planned = launched.into_files(work, to)?;
+    let planned = launched.into_files(work, to).map_err(|failed| unwanted(&held, failed))?;
     caller.stage("save", StageState::Ended, &name, note);
     Ok(planned)
 }

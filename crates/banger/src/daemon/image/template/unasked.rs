@@ -28,6 +28,8 @@ const WAITING: usize = 8;
 const STILL: Duration = Duration::from_secs(30);
 /// What is given up is gone within this time.
 const GIVEN_UP: Duration = Duration::from_secs(30);
+/// And so often it is looked which VM is to go for that.
+const PULSE: Duration = Duration::from_millis(100);
 /// A VMM stops its guest, or has it go on, within this time.
 const ORDER: Duration = Duration::from_secs(5);
 
@@ -43,6 +45,8 @@ struct State {
     wanted: VecDeque<Machine>,
     /// Who asks for what is made now: where he is gone, it is given up.
     making: Option<UnixStream>,
+    /// The name of its VMs, once it is its turn.
+    vms: Option<String>,
 }
 
 impl Unasked {
@@ -62,8 +66,15 @@ impl Unasked {
     }
 
     fn making(&self, making: Option<UnixStream>) {
-        self.lock().making = making;
+        let mut state = self.lock();
+        (state.making, state.vms) = (making, None);
+        drop(state);
         self.changed.notify_all();
+    }
+
+    /// What is made now is made of VMs of that name.
+    pub(super) fn made_of(&self, name: String) {
+        self.lock().vms = Some(name);
     }
 }
 
@@ -94,14 +105,27 @@ pub(crate) fn wanted(daemon: &Daemon, vm: &Vm, boot_timeout_ms: Option<u64>) {
 }
 
 /// Gives up what nobody asked for; whether there was such, and it is gone.
-pub(crate) fn give_way(daemon: &Daemon) -> bool {
-    let unasked = &daemon.images.templates.unasked;
-    let state = unasked.lock();
-    let Some(making) = &state.making else { return false };
-    let _ = making.shutdown(Shutdown::Both);
-    let is_there = |state: &mut State| state.making.is_some();
-    let waited = unasked.changed.wait_timeout_while(state, GIVEN_UP, is_there);
-    !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+pub(crate) fn give_way(work: &Work<'_>) -> bool {
+    let unasked = &work.daemon.images.templates.unasked;
+    let end = Instant::now() + GIVEN_UP;
+    let mut state = unasked.lock();
+    if state.making.is_none() {
+        return false;
+    }
+    while let Some(making) = &state.making {
+        if Instant::now() >= end {
+            return false;
+        }
+        let _ = making.shutdown(Shutdown::Both);
+        let name = state.vms.clone();
+        drop(state);
+        // It hears of that between its steps, and each of them ends with its VMM.
+        name.map_or(Ok(()), |name| make::give_up(work, |vm| vm.name == name))
+            .unwrap_or_else(|fault| log::fault("template", "", &fault));
+        let waited = unasked.changed.wait_timeout_while(unasked.lock(), PULSE, |state| state.making.is_some());
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+    }
+    true
 }
 
 /// Makes them, on a thread of its own.
