@@ -110,10 +110,12 @@ fn fits(asked: u64, others: &[Vm], available: u64, held: impl Fn(&Vm) -> u64) ->
     })
 }
 
-/// What a VM's processes hold, in MiB: the VMM's, and its children's.
+/// What a VM's processes hold, in MiB: the VMM's, and its children's. Of a template's memory, which the VM only reads, each page
+/// is still to be copied when it is written to; any other VM's memory is its own, whatever it is made of.
 fn held(vm: &Vm) -> u64 {
     let Some(pid) = vm.pid else { return 0 };
-    effort::processes(pid).filter_map(|pid| mib(&format!("/proc/{pid}/status"), "VmRSS")).sum()
+    let own = if vm.template.is_some() { "RssAnon" } else { "VmRSS" };
+    effort::processes(pid).filter_map(|pid| mib(&format!("/proc/{pid}/status"), own)).sum()
 }
 
 fn meminfo(key: &str) -> Result<u64, Fault> {
@@ -153,7 +155,11 @@ mod tests {
     fn a_process_and_its_children_hold_what_they_touched() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let touched = vec![1u8; 32 << 20];
-        let held = held(&Vm { pid: Some(pid), ..planned(2) });
-        assert!(touched.iter().all(|byte| *byte == 1) && (32..16_384).contains(&held), "{held} MiB");
+        let vm = Vm { pid: Some(pid), ..planned(2) };
+        let all = held(&vm);
+        assert!(touched.iter().all(|byte| *byte == 1) && (32..16_384).contains(&all), "{all} MiB");
+        // This program's own file is mapped, and read only.
+        let copied = held(&Vm { template: Some("t".into()), ..vm });
+        assert!((32..all).contains(&copied), "{copied} of {all} MiB");
     }
 }
