@@ -142,11 +142,26 @@ fn those_that_wait_make_room_for_a_vm_that_somebody_wants() {
         let told: Vec<String> = facts.lines().map(told).collect();
         fs::write("/mnt/meminfo", told.join("\n") + "\n").unwrap();
         mount_bind("/mnt/meminfo", "/proc/meminfo").unwrap();
+        ok(&["vm", "run", "--dry-run", "--memory", "512M", "--", "true"]);
+        assert_eq!(waiting(), before, "who only asks ends none");
         ok(&["vm", "create", "--memory", "512M", "big"]);
         ok(&["vm", "start", "big"]);
         let big = field("big", "/id");
         assert_eq!(vmms(), vmms_of(big.as_str().unwrap()), "both of {before:?} are gone");
         assert!(waiting().is_empty());
+        // One that is being made gives way too, and is no failure of its template's.
+        ok(&["vm", "stop", "big"]);
+        for _ in 0..2 {
+            keep(world, 1);
+            let end = Instant::now() + LONG;
+            while vmms().is_empty() {
+                assert!(Instant::now() < end, "none is made");
+            }
+            ok(&["vm", "start", "big"]);
+            assert_eq!(vmms(), vmms_of(big.as_str().unwrap()));
+            ok(&["vm", "stop", "big"]);
+        }
+        keep(world, 2);
         // They come again when it is gone.
         ok(&["vm", "rm", "-f", "big"]);
         unmount("/proc/meminfo", UnmountFlags::DETACH).unwrap();

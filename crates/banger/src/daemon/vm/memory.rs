@@ -46,7 +46,7 @@ pub(super) fn admit(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
     loop {
         match admit_now(work, vm) {
             Err(fault) if fault.code == "no_memory" && is_somebodys => {
-                if !template::give_way(work) && !pool::give_way(work.daemon)? {
+                if !template::give_way(work) && !pool::give_way(work)? {
                     return Err(fault);
                 }
             }
@@ -59,31 +59,36 @@ pub(super) fn admit(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
 /// else was let, so that of many that are asked for at once as many begin as there is memory for.
 fn admit_now(work: &Work<'_>, vm: &mut Vm) -> Result<(), Fault> {
     work.daemon.store.change(|t| {
-        room(t, vm)?;
+        room(t, vm, |_| false)?;
         vms::save(t, &Vm { state: State::Wired, ..vm.clone() })
     })?;
     vm.state = State::Wired;
     Ok(())
 }
 
-/// Whether a start would be let begin now.
+/// Whether a start would be let begin now: VMs that nobody has yet would give way to it.
 ///
 /// # Errors
 /// As [`admit`].
 pub(super) fn has_room(work: &Work<'_>, vm: &Vm) -> Result<(), Fault> {
-    work.daemon.store.change(|t| room(t, vm))
+    work.daemon.store.change(|t| room(t, vm, pool::is_of))
 }
 
-fn room(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
-    let all = vms::all(connection)?.into_iter();
-    let others: Vec<Vm> = all.filter(|other| other.id != vm.id && may_run(other)).collect();
-    fits(vm.memory_mib, &others, meminfo("MemAvailable")?, held)
+fn room(connection: &Connection, vm: &Vm, gives_way: impl Fn(&Vm) -> bool) -> Result<(), Fault> {
+    let all = vms::all(connection)?.into_iter().filter(|other| other.id != vm.id && may_run(other));
+    let (going, others): (Vec<Vm>, Vec<Vm>) = all.partition(gives_way);
+    let given_back: u64 = going.iter().map(held).sum();
+    fits(vm.memory_mib, &others, meminfo("MemAvailable")? + given_back, held)
+}
+
+/// Whether its start is under way, or it waits in the pool.
+pub(super) fn begins(vm: &Vm) -> bool {
+    matches!(vm.state, State::Wired | State::Disked | State::Launched)
 }
 
 /// Whether it has a VMM, or is about to.
 fn may_run(vm: &Vm) -> bool {
-    let begins = matches!(vm.state, State::Wired | State::Disked | State::Launched);
-    begins || (matches!(vm.state, State::Ready | State::Lost) && vm.pid.is_some())
+    begins(vm) || (matches!(vm.state, State::Ready | State::Lost) && vm.pid.is_some())
 }
 
 /// Whether `asked` MiB more fit beside `others`, each of which holds so much already.

@@ -7,6 +7,7 @@
 use super::phases::{Back, Failed, Launched, Planned};
 use super::plan::{self, From};
 use super::work::Work;
+use super::{life, memory};
 use crate::api::Fault;
 use crate::api::vm::Machine;
 use crate::config::Config;
@@ -16,11 +17,15 @@ use crate::daemon::{Daemon, log, serve};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sys::pidfd::PidFd;
 
 /// What goes on with one that is ended: a call of its owner's.
 const OTHERS: Duration = Duration::from_secs(60);
+/// One whose making is given up is gone within this time.
+const GIVEN_UP: Duration = Duration::from_secs(10);
+/// And so often it is looked for that.
+const PULSE: Duration = Duration::from_millis(20);
 /// While other VMs start, none is made: so soon it is looked again.
 const SOON: Duration = Duration::from_millis(500);
 /// And where one could not be made.
@@ -135,9 +140,24 @@ pub(super) fn given_out(pooled: &Vm, planned: Vm) -> Vm {
     Vm { name, kept, caller, created_at, started_at, state: State::Launched, ..pooled.clone() }
 }
 
-/// Ends the one that waits longest, for memory that somebody needs; `false` where there is none.
-pub(super) fn give_way(daemon: &Daemon) -> Result<bool, Fault> {
-    end_one(daemon, |_| true)
+/// Ends the one that waits longest, or else the one that is being made, for memory that somebody needs; `false` where there is
+/// none, or it is not gone in its time.
+pub(super) fn give_way(work: &Work<'_>) -> Result<bool, Fault> {
+    let (end, mut is_given_up) = (Instant::now() + GIVEN_UP, false);
+    loop {
+        // The one in the making may wait by now.
+        if end_one(work.daemon, |_| true)? {
+            return Ok(true);
+        }
+        let all = work.daemon.store.change(|t| vms::all(t))?;
+        let Some(made) = all.iter().find(|vm| is_of(vm) && memory::begins(vm)) else { return Ok(is_given_up) };
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        life::give_up(work, &made.id, &made.name)?;
+        is_given_up = true;
+        std::thread::sleep(PULSE);
+    }
 }
 
 /// Ends one that somebody calls by its name; `false` where it does not wait, or is somebody's by now.
@@ -213,7 +233,7 @@ pub(crate) fn begin(daemon: &Arc<Daemon>) -> Result<(), Fault> {
 fn top_up(daemon: &Daemon) -> Result<Duration, Fault> {
     loop {
         let _making = daemon.pool.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let starts = |vm: &Vm| !is_of(vm) && matches!(vm.state, State::Wired | State::Disked | State::Launched);
+        let starts = |vm: &Vm| !is_of(vm) && memory::begins(vm);
         // Who waits for a VM comes first.
         if daemon.store.change(|t| vms::all(t))?.iter().any(starts) {
             return Ok(SOON);
