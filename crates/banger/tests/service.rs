@@ -8,6 +8,19 @@ use installed::*;
 use std::process::Command;
 use std::time::Instant;
 
+/// The owner keeps hold of the disk's node in its VMM's jail, as he could beyond the disk's end, when another device may
+/// have its number; he can't open it, nor give himself the right to.
+fn its_node_is_nobodys() {
+    let pid = show("/vmm/pid");
+    let node = shell(&format!("find /proc/{pid}/root/ -maxdepth 1 -type b"));
+    let node = node.trim();
+    assert_eq!(shell(&format!("stat -c '%u %g %a' {node}")), "0 0 0\n");
+    let keep = "sysopen(my $kept, $ARGV[0], 010000000) or die $!; my $path = \"/proc/self/fd/\" . fileno($kept); \
+                print open(my $opened, q(<), $path) || chmod(0666, $path) ? q(opened) : q(refused)";
+    let owner = shell(&format!("stat -c '--reuid %u --regid %g --clear-groups' /proc/{pid}"));
+    assert_eq!(shell(&format!("setpriv {} perl -e '{keep}' {node}", owner.trim())), "refused");
+}
+
 mod lab {
     mod nested {
         mod guests {
@@ -58,6 +71,7 @@ mod lab {
                 shell("systemctl start bangerd");
                 banger("vm create web --memory 256M --start");
                 assert_eq!(show("/disk/method"), "dm-snapshot");
+                its_node_is_nobodys();
                 // More chunks than one of the store's areas tells of.
                 let script = "head -c 5000000 /dev/urandom >/root/made; sync; sha256sum </root/made";
                 let sum = banger(&format!("vm exec web -- sh -c '{script}'"));
@@ -90,6 +104,7 @@ mod lab {
 
                 banger("vm create web --memory 256M --start");
                 println!("figure: {}", show("/vmm"));
+                its_node_is_nobodys();
                 let vmm = (show("/vmm/program"), show("/vmm/accel"), show("/disk/method"));
                 assert_eq!(vmm, ("firecracker".into(), "kvm".into(), "dm-snapshot".into()));
                 // Not by the daemon's own word.

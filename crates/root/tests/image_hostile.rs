@@ -34,8 +34,10 @@ fn silent_worker(helper: &Helper) -> (String, UnixStream) {
     let mut pid = String::new();
     eventually("the worker runs", || {
         pid = child_of(helper.pid()).unwrap_or_default();
-        // It has its job.
-        fs::read_link(format!("/proc/{pid}/fd/6")).is_ok()
+        let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe"));
+        // It is itself, no longer the helper's child on its way there, and has its job.
+        program(&pid).is_ok_and(|its| program(&helper.pid().to_string()).is_ok_and(|helpers| its != helpers))
+            && fs::read_link(format!("/proc/{pid}/fd/6")).is_ok()
     });
     (pid, stream)
 }

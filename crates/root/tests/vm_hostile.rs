@@ -77,7 +77,7 @@ fn the_list_of_steps_is_whole() {
     let named = ["steps.act(\"", "self.output(steps, \""].into_iter().flat_map(|call| source.split(call).skip(1));
     let mut named: Vec<&str> = named.map(|rest| rest.split('"').next().unwrap()).collect();
     // A jail's are vm_jail's, those of a saved VM vm_restore's.
-    let mut listed = [&STEPS[..], &["jail", "links", "stage", "fork"], &["layer", "memory", "load"]].concat();
+    let mut listed = [&STEPS[..], &["jail", "links", "stage", "fork", "nodes"], &["layer", "memory", "load"]].concat();
     named.sort_unstable();
     listed.sort_unstable();
     assert_eq!(named, listed);

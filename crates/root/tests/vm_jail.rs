@@ -211,6 +211,34 @@ isolated! {
 }
 
 isolated! {
+    fn what_is_somebody_elses_is_no_jail_and_none_is_made_in_it() {
+        jail_ground(1);
+        let helper = Helper::start();
+        let above = format!("{BASE}/firecracker");
+        let is_as_it_was = |dir: &str, within: &[&str]| {
+            let facts = fs::metadata(dir).expect("there");
+            assert_eq!((facts.uid(), facts.mode() & 0o7777, names(dir)), (OTHER, 0o755, within.iter().map(|name| (*name).to_owned()).collect()));
+        };
+        // A name that the owner may have given it.
+        make_dir(&above, OTHER, 0o755);
+        let (_, message) = helper.err(LAUNCH, &jailed(1));
+        assert!(message.contains("its firecracker is somebody else's"), "{message}");
+        is_as_it_was(&above, &[]);
+        fs::remove_dir(&above).expect("empty");
+        make_dir(&above, OWNER, 0o755);
+        make_dir(&vm_dir(1), OTHER, 0o755);
+        make_dir(&format!("{}/root", vm_dir(1)), OTHER, 0o755);
+        helper.err(LAUNCH, &jailed(1));
+        for path in [vm_dir(1), format!("{}/root", vm_dir(1))] {
+            let (code, message) = helper.err("priv.cleanup_jailer_chroot", &json!({"chroot_root": path}));
+            assert!(code == "invalid_path" && message.contains("it belongs to uid"), "{code} {message}");
+        }
+        is_as_it_was(&vm_dir(1), &["root"]);
+        assert_nothing_left("refused");
+    }
+}
+
+isolated! {
     fn an_older_bangers_chroot_is_cleaned_up() {
         jail_ground(0);
         let helper = Helper::start();
@@ -237,7 +265,7 @@ isolated! {
 }
 
 /// The steps of a jailed launch, in their order.
-const STEPS: [&str; 14] = [
+const STEPS: [&str; 15] = [
     "log",
     "socket_room",
     "vsock_room",
@@ -251,6 +279,7 @@ const STEPS: [&str; 14] = [
     "port",
     "start",
     "answer",
+    "nodes",
     "access",
 ];
 

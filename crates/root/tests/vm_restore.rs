@@ -223,7 +223,7 @@ isolated! {
 }
 
 /// The steps of a restore, in their order.
-const STEPS: [&str; 17] = [
+const STEPS: [&str; 18] = [
     "log",
     "socket_room",
     "vsock_room",
@@ -240,6 +240,7 @@ const STEPS: [&str; 17] = [
     "start",
     "load",
     "answer",
+    "nodes",
     "access",
 ];
 

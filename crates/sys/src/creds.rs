@@ -137,6 +137,11 @@ impl Drop for GiveBack<'_> {
     }
 }
 
+/// The uid that what the calling thread makes belongs to.
+pub(crate) fn file_uid() -> u32 {
+    set_fsuid(u32::MAX)
+}
+
 /// Sets the calling thread's file-system uid and gives the one before; `u32::MAX` only asks.
 fn set_fsuid(uid: u32) -> u32 {
     // SAFETY: changes the calling thread's credentials alone; touches no memory.

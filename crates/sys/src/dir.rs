@@ -242,11 +242,31 @@ impl Dir {
     /// Makes the directory `name`, with exactly that mode whatever the umask.
     ///
     /// # Errors
-    /// The call as it was made.
+    /// The call as it was made; `EEXIST` where somebody else's has its name by then.
     pub fn make_dir(&self, name: &str, mode: u32) -> Result<Dir, CallError> {
-        fs::mkdirat(&self.fd, self.one(name, "mkdirat")?, Mode::from_raw_mode(mode))
-            .map_err(|errno| self.failed("mkdirat", name, errno))?;
+        self.make(name, mode, |_| Ok(true))
+    }
+
+    /// The same among somebody's who may rename here: what he puts in its place keeps its mode, unless it is as new.
+    ///
+    /// # Errors
+    /// As [`Dir::make_dir`]; `EEXIST` where there is something in it.
+    pub fn make_dir_among_others(&self, name: &str, mode: u32) -> Result<Dir, CallError> {
+        self.make(name, mode, |made| Ok(made.names()?.is_empty()))
+    }
+
+    fn make(
+        &self,
+        name: &str,
+        mode: u32,
+        is_new: impl FnOnce(&Dir) -> Result<bool, CallError>,
+    ) -> Result<Dir, CallError> {
+        let failed = |errno| self.failed("mkdirat", name, errno);
+        fs::mkdirat(&self.fd, self.one(name, "mkdirat")?, Mode::from_raw_mode(mode)).map_err(failed)?;
         let made = self.dir(name)?;
+        if Facts::of(&made.fd)?.uid != crate::creds::file_uid() || !is_new(&made)? {
+            return Err(failed(Errno::EXIST));
+        }
         made.set_mode(mode)?;
         Ok(made)
     }
@@ -256,11 +276,23 @@ impl Dir {
     /// # Errors
     /// As [`Dir::dir`] and [`Dir::make_dir`].
     pub fn enter_or_make(&self, name: &str, mode: u32) -> Result<Dir, CallError> {
+        self.enter_or(name, || self.make_dir(name, mode))
+    }
+
+    /// The same by [`Dir::make_dir_among_others`].
+    ///
+    /// # Errors
+    /// As [`Dir::dir`] and [`Dir::make_dir_among_others`].
+    pub fn enter_or_make_among_others(&self, name: &str, mode: u32) -> Result<Dir, CallError> {
+        self.enter_or(name, || self.make_dir_among_others(name, mode))
+    }
+
+    fn enter_or(&self, name: &str, make: impl FnOnce() -> Result<Dir, CallError>) -> Result<Dir, CallError> {
         match self.dir(name) {
             Err(error) if error.is_missing() => {}
             other => return other,
         }
-        match self.make_dir(name, mode) {
+        match make() {
             Err(error) if error.errno() == Errno::EXIST => self.dir(name),
             other => other,
         }

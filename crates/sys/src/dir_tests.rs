@@ -72,6 +72,39 @@ fn a_file_is_written_whole() {
 }
 
 #[test]
+fn what_takes_a_new_directorys_place_keeps_its_mode() {
+    let (temp, dir) = place();
+    let theirs = temp.path().join("in/theirs");
+    std::fs::create_dir_all(theirs.join("secret")).unwrap();
+    dir.dir("theirs").unwrap().set_mode(0o700).unwrap();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+    let refused = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over() {
+                let _ = fs::renameat_with(&dir, "new", &dir, "theirs", fs::RenameFlags::EXCHANGE);
+            }
+        });
+        let begun = std::time::Instant::now();
+        let mut refused = 0;
+        while refused < 20 && begun.elapsed() < std::time::Duration::from_secs(20) {
+            // The name is free, so what is in its place came in between.
+            if dir.entry("new").is_err() {
+                let made = dir.make_dir_among_others("new", 0o711);
+                refused += usize::from(made.is_err_and(|error| error.errno() == Errno::EXIST));
+            }
+            // Whichever is the new one goes; the other one gets its name back.
+            let _ = (dir.remove_dir("new"), dir.remove_dir("theirs"));
+            let _ = fs::renameat_with(&dir, "new", &dir, "theirs", fs::RenameFlags::NOREPLACE);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        refused
+    });
+    assert!(refused > 0, "they never came in between");
+    assert_eq!(Facts::of(dir.dir("theirs").unwrap()).unwrap().mode, 0o700);
+}
+
+#[test]
 fn an_error_is_the_call_as_it_was_made() {
     let (_temp, dir) = place();
     let told = dir.open_at("sub/\n", OFlags::RDWR | OFlags::APPEND, 0).unwrap_err().to_string();

@@ -50,6 +50,11 @@ pub(super) fn check(file: &File, size: u64, path: &str) -> Result<(), Fail> {
     }
 }
 
+/// The chunk of a snapshot's table, in sectors: `7:0 7:13 P 8`.
+pub(super) fn chunk(table: &str) -> Option<u64> {
+    table.split_whitespace().nth(3)?.parse().ok()
+}
+
 /// The most bytes of a store that changes take: a chunk for each that they touch, and the areas' exceptions.
 pub(super) fn most(changes: &[Change]) -> u64 {
     let touched = |change: &Change| (change.offset + change.length).div_ceil(CHUNK_BYTES) - change.offset / CHUNK_BYTES;
@@ -103,6 +108,12 @@ mod tests {
 
     fn header(words: [u32; 4]) -> Vec<u8> {
         words.into_iter().flat_map(u32::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn a_tables_chunk() {
+        assert_eq!(chunk("7:0 7:13 P 8"), Some(CHUNK));
+        assert_eq!(["7:0 7:13 P", "7:0 7:13 P x", ""].map(chunk), [None; 3]);
     }
 
     #[test]

@@ -111,6 +111,7 @@ impl<'a> New<'a> {
             self.control.resume(By::Uuid(&self.uuid)).map_err(|error| self.failed("made").because(error))
         })?;
         is_valid(self.control, self.name)?;
+        self.is_as_asked()?;
         // With the dm device or after it, whoever made it.
         steps.undo("node", || node::vanish(self.name, node::Removed::Before));
         steps.act("node", || node::appear(self.name, live.dev))?;
@@ -218,6 +219,15 @@ impl<'a> New<'a> {
             }
             .because(error)
         })
+    }
+
+    /// The kernel takes the size of a chunk from the store, which the owner can write behind our look, and has buffers of that size.
+    fn is_as_asked(&self) -> Result<(), Fail> {
+        let table = self.control.targets(By::Uuid(&self.uuid), Ask::Table).map_err(refused)?.unwrap_or_default();
+        match table.first().and_then(|target| cow::chunk(&target.text)) {
+            Some(cow::CHUNK) => Ok(()),
+            _ => Err(self.failed("made: its store was changed meanwhile, to chunks of another size")),
+        }
     }
 
     fn failed(&self, what: &str) -> Fail {

@@ -6,7 +6,7 @@
 use super::patiently;
 use super::snapshot::kernel_name;
 use crate::fail::Fail;
-use rustix::fs::{Access, FileType, access, stat};
+use rustix::fs::{Access, AtFlags, FileType, Mode, Uid, access, chmodat, chownat, stat};
 use sys::dir::{CallError, Dir, Facts};
 use wire::code::shown;
 use wire::name::dm::DmName;
@@ -82,6 +82,14 @@ fn clear(dir: &Dir, name: &DmName) -> Result<(), CallError> {
         Err(error) if error.is_missing() => Ok(()),
         Ok(facts) if !matches!(facts.kind, FileType::Symlink | FileType::BlockDevice) => {
             Err(CallError::new(format!("{} as a node", name.device()), rustix::io::Errno::EXIST))
+        }
+        Ok(facts) if facts.kind == FileType::BlockDevice => {
+            // Who kept hold of it can't open it when another device has its number: the kernel does so with its own.
+            let failed = |errno| CallError::new(format!("closing {}", name.device()), errno);
+            let root = Some(Uid::from_raw(0));
+            chmodat(dir, name.as_str(), Mode::empty(), AtFlags::empty()).map_err(failed)?;
+            chownat(dir, name.as_str(), root, None, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+            dir.unlink(name.as_str()).map(|_| ())
         }
         other => other.and_then(|_| dir.unlink(name.as_str())).map(|_| ()),
     }

@@ -2,7 +2,7 @@
 //! the machine's in it. Its shape is all that says so; what the owner puts there is his.
 
 use super::record::Record;
-use super::tree;
+use super::{jail, tree};
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::places::Why;
@@ -37,6 +37,10 @@ pub(crate) fn cleanup(host: &Host, chroot: &ChrootPath) -> Result<(), Fail> {
     }
     let failed = |error: CallError| Fail::new("chroot_root: it can't be removed whole").because(error);
     let facts = Facts::of(&vm_dir).map_err(failed)?;
+    if !jail::is_ours(&facts, &host.owner) {
+        let message = format!("chroot_root: it belongs to uid {}, so no jailer made it", facts.uid);
+        return Err(Fail::new(message).code(Code::InvalidPath));
+    }
     // By its inode too: the owner can give the directory of another VM this name.
     let is_it = |record: &Record| {
         let its_own = record.jail.as_ref().is_some_and(|jail| (jail.dev, jail.ino) == (facts.dev, facts.ino));

@@ -123,6 +123,12 @@ fn is_his(base: &Dir, path: &HostPath, owner: &Identity) -> Result<(), Fail> {
     Err(Fail::new(refused).because(error))
 }
 
+/// Whether what a jail's directory lies in, or what lies there in its place, is root's or the owner's: what belongs to
+/// somebody else is left alone, though the owner may have given it that name.
+pub(super) fn is_ours(facts: &Facts, owner: &Identity) -> bool {
+    [0, owner.uid].contains(&facts.uid)
+}
+
 fn place<'a>(host: &'a Host, path: &HostPath) -> &'a Place {
     match path.root() {
         Root::State => &host.state,
@@ -143,15 +149,18 @@ impl Jail {
         let failed = |error: CallError| Fail::new(format!("jailer: {} can't be made", shown(&path))).because(error);
         let base = base(place(host, &jailer.chroot_base), &jailer.chroot_base, &host.owner)?;
         is_his(&base, &jailer.chroot_base, &host.owner)?;
-        let above = base.enter_or_make(PROGRAM, 0o711).map_err(failed)?;
+        let above = base.enter_or_make_among_others(PROGRAM, 0o711).map_err(failed)?;
+        if !is_ours(&Facts::of(&above).map_err(failed)?, &host.owner) {
+            let refused = format!("chroot_base_dir {}: its {PROGRAM} is somebody else's", shown(base.path()));
+            return Err(Fail::new(refused));
+        }
         let name = vm_id.as_str();
-        let made = match above.make_dir(name, 0o711) {
+        let made = match above.make_dir_among_others(name, 0o711) {
             Err(error) if error.errno() == Errno::EXIST => {
-                let is_empty = above
-                    .dir(name)
-                    .and_then(|there| there.remove_dir("root"))
-                    .and_then(|_| above.remove_dir(name))
-                    .is_ok();
+                let there = above.dir(name).ok();
+                let there = there.filter(|there| Facts::of(there).is_ok_and(|facts| is_ours(&facts, &host.owner)));
+                let is_empty =
+                    there.is_some_and(|there| there.remove_dir("root").and_then(|_| above.remove_dir(name)).is_ok());
                 if !is_empty {
                     return Err(Fail::new(format!(
                         "jailer: {} is there already: take it away with priv.cleanup_jailer_chroot",
@@ -159,7 +168,7 @@ impl Jail {
                     ))
                     .because(error));
                 }
-                above.make_dir(name, 0o711)
+                above.make_dir_among_others(name, 0o711)
             }
             made => made,
         };

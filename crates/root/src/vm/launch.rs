@@ -10,7 +10,7 @@ use super::jail::Jail;
 use super::live;
 use super::memories::Bounds;
 use super::record::{Output, Phase, Process, Record, Socket};
-use super::stage::{self, Stage};
+use super::stage::{self, Nodes, Stage};
 use super::{config, contents, jail, layer, sockets, tap};
 use crate::fail::Fail;
 use crate::host::Host;
@@ -110,16 +110,21 @@ impl<'a> New<'a> {
         let group = self.group(steps)?;
         let memory = self.saved(steps)?;
         // Until it is let go the child ends with whoever holds it, so it needs no undo.
-        let held = match &jail {
+        let (held, nodes) = match &jail {
             None => {
                 self.open_devices(steps)?;
                 let config = config.as_ref().ok_or_else(|| Fail::new("jailer: a restore needs one"))?;
                 let config = config::sealed(config)?;
-                steps.act("fork", || self.fork(&log, &config, group.as_ref()))?
+                (steps.act("fork", || self.fork(&log, &config, group.as_ref()))?, None)
             }
             Some(jail) => {
                 let stage = steps.act("stage", || self.stage(jail, config.as_ref()))?;
-                steps.act("fork", || self.fork_jailer(&log, stage, memory.as_ref(), group.as_ref()))?
+                let (held, nodes) =
+                    steps.act("fork", || self.fork_jailer(&log, stage, memory.as_ref(), group.as_ref()))?;
+                let nodes = Rc::new(nodes);
+                let made = Rc::clone(&nodes);
+                steps.undo("nodes", move || close(&made));
+                (held, Some(nodes))
             }
         };
         self.record.process =
@@ -152,6 +157,8 @@ impl<'a> New<'a> {
             steps.act("load", || awaited.load(&vmm, &body).map_err(why))?;
         }
         steps.act("answer", || awaited.run(&vmm).map_err(why))?;
+        // It has opened its drives.
+        nodes.map_or(Ok(()), |nodes| steps.act("nodes", || close(&nodes)))?;
         let (socket, vsock) = steps.act("access", || {
             let close = |(dir, name)| sockets::close_to_others(dir, name, host);
             host.as_owner(|| Ok((close(api)?, close(vsock)?)))
@@ -269,7 +276,7 @@ impl<'a> New<'a> {
         stage: Stage,
         memory: Option<&OwnedFd>,
         group: Option<&Group>,
-    ) -> Result<Held, Fail> {
+    ) -> Result<(Held, Nodes), Fail> {
         let failed = |cause: String| Fail::new("the jailer can't be started").because(cause);
         let Some(jailer) = &self.checked.jailer else { return Err(failed("there is none".into())) };
         let run_dir = &self.host.settings.run_dir;
@@ -439,6 +446,10 @@ impl<'a> New<'a> {
         let words: String = lines.join(" | ").chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         (!words.is_empty()).then_some(words)
     }
+}
+
+fn close(nodes: &Nodes) -> Result<(), Fail> {
+    nodes.close().map_err(|error| Fail::new("the nodes of the VM's devices can't be closed").because(error))
 }
 
 /// The child of `plan` that was forked into the VM's group, or one without where there is no group or the kernel didn't let

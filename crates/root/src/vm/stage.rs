@@ -88,6 +88,25 @@ pub(super) struct Stage {
     config: Option<Vec<u8>>,
 }
 
+/// The block devices' nodes of a jail that was built.
+///
+/// Whoever may look into the jail can keep hold of a node without opening it, longer than its device is there, and the next
+/// device may get its number.
+pub(super) struct Nodes {
+    dir: Dir,
+    names: Vec<String>,
+}
+
+impl Nodes {
+    /// Makes them nobody's: what has one open keeps it, and nobody opens one again.
+    pub(super) fn close(&self) -> Result<(), CallError> {
+        self.names.iter().try_for_each(|name| {
+            set_mode(&self.dir, name, 0)?;
+            give(&self.dir, name, 0)
+        })
+    }
+}
+
 /// The path of the base that the jailer is told.
 pub(super) fn base(run_dir: &str) -> String {
     format!("{run_dir}/{PLACE}")
@@ -134,13 +153,14 @@ impl Stage {
     }
 
     /// Has `fork` make the jailer, with all of it before his eyes.
-    pub(super) fn hold(self, fork: impl FnOnce() -> Result<Held, String> + Send) -> Result<Held, Fail> {
+    pub(super) fn hold(self, fork: impl FnOnce() -> Result<Held, String> + Send) -> Result<(Held, Nodes), Fail> {
         // A thread of its own, because a namespace is entered for good. The child has it, and keeps it alive.
         let held = std::thread::scope(|scope| {
             let entered =
                 std::thread::Builder::new().name("stage".into()).stack_size(128 << 10).spawn_scoped(scope, || {
-                    mount::own_namespace().and_then(|()| self.build()).map_err(|error| error.to_string())?;
-                    fork()
+                    let built = mount::own_namespace().and_then(|()| self.build());
+                    let nodes = built.map_err(|error| error.to_string())?;
+                    Ok((fork()?, nodes))
                 });
             match entered.map(std::thread::ScopedJoinHandle::join) {
                 Ok(Ok(held)) => held,
@@ -152,7 +172,7 @@ impl Stage {
     }
 
     /// Puts everything at its place, inside this thread's own namespace.
-    fn build(&self) -> Result<(), CallError> {
+    fn build(&self) -> Result<Nodes, CallError> {
         let base = base(&self.run_dir);
         let ours = Tree::in_memory(OURS_BYTES, 0o755, Forbids { programs: true, ..Forbids::default() })?;
         ours.put_on(mount::place(&base)?)?;
@@ -167,17 +187,21 @@ impl Stage {
         // Behind what was put there.
         let root = Dir::open(&root)?;
         let nodes = ours.make_dir("nodes", 0o700)?;
+        let mut names = Vec::new();
         for (number, piece) in self.pieces.iter().enumerate() {
             let place = || root.open_at(&piece.at, OFlags::PATH, 0);
             match &piece.what {
                 What::Link { .. } => {}
                 What::Copy { tree, .. } => tree.put_on(place()?)?,
                 What::Device { number: device, writable } => {
-                    self.node(&nodes, &number.to_string(), *device, *writable)?.put_on(place()?)?;
+                    let name = number.to_string();
+                    self.node(&nodes, &name, *device, *writable)?.put_on(place()?)?;
+                    names.push(name);
                 }
             }
         }
-        self.config.as_ref().map_or(Ok(()), |text| put_config(text, &nodes, &root))
+        self.config.as_ref().map_or(Ok(()), |text| put_config(text, &nodes, &root))?;
+        Ok(Nodes { dir: nodes, names })
     }
 
     /// A device's node. It stays root's, so that the VMM, who is in its group, can't give himself more rights to it.
@@ -185,9 +209,7 @@ impl Stage {
         let mode = if writable { 0o660 } else { 0o440 };
         mknodat(nodes, name, FileType::BlockDevice, Mode::from_raw_mode(mode), device)
             .map_err(|errno| CallError::new("mknodat(<node>)", errno))?;
-        let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(self.gid));
-        chownat(nodes, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| CallError::new("fchownat(<node>)", errno))?;
+        give(nodes, name, self.gid)?;
         set_mode(nodes, name, mode)?;
         Tree::copy(nodes.open_at(name, OFlags::PATH, 0)?)
     }
@@ -207,6 +229,13 @@ fn put_config(text: &[u8], nodes: &Dir, root: &Dir) -> Result<(), CallError> {
     let config = Tree::copy(config)?;
     config.restrict(Forbids::ALL)?;
     config.put_on(root.open_at(CONFIG, OFlags::PATH, 0)?)
+}
+
+/// Gives a node to a group; it is root's.
+fn give(nodes: &Dir, name: &str, gid: u32) -> Result<(), CallError> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(gid));
+    chownat(nodes, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|errno| CallError::new("fchownat(<node>)", errno))
 }
 
 /// Of what was just made in a directory that root alone can enter.
