@@ -234,6 +234,14 @@ isolated! {
             assert!(code == "invalid_path" && message.contains("it belongs to uid"), "{code} {message}");
         }
         is_as_it_was(&vm_dir(1), &["root"]);
+        // Within one of his own.
+        std::os::unix::fs::chown(vm_dir(1), Some(OWNER), Some(OWNER)).expect("his");
+        make_file(&format!("{}/root/theirs", vm_dir(1)), b"kept", OTHER, 0o600);
+        for path in [vm_dir(1), format!("{}/root", vm_dir(1))] {
+            let (code, message) = helper.err("priv.cleanup_jailer_chroot", &json!({"chroot_root": path}));
+            assert!(code == "invalid_path" && message.contains("it belongs to uid"), "{code} {message}");
+        }
+        is_as_it_was(&format!("{}/root", vm_dir(1)), &["theirs"]);
         assert_nothing_left("refused");
     }
 }

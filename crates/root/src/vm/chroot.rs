@@ -37,8 +37,11 @@ pub(crate) fn cleanup(host: &Host, chroot: &ChrootPath) -> Result<(), Fail> {
     }
     let failed = |error: CallError| Fail::new("chroot_root: it can't be removed whole").because(error);
     let facts = Facts::of(&vm_dir).map_err(failed)?;
-    if !jail::is_ours(&facts, &host.owner) {
-        let message = format!("chroot_root: it belongs to uid {}, so no jailer made it", facts.uid);
+    let is_ours = |facts: &Facts| jail::is_ours(facts, &host.owner);
+    // What the owner could not remove himself he may have given these names.
+    let root = vm_dir.facts("root").ok();
+    if let Some(other) = [Some(&facts), root.as_ref()].into_iter().flatten().find(|facts| !is_ours(facts)) {
+        let message = format!("chroot_root: it belongs to uid {}, so no jailer made it", other.uid);
         return Err(Fail::new(message).code(Code::InvalidPath));
     }
     // By its inode too: the owner can give the directory of another VM this name.
@@ -49,11 +52,14 @@ pub(crate) fn cleanup(host: &Host, chroot: &ChrootPath) -> Result<(), Fail> {
     if host.vms.any(is_it) {
         return Err(Fail::new(format!("chroot_root: VM {} runs: end it first", chroot.vm_id)));
     }
-    if chroot.root_only {
-        return tree::remove(&vm_dir, "root", |_| true).map(|_| ()).map_err(failed);
-    }
-    let parent = place.open_parent(&chroot.vm_dir, &host.owner).map_err(Fail::from)?;
-    match tree::remove(&parent, chroot.vm_id.as_str(), |now| now.is_same_file(&facts)) {
+    let removed = match chroot.root_only {
+        true => tree::remove(&vm_dir, "root", is_ours),
+        false => {
+            let parent = place.open_parent(&chroot.vm_dir, &host.owner).map_err(Fail::from)?;
+            tree::remove(&parent, chroot.vm_id.as_str(), |now| now.is_same_file(&facts))
+        }
+    };
+    match removed {
         Ok(true) => Ok(()),
         Ok(false) => Err(Fail::new("chroot_root: something else has its name by now; nothing was changed")),
         Err(error) => Err(failed(error)),

@@ -214,7 +214,11 @@ pub(crate) fn kill(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, s
     };
     let work = Work::new(daemon, caller.op_id());
     // A start of it is given up: the VMM's end is nobody's fault, and nobody wants another one.
-    daemon.slots.unwant(&vm.id);
+    daemon.store.change(|t| {
+        let now = vms::by_id(t, &vm.id)?.filter(|now| now.name == vm.name);
+        let now = now.ok_or_else(|| Fault::no_such_vm(&vm.name, None))?;
+        Ok(daemon.slots.unwant(&now.id))
+    })?;
     work.helper().signal_process(pid, signal).map_err(|error| work.refused("the signal", error))?;
     Ok(changed(daemon, vm, true, begun))
 }
@@ -301,11 +305,8 @@ pub(super) fn hold_unwanted(work: &Work<'_>, id: &str, name: &str) -> Result<Hel
 pub(crate) fn give_up(work: &Work<'_>, id: &str, name: &str) -> Result<(), Fault> {
     let vm = work.daemon.store.change(|t| {
         let vm = vms::by_id(t, id)?.filter(|vm| vm.name == name);
-        if vm.is_some() {
-            // While nobody can be given it.
-            work.daemon.slots.unwant(id);
-        }
-        Ok(vm)
+        // While nobody can be given it. What is done with it by now could be, before its VMM is killed.
+        Ok(vm.filter(|_| work.daemon.slots.unwant(id)))
     })?;
     // A start waits for its agent, which answers no more: so it fails now.
     if let Some(pid) = vm.and_then(|vm| vm.pid).and_then(|pid| wire::vm::Pid::new(pid.into())) {

@@ -6,6 +6,7 @@
 
 use super::phases::{Back, Failed, Launched, Planned};
 use super::plan::{self, From};
+use super::slots::Held;
 use super::work::Work;
 use super::{life, memory};
 use crate::api::Fault;
@@ -23,7 +24,7 @@ use sys::pidfd::PidFd;
 /// What goes on with one that is ended: a call of its owner's.
 const OTHERS: Duration = Duration::from_secs(60);
 /// One whose making is given up is gone within this time.
-const GIVEN_UP: Duration = Duration::from_secs(10);
+const GIVEN_UP: Duration = Duration::from_secs(30);
 /// And so often it is looked for that.
 const PULSE: Duration = Duration::from_millis(20);
 /// While other VMs start, none is made: so soon it is looked again.
@@ -260,13 +261,14 @@ fn make(daemon: &Daemon) -> Result<bool, Fault> {
             return none.map(|_| false);
         }
     };
-    let failed = match restored(&mut work, vm, &pick) {
-        Ok(launched) => {
+    let failed = match restored(&mut work, &held, vm, &pick) {
+        Ok(launched) if held.is_done() => {
             // Whoever is given it holds it at once.
             drop(held);
             launched.given_to(&daemon.pool);
             return Ok(true);
         }
+        Ok(launched) => Failed::new(launched.down(&mut work), Fault::interrupted(&[])),
         Err(Back::Cold(wired, fault)) => {
             // Who takes it away meanwhile has found nothing wrong with its template.
             let counted = if held.is_unwanted() { Ok(()) } else { template::failed(daemon, &pick, &fault) };
@@ -294,9 +296,10 @@ fn missing(work: &Work<'_>, vm: &Vm) -> Result<Option<Pick>, Fault> {
     Ok(pick.filter(|_| count < daemon.pool.most()))
 }
 
-fn restored(work: &mut Work<'_>, vm: Vm, pick: &Pick) -> Result<Launched, Back> {
+fn restored(work: &mut Work<'_>, held: &Held, vm: Vm, pick: &Pick) -> Result<Launched, Back> {
     let disked = Planned { vm }.wire(work)?.over(work, &pick.id, &pick.files)?;
-    if let Err(fault) = template::is_there(work.daemon, &pick.id) {
+    let is_wanted = if held.is_unwanted() { Err(Fault::interrupted(&[])) } else { Ok(()) };
+    if let Err(fault) = is_wanted.and_then(|()| template::is_there(work.daemon, &pick.id)) {
         return Err(disked.back(work, fault));
     }
     // One whose guest is late says nothing of its template: it has no bounds of its VMM's work, as a run's has.

@@ -34,6 +34,8 @@ struct Doing {
     what: &'static str,
     /// Somebody wants it given up.
     unwanted: bool,
+    /// It is done, and can't be given up any more.
+    done: bool,
 }
 
 /// A VM that is this operation's alone until it is dropped.
@@ -78,15 +80,19 @@ impl Slots {
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.held.insert(id.to_owned(), Doing { what, unwanted: false });
+        state.held.insert(id.to_owned(), Doing { what, unwanted: false, done: false });
         self.changed.notify_all();
         Ok(Held { slots: Arc::clone(self), id: id.to_owned() })
     }
 
-    /// Asks what is under way to give up.
-    pub(crate) fn unwant(&self, id: &str) {
-        if let Some(doing) = self.lock().held.get_mut(id) {
-            doing.unwanted = true;
+    /// Asks what is under way to give up; `false` where nothing is, or it is done.
+    pub(crate) fn unwant(&self, id: &str) -> bool {
+        match self.lock().held.get_mut(id) {
+            Some(doing) if !doing.done => {
+                doing.unwanted = true;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -170,6 +176,14 @@ impl Held {
     pub(crate) fn is_unwanted(&self) -> bool {
         self.slots.lock().held.get(&self.id).is_some_and(|doing| doing.unwanted)
     }
+
+    /// It is done, and nobody can have it given up any more; `false` where somebody has.
+    pub(crate) fn is_done(&self) -> bool {
+        let mut state = self.slots.lock();
+        let Some(doing) = state.held.get_mut(&self.id) else { return false };
+        doing.done = !doing.unwanted;
+        doing.done
+    }
 }
 
 impl Drop for Held {
@@ -206,9 +220,9 @@ mod tests {
         let held = slots.hold("1", "web", "a start", Duration::ZERO).unwrap();
         let fault = slots.hold("1", "web", "a stop", Duration::from_millis(10)).unwrap_err();
         assert!(fault.code == "busy" && fault.message.contains("a start"), "{fault:?}");
-        let _other = slots.hold("2", "db", "a start", Duration::ZERO).unwrap();
-        slots.unwant("1");
-        assert!(held.is_unwanted());
+        let other = slots.hold("2", "db", "a start", Duration::ZERO).unwrap();
+        assert!(slots.unwant("1") && held.is_unwanted() && !held.is_done() && !slots.unwant("3"));
+        assert!(other.is_done() && !slots.unwant("2") && !other.is_unwanted());
         let waiting = Arc::clone(&slots);
         let next = std::thread::spawn(move || waiting.hold("1", "web", "a stop", Duration::from_secs(20)).map(drop));
         drop(held);

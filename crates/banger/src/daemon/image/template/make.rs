@@ -45,8 +45,6 @@ const LULL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_mi
 const NO_LULL: Duration = Duration::from_secs(20);
 /// Codes of a boot that took longer than it may.
 const LATE: [&str; 2] = ["agent_silent", "init_silent"];
-/// That, and what its guest was told and had not done in time.
-const SLOW: [&str; 3] = [LATE[0], LATE[1], "template_failed"];
 /// What killed its VMM, for want of memory perhaps, may do so each time.
 const KILLED: &str = "vmm_killed";
 /// How often a caller is listened to while another template is made.
@@ -98,7 +96,7 @@ fn make(daemon: &Daemon, caller: &mut Caller, machine: &Machine, manner: Manner)
         let code = fault.code.as_str();
         let is_others = match manner {
             Manner::Asked => LATE.contains(&code) && machine.boot_timeout_ms.is_some(),
-            Manner::Unasked => SLOW.contains(&code) && work.starved,
+            Manner::Unasked => LATE.contains(&code) && work.starved,
         };
         let is_own = LATE.contains(&code) || OWN_FAULTS.contains(&code) || code == KILLED;
         if is_own
