@@ -202,13 +202,19 @@ fn up(script: &str) -> (Child, String) {
     (child, ok(&["vm", "list", "-q"]).trim().to_owned())
 }
 
+/// A command that is up when both it and what it leaves running have told what they do when they are to end.
+fn beside(others: &str, own: &str) -> String {
+    format!(
+        "{own}; ({others}; touch /tmp/set; while :; do sleep 0.1; done) >/dev/null 2>&1 & \
+         while ! test -e /tmp/set; do sleep 0.1; done; echo up; while :; do sleep 0.1; done"
+    )
+}
+
 #[test]
 fn a_run_that_is_stopped_ends_in_order() {
     isolated("a_run_that_is_stopped_ends_in_order", |_| {
         // The command ends as soon as it is told to; what else runs has two seconds' work left.
-        let script = "trap 'exit 3' TERM; (trap 'sleep 2; exit' TERM; while :; do sleep 0.1; done) >/dev/null 2>&1 & \
-                      echo up; while :; do sleep 0.1; done";
-        let (mut child, name) = up(script);
+        let (mut child, name) = up(&beside("trap 'sleep 2; exit' TERM", "trap 'exit 3' TERM"));
         let out = run(&["vm", "stop", &name]);
         assert_eq!((out.status.code(), text(&out.stderr)), (Some(0), ""), "it was not killed");
         assert_eq!(child.wait().unwrap().code(), Some(3), "the command's own");
@@ -219,9 +225,7 @@ fn a_run_that_is_stopped_ends_in_order() {
         assert_eq!(json(&["vm", "list", "--json"]), Value::Array(vec![]));
 
         // Its command is over, and something else in the guest never ends: whoever interrupts the run has it gone at once.
-        let script = "trap 'echo down; exit 3' TERM; (trap '' TERM; while :; do sleep 0.1; done) >/dev/null 2>&1 & \
-                      echo up; while :; do sleep 0.1; done";
-        let (mut child, name) = up(script);
+        let (mut child, name) = up(&beside("trap '' TERM", "trap 'echo down; exit 3' TERM"));
         let stopping = banger(&["vm", "stop", &name, "--timeout", "100s"]).spawn().unwrap();
         read_until(child.stdout.as_mut().unwrap(), "down");
         thread::sleep(Duration::from_secs(1));
