@@ -1,6 +1,6 @@
 //! Directories as descriptors: what is opened below one can't lead out of it, by no name and by no race.
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::fmt;
@@ -433,6 +433,21 @@ impl Dir {
     fn failed(&self, call: &str, name: &str, errno: Errno) -> CallError {
         CallError::new(format!("{call}(<{}>, {name:?})", self.path), errno)
     }
+}
+
+/// Gives what is open, with `O_PATH` too, to a user and a group, and sets its mode: in this order, for whoever it belonged to could
+/// change the mode until then.
+///
+/// # Errors
+/// The call as it was made.
+pub fn take(open: impl AsFd, uid: u32, gid: u32, mode: u32) -> Result<(), CallError> {
+    let (user, group) = (rustix::process::Uid::from_raw(uid), rustix::process::Gid::from_raw(gid));
+    let open = open.as_fd();
+    fs::chownat(open, "", Some(user), Some(group), AtFlags::EMPTY_PATH)
+        .map_err(|errno| CallError::new(format!("fchownat(<it>, {uid}, {gid})"), errno))?;
+    // fchmod does not take a descriptor of O_PATH.
+    fs::chmod(format!("/proc/self/fd/{}", open.as_raw_fd()), Mode::from_raw_mode(mode))
+        .map_err(|errno| CallError::new(format!("chmod(<it>, {mode:#o})"), errno))
 }
 
 impl AsFd for Dir {

@@ -108,6 +108,16 @@ fn what_takes_a_new_directorys_place_keeps_its_mode() {
 }
 
 #[test]
+fn what_is_taken_by_its_descriptor_is_nobodys() {
+    let (_temp, dir) = place();
+    let file = dir.open_at("sub/file", OFlags::PATH, 0).unwrap();
+    let before = Facts::of(&file).unwrap();
+    take(&file, before.uid, before.gid, 0).unwrap();
+    assert_eq!(dir.facts("sub/file").unwrap().mode, 0);
+    assert!(take(&dir, before.uid, before.gid, 0o711).is_ok() && Facts::of(&dir).unwrap().mode == 0o711);
+}
+
+#[test]
 fn an_error_is_the_call_as_it_was_made() {
     let (_temp, dir) = place();
     let told = dir.open_at("sub/\n", OFlags::RDWR | OFlags::APPEND, 0).unwrap_err().to_string();

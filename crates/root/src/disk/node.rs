@@ -6,9 +6,8 @@
 use super::patiently;
 use super::snapshot::kernel_name;
 use crate::fail::Fail;
-use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Uid, access, chmod, chownat, stat};
-use std::os::fd::{AsRawFd, OwnedFd};
-use sys::dir::{CallError, Dir, Facts};
+use rustix::fs::{Access, FileType, OFlags, access, stat};
+use sys::dir::{CallError, Dir, Facts, take};
 use wire::code::shown;
 use wire::name::dm::DmName;
 
@@ -87,20 +86,13 @@ fn clear(dir: &Dir, name: &DmName) -> Result<(), CallError> {
         Ok(facts) if facts.kind == FileType::BlockDevice => {
             // udev or dmsetup may take it away in this moment, or put a link in its place.
             if let Ok(node) = dir.open_at(name.as_str(), OFlags::PATH, 0) {
-                close(&node, name)?;
+                // Who kept hold of it can't open it when another device has its number: the kernel does so with its own.
+                take(&node, 0, 0, 0)?;
             }
             dir.unlink(name.as_str()).map(|_| ())
         }
         other => other.and_then(|_| dir.unlink(name.as_str())).map(|_| ()),
     }
-}
-
-/// Who kept hold of a node can't open it when another device has its number: the kernel does so with its own.
-fn close(node: &OwnedFd, name: &DmName) -> Result<(), CallError> {
-    let failed = |errno| CallError::new(format!("closing {}", name.device()), errno);
-    // chmod does not take a descriptor of O_PATH.
-    chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::empty()).map_err(failed)?;
-    chownat(node, "", Some(Uid::from_raw(0)), None, AtFlags::EMPTY_PATH).map_err(failed)
 }
 
 fn failed(name: &DmName, what: &str) -> Fail {

@@ -5,10 +5,10 @@ use super::sockets::give;
 use crate::fail::Fail;
 use crate::host::Host;
 use crate::steps::Steps;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use sys::dir::{CallError, Facts};
+use std::os::fd::{AsFd, OwnedFd};
+use sys::dir::{CallError, Facts, take};
 use wire::code::shown;
 use wire::name::dm::DmName;
 
@@ -49,7 +49,7 @@ pub(super) fn open_to_owner<'a>(
     for path in [kernels, name.device()] {
         let Some((node, before)) = node(&path, device.number).map_err(failed)? else { continue };
         let again = node.try_clone().map_err(|error| Fail::new("drives: a descriptor").because(error))?;
-        steps.undo("device", move || take_back(&again, &before).map_err(failed_back));
+        steps.undo("device", move || take(&again, before.uid, before.gid, before.mode).map_err(failed_back));
         steps.act("device", || give(node.as_fd(), &host.owner).map_err(failed))?;
     }
     Ok(())
@@ -69,12 +69,4 @@ fn node(path: &str, number: u64) -> Result<Option<(OwnedFd, Facts)>, CallError> 
     };
     let facts = Facts::of(&node)?;
     Ok((facts.kind == FileType::BlockDevice && facts.rdev == number).then_some((node, facts)))
-}
-
-fn take_back(node: &OwnedFd, before: &Facts) -> Result<(), CallError> {
-    let (uid, gid) = (Uid::from_raw(before.uid), Gid::from_raw(before.gid));
-    rustix::fs::chownat(node, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
-        .map_err(|errno| CallError::new("fchownat(<node>)", errno))?;
-    let path = format!("/proc/self/fd/{}", node.as_raw_fd());
-    rustix::fs::chmod(&path, Mode::from_raw_mode(before.mode)).map_err(|errno| CallError::new("chmod(<node>)", errno))
 }

@@ -215,9 +215,8 @@ pub(crate) fn kill(daemon: &Arc<Daemon>, caller: &mut Caller, reference: &str, s
     let work = Work::new(daemon, caller.op_id());
     // A start of it is given up: the VMM's end is nobody's fault, and nobody wants another one.
     daemon.store.change(|t| {
-        let now = vms::by_id(t, &vm.id)?.filter(|now| now.name == vm.name);
-        let now = now.ok_or_else(|| Fault::no_such_vm(&vm.name, None))?;
-        Ok(daemon.slots.unwant(&now.id))
+        let now = vms::by_id(t, &vm.id)?.ok_or_else(|| Fault::no_such_vm(&vm.name, None))?;
+        same(&vm, now).map(|now| daemon.slots.unwant(&now.id))
     })?;
     work.helper().signal_process(pid, signal).map_err(|error| work.refused("the signal", error))?;
     Ok(changed(daemon, vm, true, begun))
@@ -254,10 +253,10 @@ pub(crate) fn rm(
         false => daemon.slots.hold(&vm.id, &vm.name, REMOVAL, OTHERS)?,
     };
     // What was under way may have taken it away itself.
-    if daemon.store.change(|t| vms::by_id(t, &vm.id))?.is_none() {
-        return gone();
-    }
-    let vm = now(daemon, &vm)?;
+    let vm = match daemon.store.change(|t| vms::by_id(t, &vm.id))? {
+        None => return gone(),
+        Some(now) => same(&vm, now)?,
+    };
     if !force {
         must_be_down(&vm)?;
     }
@@ -283,7 +282,11 @@ fn size_of(daemon: &Daemon, vm: &Vm) -> u64 {
 /// pool and is somebody's by now.
 fn now(daemon: &Daemon, vm: &Vm) -> Result<Vm, Fault> {
     let now = daemon.store.change(|t| vms::by_id(t, &vm.id))?;
-    now.filter(|now| now.name == vm.name).ok_or_else(|| Fault::no_such_vm(&vm.name, None))
+    same(vm, now.ok_or_else(|| Fault::no_such_vm(&vm.name, None))?)
+}
+
+fn same(vm: &Vm, now: Vm) -> Result<Vm, Fault> {
+    if now.name == vm.name { Ok(now) } else { Err(Fault::no_such_vm(&vm.name, None)) }
 }
 
 /// Holds one that is to go, whatever goes on with it.
